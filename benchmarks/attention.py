@@ -1,0 +1,198 @@
+"""Time and memory of the mechanisms' attention functions, against torch's own scaled_dot_product_attention.
+
+Every contender of a case runs in the same process, one after the other in every round, so that a busy machine slows
+all of them alike; a figure is the median of the rounds. Run `python benchmarks/attention.py --help`.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
+
+from hf_lam.modeling.functional_hf_lam import lam_attention
+
+LENGTHS = (197, 512, 1568)  # ViT (224 pixels, patches of 16), BERT, VideoMAE (16 frames)
+MEMORY_LENGTH = 4096
+BASELINE = "sdpa"
+Contender = Callable[..., Tensor]
+
+
+def stock(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, attention_mask: Tensor | None) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+
+
+def lam(implementation: str) -> Contender:
+    def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, attention_mask: Tensor | None) -> Tensor:
+        return lam_attention(query, key, value, mask, attention_mask=attention_mask, implementation=implementation)
+
+    return run
+
+
+# Another mechanism is another line here: a function of the same five tensors, which may ignore some.
+CONTENDERS: dict[str, Contender] = {BASELINE: stock, "lam auto": lam("auto"), "lam eager": lam("eager")}
+
+
+def make_inputs(length: int, args: argparse.Namespace, grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Query, key, value as an encoder makes them, `(B, L, H, D)` transposed, and a mask `(B, 1, L, L)`."""
+    made = {"device": args.device, "dtype": getattr(torch, args.dtype)}
+    query, key, value = (
+        torch.randn(args.batch, length, args.heads, args.size, **made).transpose(1, 2).requires_grad_(grad)
+        for _ in range(3)
+    )
+    mask = (1 + 0.1 * torch.randn(args.batch, 1, length, length, **made)).requires_grad_(grad)
+    return query, key, value, mask
+
+
+def make_padding(kind: str, length: int, args: argparse.Namespace) -> Tensor | None:
+    """Bool, True = may attend: the last quarter of the last sample's keys is padding."""
+    if kind == "none":
+        return None
+    padding = torch.ones(args.batch, 1, 1, length, dtype=torch.bool, device=args.device)
+    padding[-1, ..., length - length // 4 :] = False
+    return padding if kind == "keys" else padding.expand(-1, -1, length, -1).contiguous()
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(step: Callable[[], Any], device: str) -> float:
+    """Milliseconds of one call."""
+    synchronize(device)
+    start = time.perf_counter()
+    step()
+    synchronize(device)
+    return (time.perf_counter() - start) * 1e3
+
+
+def time_case(length: int, padding: str, direction: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Median milliseconds of every contender, interleaved, and the ratios to the baseline."""
+    backward = direction == "forward+backward"
+    inputs = make_inputs(length, args, grad=backward)
+    attention_mask = make_padding(padding, length, args)
+    grad_out = torch.randn_like(inputs[0])
+
+    def step(contender: Contender) -> None:
+        out = contender(*inputs, attention_mask)
+        if backward:
+            torch.autograd.grad(out, inputs, grad_out, allow_unused=True)
+
+    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for round_ in range(-args.warmup, args.rounds):
+        for name, contender in CONTENDERS.items():
+            elapsed = timed(lambda contender=contender: step(contender), args.device)  # type: ignore[misc]
+            if round_ >= 0:
+                times[name].append(elapsed)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ratios = {name: value / medians[BASELINE] for name, value in medians.items()}
+    return {"length": length, "padding": padding, "direction": direction, "ms": medians, "ratio": ratios}
+
+
+def peak_of_one_forward(name: str, args: argparse.Namespace) -> float:
+    """MiB by which one forward raises this process's peak above inputs and output. On CPU: run in a fresh process."""
+    inputs = make_inputs(MEMORY_LENGTH, args, grad=False)
+    small = make_inputs(64, args, grad=False)
+    contender = CONTENDERS[name]
+    out_mib = inputs[2].nbytes / 2**20
+    with torch.no_grad():
+        contender(*small, None)  # libraries and thread pools start outside the measurement
+        if args.device == "cuda":
+            contender(*inputs, None)
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            contender(*inputs, None)
+            return (torch.cuda.max_memory_allocated() - before) / 2**20 - out_mib
+        # ru_maxrss is a high-water mark: equal to what is resident now, since nothing large was freed before.
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        contender(*inputs, None)
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10 - out_mib
+
+
+def measure_memory(name: str, args: argparse.Namespace) -> float:
+    options = [f"--{key}={getattr(args, key)}" for key in ("batch", "heads", "size", "dtype", "device", "threads")]
+    command = [sys.executable, __file__, f"--memory-of={name}", *options]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def environment(args: argparse.Namespace) -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        **{key: getattr(args, key) for key in ("batch", "heads", "size", "dtype", "rounds", "warmup")},
+    }
+
+
+def table(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--padding", nargs="+", default=["none", "keys", "full"], choices=["none", "keys", "full"],
+                        help="keys: bool (B, 1, 1, L); full: bool (B, 1, L, L), as transformers makes it")  # fmt: skip
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--size", type=int, default=64, help="head size")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="few rounds, no padding, no L=1568, no memory")
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.quick:
+        args.lengths, args.padding, args.rounds, args.warmup = LENGTHS[:2], ["none"], 5, 1
+    return args
+
+
+def main() -> None:
+    args = parse()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    if args.memory_of:
+        print(peak_of_one_forward(args.memory_of, args))
+        return
+    results: dict[str, Any] = {"environment": environment(args), "times": [], "memory_mib": {}}
+    print("  ".join(f"{key}={value}" for key, value in results["environment"].items()))
+    rows = [["L", "padding", "direction", *(f"{name} ms" for name in CONTENDERS), *(f"{n} ratio" for n in CONTENDERS)]]
+    for length in args.lengths:
+        for padding in args.padding:
+            for direction in ("forward", "forward+backward"):
+                case = time_case(length, padding, direction, args)
+                results["times"].append(case)
+                figures = [*(f"{v:.2f}" for v in case["ms"].values()), *(f"{v:.2f}" for v in case["ratio"].values())]
+                rows.append([str(length), padding, direction, *figures])
+    print(table(rows))
+    if not args.quick:
+        results["memory_mib"] = {name: measure_memory(name, args) for name in CONTENDERS}
+        print(f"\npeak memory of one forward at L={MEMORY_LENGTH}, beyond its inputs and its output:")
+        print(table([["", "MiB"], *([name, f"{mib:.0f}"] for name, mib in results["memory_mib"].items())]))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

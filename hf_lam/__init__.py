@@ -1,0 +1,66 @@
+"""hf_lam: attention mechanisms from research, in the transformers models people already use."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig
+from transformers.models.auto import modeling_auto
+
+from .conversion import convert
+from .mechanism_files import load_mechanism, save_mechanism
+from .modeling.configuration_hf_lam import (
+    HfLamBertConfig,
+    HfLamVideoMAEConfig,
+    HfLamViTConfig,
+    LamConfig,
+    __version__,
+)
+from .modeling.functional_hf_lam import lam_attention
+from .modeling.injection_hf_lam import inject, remove
+from .modeling.mechanisms_hf_lam import LearnableAttentionMask
+from .modeling.modeling_hf_lam import (
+    HfLamBertForMaskedLM,
+    HfLamBertForMultipleChoice,
+    HfLamBertForQuestionAnswering,
+    HfLamBertForSequenceClassification,
+    HfLamBertForTokenClassification,
+    HfLamBertModel,
+    HfLamVideoMAEForVideoClassification,
+    HfLamVideoMAEModel,
+    HfLamViTForImageClassification,
+    HfLamViTForMaskedImageModeling,
+    HfLamViTModel,
+)
+from .parameters import freeze_host, mechanism_parameters
+
+__all__ = [
+    "HfLamBertConfig",
+    "HfLamBertForMaskedLM",
+    "HfLamBertForMultipleChoice",
+    "HfLamBertForQuestionAnswering",
+    "HfLamBertForSequenceClassification",
+    "HfLamBertForTokenClassification",
+    "HfLamBertModel",
+    "HfLamVideoMAEConfig",
+    "HfLamVideoMAEForVideoClassification",
+    "HfLamVideoMAEModel",
+    "HfLamViTConfig",
+    "HfLamViTForImageClassification",
+    "HfLamViTForMaskedImageModeling",
+    "HfLamViTModel",
+    "LamConfig",
+    "LearnableAttentionMask",
+    "__version__",
+    "convert",
+    "freeze_host",
+    "inject",
+    "lam_attention",
+    "load_mechanism",
+    "mechanism_parameters",
+    "remove",
+    "save_mechanism",
+]
+
+for _config_class in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig):
+    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
+    for _auto_name, _model_name in _config_class.auto_classes.items():
+        getattr(modeling_auto, _auto_name).register(_config_class, globals()[_model_name], exist_ok=True)

@@ -1,0 +1,129 @@
+"""From a stock checkpoint to the `HfLam…` model of the same kind."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from .modeling import modeling_hf_lam
+from .modeling.configuration_hf_lam import (
+    HfLamBertConfig,
+    HfLamConfigMixin,
+    HfLamVideoMAEConfig,
+    HfLamViTConfig,
+    mechanism_block,
+)
+
+CONFIGS = {config.host_model_type: config for config in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig)}
+
+
+def convert(
+    model_or_id: PreTrainedModel | str | os.PathLike[str],
+    *configs: Any,
+    auto_class: Any = None,
+    **from_pretrained_kwargs: Any,
+) -> Any:
+    """Turn a BERT, ViT or VideoMAE model into the matching `HfLam…` model with the same weights.
+
+    Args:
+        model_or_id: a loaded transformers model, a local folder, or a Hub id.
+        *configs: the mechanisms, such as `LamConfig()`.
+        auto_class: for a folder or an id, which head to load: an Auto class or its name, for example
+            `AutoModelForSequenceClassification`. The default is the encoder alone (`AutoModel`).
+        **from_pretrained_kwargs: for a folder or an id, passed to `from_pretrained` (`revision`, `dtype`,
+            `num_labels`, …).
+
+    Returns:
+        The converted model. Made from a loaded model, it shares its parameters with it: there are never two copies, and
+        training one trains the other. With the default `init="identity"` its outputs are those of the original.
+
+    Raises:
+        TypeError: if `model_or_id` is neither a model nor a name.
+        ValueError: if there is no `HfLam…` class for the model, or it was converted before.
+        RuntimeError: if the checkpoint lacks host weights, or their shapes differ.
+    """
+    block = mechanism_block(configs)
+    if isinstance(model_or_id, PreTrainedModel):
+        if auto_class is not None or from_pretrained_kwargs:
+            given = sorted(from_pretrained_kwargs) + (["auto_class"] if auto_class is not None else [])
+            raise ValueError(f"{given} only have a meaning for a folder or a Hub id; a loaded model is taken as it is.")
+        return _convert_loaded(model_or_id, block)
+    if not isinstance(model_or_id, (str, os.PathLike)):
+        raise TypeError(
+            f"convert takes a transformers model, a folder or a Hub id, got {type(model_or_id).__name__}. (A PEFT model "
+            "is converted before the adapter is added.)"
+        )
+    hub_options = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
+    config = AutoConfig.from_pretrained(
+        model_or_id, **{key: from_pretrained_kwargs[key] for key in hub_options if key in from_pretrained_kwargs}
+    )
+    config_class = _config_class_for(config)
+    name = _auto_class_name(auto_class)
+    if name not in config_class.auto_classes:
+        raise ValueError(
+            f"there is no {name} for a {config_class.host_model_type} with hf_lam; choose one of "
+            f"{sorted(config_class.auto_classes)}."
+        )
+    model_class = getattr(modeling_hf_lam, config_class.auto_classes[name])
+    return model_class.from_pretrained(model_or_id, hf_lam=block, **from_pretrained_kwargs)
+
+
+def _auto_class_name(auto_class: Any) -> str:
+    if auto_class is None:
+        return "AutoModel"
+    return auto_class if isinstance(auto_class, str) else getattr(auto_class, "__name__", repr(auto_class))
+
+
+def _config_class_for(config: Any) -> type[Any]:
+    if isinstance(config, HfLamConfigMixin) or config.model_type.startswith("hf_lam_"):
+        raise ValueError(
+            f"this model is already a {config.model_type}; load it with from_pretrained, and pass hf_lam={{...}} there "
+            "to change its mechanisms."
+        )
+    if config.model_type not in CONFIGS:
+        raise ValueError(
+            f"convert knows models of type {sorted(CONFIGS)}, got {config.model_type!r}. For other encoders use "
+            "hf_lam.inject(model, ...), which works on any of them in place."
+        )
+    return CONFIGS[config.model_type]
+
+
+def _convert_loaded(model: PreTrainedModel, block: dict[str, Any] | None) -> PreTrainedModel:
+    config_class = _config_class_for(model.config)
+    stock = type(model).__name__
+    model_class = getattr(modeling_hf_lam, f"HfLam{stock}", None)
+    if model_class is None or type(model) not in model_class.__mro__:
+        known = [name.removeprefix("HfLam") for name in config_class.auto_classes.values()]
+        raise ValueError(f"there is no HfLam class for {stock}; there is one for each of {known}.")
+    options = model.config.to_dict()
+    for key in ("model_type", "auto_map", "architectures"):
+        options.pop(key, None)
+    config = config_class(**options, hf_lam=block, attn_implementation=model.config._attn_implementation)
+    config.name_or_path = model.config.name_or_path
+    structure = {}
+    if stock in ("BertModel", "ViTModel"):
+        structure["add_pooling_layer"] = model.pooler is not None
+    if stock == "ViTModel":
+        structure["use_mask_token"] = model.embeddings.mask_token is not None
+    with torch.device("meta"):
+        converted = model_class(config, **structure)
+    _share_tensors(model, converted)
+    converted.tie_weights()
+    converted.train(model.training)
+    return converted
+
+
+def _share_tensors(source: PreTrainedModel, target: PreTrainedModel) -> None:
+    """Put every parameter and buffer of `source` into `target`, and give the new ones of `target` values."""
+    for path, module in source.named_modules():
+        twin = target.get_submodule(path)
+        twin._parameters.update(module._parameters)
+        twin._buffers.update(module._buffers)
+    reference = next(source.base_model.parameters())
+    mechanisms = target.base_model.hf_lam
+    mechanisms.to_empty(device=reference.device).to(reference.dtype)
+    for mask in mechanisms.lam:
+        mask.reset_parameters()

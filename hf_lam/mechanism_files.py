@@ -1,0 +1,109 @@
+"""Keep only the mechanisms of a model: a small folder, like an adapter's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from .modeling.configuration_hf_lam import __version__, mechanism_block
+from .modeling.injection_hf_lam import attach, injected_encoders
+
+CONFIG_FILE = "mechanism_config.json"
+WEIGHTS_FILE = "mechanism_model.safetensors"
+
+
+def save_mechanism(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write the mechanisms of `model`, and nothing of its host, to `folder`.
+
+    The folder holds `mechanism_config.json` and `mechanism_model.safetensors`. It is written beside its final place and
+    moved there when complete.
+
+    Raises:
+        ValueError: if the model does not have mechanisms in exactly one encoder, or `folder` is a file.
+    """
+    base = _only_encoder(model)
+    target = Path(folder)
+    if target.is_file():
+        raise ValueError(f"{str(folder)!r} is a file; save_mechanism needs a folder.")
+    contents = {
+        "hf_lam_version": __version__,
+        "base_model_name_or_path": base.config.name_or_path,
+        "host_model_type": base.config.model_type,
+        "hf_lam": mechanism_block(base._hf_lam_config),
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in base.hf_lam.state_dict().items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as partial:
+        Path(partial, CONFIG_FILE).write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n")
+        save_file(tensors, Path(partial, WEIGHTS_FILE), metadata={"format": "pt"})
+        target.mkdir(exist_ok=True)
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            shutil.move(Path(partial, name), target / name)
+
+
+def load_mechanism(host: PreTrainedModel, folder: str | os.PathLike[str]) -> PreTrainedModel:
+    """Attach the mechanisms saved in `folder` to `host`, in place, and return it.
+
+    Args:
+        host: a model without mechanisms, with the sizes of the one they were trained on.
+        folder: what `save_mechanism` wrote.
+
+    Raises:
+        FileNotFoundError: if the folder lacks one of its two files.
+        ValueError: if a file is damaged, the mechanisms do not fit the host, or the host already has some. The host is
+            unchanged.
+    """
+    block, tensors = _read(Path(folder))
+    attach(host, block)
+    mechanisms = host.base_model.hf_lam
+    expected = {name: tuple(tensor.shape) for name, tensor in mechanisms.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != found:
+        from .modeling.injection_hf_lam import remove
+
+        remove(host)
+        differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+        name = differing[0]
+        raise ValueError(
+            f"the mechanisms in {str(folder)!r} do not fit {type(host).__name__}: {len(differing)} tensors differ, the "
+            f"first is {name!r} with shape {found.get(name)} in the file and {expected.get(name)} for this host."
+        )
+    mechanisms.load_state_dict(tensors)
+    return host
+
+
+def _only_encoder(model: nn.Module) -> Any:
+    encoders = injected_encoders(model)
+    if len(encoders) != 1:
+        raise ValueError(
+            f"save_mechanism needs a model with mechanisms in one encoder, {type(model).__name__} has them in "
+            f"{len(encoders)}."
+        )
+    return encoders[0]
+
+
+def _read(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{str(folder)!r} has no {name}; it was not written by save_mechanism.")
+    try:
+        contents = json.loads((folder / CONFIG_FILE).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{str(folder / CONFIG_FILE)!r} is not valid JSON: {error}") from error
+    if not isinstance(contents, dict):
+        raise ValueError(f"{str(folder / CONFIG_FILE)!r} must hold a JSON object, got {contents!r}.")
+    block = mechanism_block(contents.get("hf_lam"))
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise ValueError(f"{str(folder / WEIGHTS_FILE)!r} is damaged: {error}") from error
+    return block, tensors

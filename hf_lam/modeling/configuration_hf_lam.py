@@ -1,0 +1,284 @@
+"""Configurations: what a mechanism is (`LamConfig`) and the host configurations that carry it.
+
+This file travels: it is copied into every saved model folder, next to its siblings, and must not
+need the `hf_lam` package. Only `torch`, `transformers` and sibling modules may be imported here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import BertConfig, VideoMAEConfig, ViTConfig
+from transformers.utils.versions import require_version
+
+__version__ = "0.1.0"
+
+require_version(
+    "transformers>=5.18.0",
+    f"hf_lam {__version__} needs it: older releases drop VideoMAE's q/v biases or overwrite loaded weights. "
+    "Run `pip install -U transformers`.",
+)
+
+# The files a saved model needs to load without the hf_lam package, copied flat by `save_pretrained`.
+TRAVELLING_FILES = (
+    "configuration_hf_lam.py",
+    "functional_hf_lam.py",
+    "mechanisms_hf_lam.py",
+    "injection_hf_lam.py",
+    "modeling_hf_lam.py",
+)
+
+
+@dataclass(frozen=True)
+class LamConfig:
+    """A learnable attention mask (LAM; Barrios & Jin, arXiv 2406.02761).
+
+    The mask `M` multiplies the raw attention scores before the softmax:
+    `softmax((Q Kᵀ / sqrt(D)) ⊙ M + padding) V`. A zero in `M` means "no preference", not "blocked".
+
+    Args:
+        scope: `"per_layer"` gives every layer a mask of its own (the paper's multi-layer LAM), `"shared"` one mask
+            to all layers (its single one).
+        source: what a per-layer mask reads: `"layer_input"`, the input of its attention layer, or `"embeddings"`, the
+            input of the first encoder layer. A shared mask always reads the embeddings.
+        per_head: one mask per head instead of one for all heads.
+        bottleneck_size: width of the mask network's hidden layer; `None` is a quarter of the hidden size.
+        init: `"identity"` starts at `M = 1`, so the model's outputs do not change; `"normal"` draws the weights from
+            the host's `initializer_range`, which changes the outputs at once.
+        rank: `None` is the paper's dense mask, with one output per key position. With `r`,
+            `M_ij = f(x_i) · g(x_j)` with `r` factors: any length, and no parameters that grow with it.
+        max_length: the longest sequence a dense mask can take; `None` takes it from the host.
+
+    Raises:
+        ValueError: for a value outside the above; the message names it.
+    """
+
+    scope: str = "per_layer"
+    source: str = "layer_input"
+    per_head: bool = False
+    bottleneck_size: int | None = None
+    init: str = "identity"
+    rank: int | None = None
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("scope", self.scope, ("per_layer", "shared"))
+        _check_choice("source", self.source, ("layer_input", "embeddings"))
+        _check_choice("init", self.init, ("identity", "normal"))
+        if not isinstance(self.per_head, bool):
+            raise ValueError(f"LamConfig: per_head must be True or False, got {self.per_head!r}.")
+        for name in ("bottleneck_size", "rank", "max_length"):
+            _check_positive_or_none(name, getattr(self, name))
+        if self.rank is not None and self.max_length is not None:
+            raise ValueError(
+                f"LamConfig: max_length={self.max_length} has no meaning with rank={self.rank}; a low-rank mask takes "
+                "any length. Leave one of the two out."
+            )
+        if self.scope == "shared":
+            object.__setattr__(self, "source", "embeddings")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> LamConfig:
+        """The inverse of `to_dict`. Raises a `ValueError` that lists the valid options for an unknown one."""
+        if not isinstance(options, Mapping):
+            raise ValueError(f"LamConfig options must be a dictionary, got {type(options).__name__}: {options!r}.")
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(f"LamConfig has no option {unknown}; the options are {known}.")
+        return cls(**options)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"LamConfig: {name} must be one of {list(choices)}, got {value!r}.")
+
+
+def _check_positive_or_none(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"LamConfig: {name} must be None or an integer of at least 1, got {value!r}.")
+
+
+# Every mechanism by the key it has in the `hf_lam` block of `config.json`.
+MECHANISM_CONFIGS: dict[str, type[LamConfig]] = {"lam": LamConfig}
+
+
+def mechanism_block(value: Any) -> dict[str, Any] | None:
+    """Validate what a user or a `config.json` gives as `hf_lam` and return it as plain JSON.
+
+    Args:
+        value: `None`, a mechanism configuration, several of them, the dictionary form
+            `{"lam": {...}, "version": "0.1.0"}`, or the bare options of one mechanism.
+
+    Returns:
+        `{"version": ..., "lam": {...}}` with every option spelled out, or `None` for no mechanism.
+
+    Raises:
+        ValueError: if a key, an option or a value is unknown, or a mechanism is given twice.
+    """
+    if value is None:
+        return None
+    if isinstance(value, tuple(MECHANISM_CONFIGS.values())):
+        value = [value]
+    if isinstance(value, (list, tuple)):
+        return _block_of_configs(value)
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"hf_lam must be a mechanism configuration or a dictionary such as {{'lam': {{...}}}}, got "
+            f"{type(value).__name__}: {value!r}."
+        )
+    option_names = {field.name for field in fields(LamConfig)}
+    if value and set(value) <= option_names:
+        value = {"lam": value}
+    written_by = value.get("version", __version__)
+    unknown = sorted(set(value) - set(MECHANISM_CONFIGS) - {"version"}, key=str)
+    if unknown:
+        raise ValueError(
+            f"the hf_lam block has unknown keys {unknown}; this hf_lam {__version__} knows {sorted(MECHANISM_CONFIGS)}. "
+            f"The block was written by hf_lam {written_by}: if that is newer, upgrade hf_lam."
+        )
+    block: dict[str, Any] = {"version": written_by}
+    for name, config_class in MECHANISM_CONFIGS.items():
+        if name in value:
+            try:
+                block[name] = config_class.from_dict(value[name]).to_dict()
+            except ValueError as error:
+                raise ValueError(f"hf_lam block written by hf_lam {written_by}: {error}") from error
+    return block if len(block) > 1 else None
+
+
+def _block_of_configs(configs: list[Any] | tuple[Any, ...]) -> dict[str, Any]:
+    block: dict[str, Any] = {"version": __version__}
+    names = {config_class: name for name, config_class in MECHANISM_CONFIGS.items()}
+    for config in configs:
+        name = names.get(type(config))
+        if name is None:
+            expected = [config_class.__name__ for config_class in MECHANISM_CONFIGS.values()]
+            raise ValueError(f"expected a mechanism configuration ({', '.join(expected)}), got {config!r}.")
+        if name in block:
+            raise ValueError(f"{type(config).__name__} was given twice; a model takes one of each mechanism.")
+        block[name] = config.to_dict()
+    if len(block) == 1:
+        raise ValueError("no mechanism configuration was given; pass LamConfig(), for example.")
+    return block
+
+
+def lam_config_of(block: Mapping[str, Any] | None) -> LamConfig | None:
+    """The `LamConfig` inside a validated `hf_lam` block, or `None`."""
+    return LamConfig.from_dict(block["lam"]) if block and "lam" in block else None
+
+
+class HfLamConfigMixin:
+    """What the three host configurations share: the validated `hf_lam` key, and code that travels with the model."""
+
+    model_type: ClassVar[str]
+    host_model_type: ClassVar[str]
+    auto_classes: ClassVar[dict[str, str]]
+    hf_lam: Any
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "hf_lam":
+            value = mechanism_block(value)
+        super().__setattr__(name, value)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers, and takes the `config.json` of a stock host as it is."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+        found = config_dict.get("model_type", cls.model_type)
+        if found not in (cls.model_type, cls.host_model_type):
+            raise ValueError(
+                f"{cls.__name__} loads checkpoints of model type {cls.host_model_type!r} or {cls.model_type!r}, but "
+                f"{str(pretrained_model_name_or_path)!r} is of type {found!r}. For other encoders load the model with "
+                "transformers and call hf_lam.inject(model, ...)."
+            )
+        if found == cls.host_model_type:
+            # A stock auto_map or architecture would point the saved copy at classes it is not made of.
+            config_dict = {k: v for k, v in config_dict.items() if k not in ("auto_map", "architectures")}
+            config_dict["model_type"] = cls.model_type
+        return config_dict, kwargs
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save `config.json` and, beside it, the code of the whole model family with its `auto_map`.
+
+        transformers would write into `auto_map` only the one class that was saved, so `AutoModel` would fail on a
+        folder saved from a task head. Every model saved by transformers or `Trainer` passes through here.
+        """
+        if os.path.isfile(save_directory):
+            raise ValueError(f"{save_directory!r} is a file; save_pretrained needs a folder.")
+        source = Path(__file__).parent
+        present = [name for name in TRAVELLING_FILES if (source / name).is_file()]
+        # A process that loaded only the configuration from a repository holds only this file.
+        complete = len(present) == len(TRAVELLING_FILES)
+        self.auto_map = {"AutoConfig": f"configuration_hf_lam.{type(self).__name__}"}
+        if complete:
+            self.auto_map |= {auto: f"modeling_hf_lam.{name}" for auto, name in self.auto_classes.items()}
+        if self.hf_lam is not None:
+            self.hf_lam = self.hf_lam | {"version": __version__}
+        os.makedirs(save_directory, exist_ok=True)
+        for name in present:
+            _copy_atomically(source / name, Path(save_directory) / name)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)  # type: ignore[misc]
+
+
+def _copy_atomically(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        return
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.copyfile(source, partial)
+    os.replace(partial, target)
+
+
+class HfLamBertConfig(HfLamConfigMixin, BertConfig):
+    """A `BertConfig` with the mechanisms of the model under `hf_lam`, for example `{"lam": {"rank": 8}}`."""
+
+    model_type = "hf_lam_bert"
+    host_model_type = "bert"
+    auto_classes: ClassVar[dict[str, str]] = {
+        "AutoModel": "HfLamBertModel",
+        "AutoModelForSequenceClassification": "HfLamBertForSequenceClassification",
+        "AutoModelForTokenClassification": "HfLamBertForTokenClassification",
+        "AutoModelForQuestionAnswering": "HfLamBertForQuestionAnswering",
+        "AutoModelForMaskedLM": "HfLamBertForMaskedLM",
+        "AutoModelForMultipleChoice": "HfLamBertForMultipleChoice",
+    }
+
+    hf_lam: Any = None
+
+
+class HfLamViTConfig(HfLamConfigMixin, ViTConfig):
+    """A `ViTConfig` with the mechanisms of the model under `hf_lam`, for example `{"lam": {"scope": "shared"}}`."""
+
+    model_type = "hf_lam_vit"
+    host_model_type = "vit"
+    auto_classes: ClassVar[dict[str, str]] = {
+        "AutoModel": "HfLamViTModel",
+        "AutoModelForImageClassification": "HfLamViTForImageClassification",
+        "AutoModelForMaskedImageModeling": "HfLamViTForMaskedImageModeling",
+    }
+
+    hf_lam: Any = None
+
+
+class HfLamVideoMAEConfig(HfLamConfigMixin, VideoMAEConfig):
+    """A `VideoMAEConfig` with the mechanisms of the model under `hf_lam`, for example `{"lam": {}}`."""
+
+    model_type = "hf_lam_videomae"
+    host_model_type = "videomae"
+    auto_classes: ClassVar[dict[str, str]] = {
+        "AutoModel": "HfLamVideoMAEModel",
+        "AutoModelForVideoClassification": "HfLamVideoMAEForVideoClassification",
+    }
+
+    hf_lam: Any = None

@@ -1,0 +1,486 @@
+"""Attach mechanisms to a transformers encoder, in place, and take them off again.
+
+The host keeps its projections, layers and classes. Everything between q, k, v and the context is ours, reached through
+three hooks and one attention function. What a forward pass needs to know travels *with that pass*, as the keyword
+argument `hf_lam_call` that the host hands from its stack of layers down to the attention function. Nothing is ever stored on
+a module during a forward, so threads, replicas, recomputation under gradient checkpointing and `torch.compile` all see
+their own pass:
+
+    stack of layers      begins a `ForwardCall`                            (`_enter_stack`)
+      layer.forward      the first layer fills its `state`, where needed   (`_enter_layer`)
+        self-attention   asks the container for the layer's mask           (`_enter_attention`)
+          "hf_lam"       `AttentionCall.attend(q, k, v)`                   (`hf_lam_attention_forward`)
+
+This file travels with saved models; see `configuration_hf_lam.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_mask
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.output_capturing import _active_collector
+
+from .configuration_hf_lam import LamConfig, lam_config_of, mechanism_block
+from .functional_hf_lam import lam_attention, lam_attention_with_weights
+from .mechanisms_hf_lam import AttentionMechanisms, LearnableAttentionMask
+
+CALL = "hf_lam_call"
+
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+
+
+class AttentionCall:
+    """One attention layer in one forward pass: the layer's mask, and how to compute with it."""
+
+    def __init__(self, mask: torch.Tensor, implementation: str, output_attentions: bool) -> None:
+        self.mask = mask
+        self.implementation = implementation
+        self.output_attentions = output_attentions
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | BlockMask | None,
+        scaling: float | None,
+        dropout: float,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention as transformers' interface wants it: context `(B, L, H, D)`, and the weights if asked for."""
+        padding = _dense_padding_mask(attention_mask, query, key)
+        mask = self.mask.to(query.device)
+        if self.output_attentions:
+            context, weights = lam_attention_with_weights(
+                query, key, value, mask, attention_mask=padding, scaling=scaling, dropout_p=dropout
+            )
+            return context.transpose(1, 2).contiguous(), weights
+        implementation = self.implementation
+        if implementation == "flex_attention" and (dropout > 0 or query.device.type != "cuda"):
+            implementation = "auto"
+        context = lam_attention(
+            query,
+            key,
+            value,
+            mask,
+            attention_mask=padding,
+            scaling=scaling,
+            dropout_p=dropout,
+            implementation=implementation,
+        )
+        return context.transpose(1, 2).contiguous(), None
+
+
+class ForwardCall:
+    """One forward pass of an encoder: its container, its options, and what one layer hands to the later ones."""
+
+    def __init__(
+        self,
+        mechanisms: Callable[..., torch.Tensor],
+        config: LamConfig,
+        implementation: str,
+        output_attentions: bool,
+        state: torch.Tensor | None = None,
+    ) -> None:
+        self.mechanisms = mechanisms
+        self.config = config
+        self.implementation = implementation
+        self.output_attentions = output_attentions
+        self.state = state
+
+    def state_of(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """What crosses layers when `source="embeddings"`: the shared mask, or what the layers' own masks read."""
+        return self.mechanisms(embeddings, 0) if self.config.scope == "shared" else embeddings
+
+    def with_state(self, state: torch.Tensor | None) -> ForwardCall:
+        return ForwardCall(self.mechanisms, self.config, self.implementation, self.output_attentions, state)
+
+    def attention(self, layer_index: int, hidden_states: torch.Tensor) -> AttentionCall:
+        """The call of one attention layer whose input is `hidden_states`, `(B, L, d)`."""
+        if self.config.scope == "shared":
+            mask = self.state
+        else:
+            source = hidden_states if self.config.source == "layer_input" else self.state
+            mask = self.mechanisms(source, layer_index)
+        return AttentionCall(mask, self.implementation, self.output_attentions)
+
+
+def hf_lam_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | BlockMask | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The attention function registered as `"hf_lam"`.
+
+    It only passes on to the mechanism of the call it is given, so that any copy of this code in the process can answer
+    for any other. A module without a mechanism gets transformers' SDPA.
+    """
+    call: AttentionCall | None = kwargs.pop(CALL, None)
+    if call is None:
+        sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    unsupported = [name for name in ("is_causal", "softcap", "s_aux", "position_bias") if _is_set(kwargs.get(name))]
+    if unsupported:
+        raise ValueError(
+            f"{type(module).__name__} asks its attention for {unsupported}, which a learnable attention mask does not "
+            "have; this host cannot be used with hf_lam."
+        )
+    return call.attend(query, key, value, attention_mask, scaling, dropout)
+
+
+AttentionInterface.register("hf_lam", hf_lam_attention_forward)
+# Without a mask function of the same name, a padded batch would arrive with no mask at all.
+AttentionMaskInterface.register("hf_lam", sdpa_mask)
+
+
+def inject(model: ModelT, *configs: Any) -> ModelT:
+    """Attach mechanisms to a transformers encoder, in place.
+
+    Args:
+        model: an encoder, or a task model on top of one, whose attention goes through transformers' attention
+            interface (BERT, RoBERTa, ViT, DeiT, VideoMAE, AST and many more).
+        *configs: what to attach, such as `LamConfig()`.
+
+    Returns:
+        The same model. With `init="identity"` its outputs are unchanged.
+
+    Raises:
+        TypeError: if `model` is not a transformers model.
+        ValueError: if the host cannot take the mechanism, with the reason, or already has one. The model is unchanged.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"inject needs a transformers model (a PreTrainedModel), got {type(model).__name__}.")
+    attach(model, mechanism_block(configs))
+    return model
+
+
+def attach(model: PreTrainedModel, block: dict[str, Any] | None) -> None:
+    """`inject` with a validated `hf_lam` block in place of configurations."""
+    config = lam_config_of(block)
+    if config is None:
+        raise ValueError(f"nothing to attach in the hf_lam block {block!r}; expected {{'lam': {{...}}}}.")
+    base = model.base_model
+    if injected_encoders(model):
+        raise ValueError(
+            f"{type(model).__name__} already has hf_lam mechanisms; call hf_lam.remove(model) before injecting others."
+        )
+    attentions = _self_attentions(base)
+    stack, layers = _layers_of(base, attentions)
+    masks = _make_masks(base, config, attentions)
+
+    base.hf_lam = AttentionMechanisms(masks)
+    base.hf_lam.train(base.training)
+    base._hf_lam_config = config
+    base._hf_lam_layers = layers
+    # Loading builds models without values and then asks `_init_weights` for those the checkpoint lacks.
+    base._init_weights = functools.partial(_init_weights, base)
+    # In a tuple, so that the encoder does not become a submodule of its own stack.
+    stack._hf_lam_base = (base,)
+    handles = [stack.register_forward_pre_hook(_enter_stack, with_kwargs=True)]
+    if config.rank is None and base.config.model_type in ("videomae", "hf_lam_videomae"):
+        handles.append(base.register_forward_pre_hook(_refuse_dropped_tokens, with_kwargs=True))
+    handles += [layer.register_forward_pre_hook(_enter_layer, with_kwargs=True) for layer in layers]
+    for index, attention in enumerate(attentions):
+        attention._hf_lam_layer = index
+        attention._hf_lam_host_config = attention.config
+        attention.config = _dispatching_config(attention.config)
+        if not _takes_kwargs(attention.forward):
+            attention.forward = functools.partial(_videomae_forward, attention)
+        handles.append(attention.register_forward_pre_hook(_enter_attention, with_kwargs=True))
+    base._hf_lam_handles = handles
+
+
+def remove(model: ModelT) -> ModelT:
+    """Take all mechanisms off a model again, in place; its outputs are those of the host alone.
+
+    Raises:
+        ValueError: if the model has none.
+    """
+    encoders = injected_encoders(model)
+    if not encoders:
+        raise ValueError(f"{type(model).__name__} has no hf_lam mechanisms to remove.")
+    for base in encoders:
+        for handle in base._hf_lam_handles:
+            handle.remove()
+        for layer in base._hf_lam_layers:
+            checkpoint = layer.__dict__.get("_gradient_checkpointing_func")
+            if _carries_state(checkpoint):
+                layer._gradient_checkpointing_func = checkpoint.args[0]
+        attentions = _self_attentions(base)
+        stack, _ = _layers_of(base, attentions)
+        for attention in attentions:
+            attention.config = attention._hf_lam_host_config
+            attention.__dict__.pop("forward", None)
+            del attention._hf_lam_layer, attention._hf_lam_host_config
+        del stack._hf_lam_base
+        del base.hf_lam, base._hf_lam_config, base._hf_lam_layers, base._hf_lam_handles, base._init_weights
+        if getattr(base.config, "hf_lam", None) is not None:
+            base.config.hf_lam = None
+    return model
+
+
+def injected_encoders(model: nn.Module) -> list[PreTrainedModel]:
+    """The encoders inside `model` that carry mechanisms, by whichever copy of this code they were attached."""
+    return [module for module in model.modules() if "_hf_lam_config" in module.__dict__]
+
+
+# --- What runs during a forward pass ---------------------------------------------------------------------------------
+
+
+def _enter_stack(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    (base,) = stack._hf_lam_base
+    config = base._hf_lam_config
+    if config.source == "embeddings":
+        _carry_state_through_checkpoints(base._hf_lam_layers)
+    call = ForwardCall(base.hf_lam, config, _implementation_of(base), _wants_attentions(base, stack, kwargs))
+    return args, {**kwargs, CALL: call}
+
+
+def _wants_attentions(base: PreTrainedModel, stack: nn.Module, kwargs: dict[str, Any]) -> bool:
+    if stack is not base:
+        # Not every host hands the request down to its stack (VideoMAE does not), but by then transformers' own
+        # collector of attention maps is active.
+        return "attentions" in (_active_collector.get() or ())
+    requested = kwargs.get("output_attentions")
+    return bool(getattr(base.config, "output_attentions", False) if requested is None else requested)
+
+
+def _enter_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    call: ForwardCall | None = kwargs.get(CALL)
+    if call is not None and call.config.source == "embeddings" and call.state is None:
+        call.state = call.state_of(_first_input(args, kwargs))
+
+
+def _enter_attention(
+    attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    call: ForwardCall | None = kwargs.get(CALL)
+    if call is None:
+        raise RuntimeError(
+            f"{type(attention).__name__} carries an hf_lam mechanism but was called outside its encoder's forward, or "
+            "its host does not pass keyword arguments down to it. Call the encoder itself."
+        )
+    return args, {**kwargs, CALL: call.attention(attention._hf_lam_layer, _first_input(args, kwargs))}
+
+
+def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _implementation_of(base: PreTrainedModel) -> str:
+    # The model's own setting is the user's request; the dispatch stays "hf_lam" whatever it says, because each attention
+    # module looks at a configuration of its own (`_dispatching_config`).
+    requested = base.config._attn_implementation
+    return requested if requested in ("eager", "flex_attention") else "auto"
+
+
+def _carry_state_through_checkpoints(layers: tuple[GradientCheckpointingLayer, ...]) -> None:
+    # `gradient_checkpointing_enable` may be called on any model around the encoder, at any time, and sets a function on
+    # every layer; so it is looked at here, when it is about to be used.
+    for layer in layers:
+        checkpoint = layer.__dict__.get("_gradient_checkpointing_func")
+        if checkpoint is not None and not _carries_state(checkpoint):
+            layer._gradient_checkpointing_func = functools.partial(_checkpoint_with_state, checkpoint)
+
+
+def _carries_state(checkpoint: Any) -> bool:
+    # By name: a model may be handled by another copy of this code than the one that attached its mechanisms.
+    return isinstance(checkpoint, functools.partial) and checkpoint.func.__name__ == _checkpoint_with_state.__name__
+
+
+def _checkpoint_with_state(checkpoint: Callable[..., Any], run: functools.partial[Any], *args: Any) -> Any:
+    """Checkpoint a layer with the state as a tensor argument, so that it is made once, outside, and gets its gradient.
+
+    `run` is transformers' `partial` of the layer's forward with its keyword arguments, the call among them.
+    """
+    call: ForwardCall = run.keywords[CALL]
+    state = call.state if call.state is not None else call.state_of(args[0])
+    call.state = state
+    return checkpoint(functools.partial(_run_with_state, run, call), state, *args)
+
+
+def _run_with_state(run: functools.partial[Any], call: ForwardCall, state: torch.Tensor, *args: Any) -> Any:
+    return run(*args, **{CALL: call.with_state(state)})
+
+
+def _dense_padding_mask(
+    attention_mask: torch.Tensor | BlockMask | None, query: torch.Tensor, key: torch.Tensor
+) -> torch.Tensor | None:
+    """Padding in any form that transformers' attention implementations use, as a 4-D boolean or additive mask."""
+    if isinstance(attention_mask, BlockMask):
+        batch, heads = attention_mask.shape[:2]
+        return create_mask(attention_mask.mask_mod, batch, heads, query.shape[2], key.shape[2], str(query.device))
+    if attention_mask is not None and attention_mask.dim() == 2:
+        return attention_mask[:, None, None, :].bool()
+    return attention_mask
+
+
+def _refuse_dropped_tokens(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if kwargs.get("bool_masked_pos", args[1] if len(args) > 1 else None) is not None:
+        raise ValueError(
+            "bool_masked_pos drops tokens from VideoMAE's sequence, but the columns of a dense learnable attention "
+            "mask are absolute positions. Leave it out, or use a low-rank mask: LamConfig(rank=8)."
+        )
+
+
+def _is_set(value: Any) -> bool:
+    return value is not None and value is not False
+
+
+# --- What is looked up and checked when attaching --------------------------------------------------------------------
+
+
+def _self_attentions(base: PreTrainedModel) -> list[Any]:
+    """The host's self-attention modules in layer order, or a `ValueError` that says why it cannot be a host."""
+    name = type(base).__name__
+    if not isinstance(base, PreTrainedModel):
+        raise ValueError(f"{name} is not a transformers encoder.")
+    if getattr(base.config, "is_encoder_decoder", False) or getattr(base.config, "is_decoder", False):
+        raise ValueError(f"{name} is a decoder or has one; hf_lam works on encoders without a cache.")
+    recorded = (getattr(base, "_can_record_outputs", None) or {}).get("attentions")
+    recorders = recorded if isinstance(recorded, (list, tuple)) else [recorded]
+    attentions = [
+        module for path, module in base.named_modules() if any(_is_recorded(r, path, module) for r in recorders)
+    ]
+    if not attentions:
+        raise ValueError(
+            f"{name} does not say where its self-attention is (no `_can_record_outputs['attentions']`), so it has no "
+            "attention interface to attach to."
+        )
+    for attention in attentions:
+        forward = inspect.unwrap(type(attention).forward)
+        if "ALL_ATTENTION_FUNCTIONS" not in forward.__code__.co_names or not hasattr(attention, "config"):
+            raise ValueError(
+                f"{type(attention).__name__} of {name} does not use transformers' attention interface, so a mechanism "
+                "cannot be attached to it."
+            )
+        if getattr(attention, "is_causal", False):
+            raise ValueError(f"{type(attention).__name__} of {name} is causal; hf_lam works on encoders.")
+        if not _takes_kwargs(forward) and not hasattr(attention, "dropout_prob"):
+            raise ValueError(f"{type(attention).__name__} of {name} takes no keyword arguments, which hf_lam needs.")
+    return attentions
+
+
+def _is_recorded(recorder: Any, path: str, module: nn.Module) -> bool:
+    # transformers writes a recorder as a class, a class name, or an `OutputRecorder` with a part of the module's path.
+    target = getattr(recorder, "target_class", recorder)
+    by_class = isinstance(target, type) and isinstance(module, target)
+    by_name = isinstance(target, str) and path.endswith(target)
+    part = getattr(recorder, "layer_name", None)
+    return (by_class or by_name) and (part is None or f".{part.strip('.')}." in f".{path}.")
+
+
+def _layers_of(
+    base: PreTrainedModel, attentions: list[Any]
+) -> tuple[nn.Module, tuple[GradientCheckpointingLayer, ...]]:
+    """The host's layers, one to each self-attention, and the module whose forward runs them one after the other."""
+    name = type(base).__name__
+    paths = {
+        path: module
+        for path, module in base.named_modules()
+        if isinstance(module, GradientCheckpointingLayer) and any(child in attentions for child in module.modules())
+    }
+    expected = getattr(base.config, "num_hidden_layers", len(attentions))
+    stacks = {_without_containers(base, path) for path in paths}
+    if not len(paths) == len(attentions) == expected or len(stacks) != 1:
+        raise ValueError(
+            f"{name} runs {expected} layers with {len(attentions)} self-attention modules in {len(paths)} layer "
+            "modules; hf_lam needs one of each for every layer, in one stack."
+        )
+    stack = base.get_submodule(stacks.pop())
+    without = [type(module).__name__ for module in (stack, *paths.values()) if not _takes_kwargs(type(module).forward)]
+    if without:
+        raise ValueError(f"{without[0]}.forward takes no keyword arguments, which hf_lam needs to reach the attention.")
+    return stack, tuple(paths.values())
+
+
+def _without_containers(base: nn.Module, path: str) -> str:
+    parent = path.rpartition(".")[0]
+    is_container = isinstance(base.get_submodule(parent), (nn.ModuleList, nn.ModuleDict))
+    return _without_containers(base, parent) if is_container else parent
+
+
+def _takes_kwargs(forward: Callable[..., Any]) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(forward).parameters.values())
+
+
+def _make_masks(base: PreTrainedModel, config: LamConfig, attentions: list[Any]) -> nn.ModuleList:
+    host = base.config
+    max_length = config.max_length or (0 if config.rank is not None else _max_length_of(base))
+    masks = [
+        LearnableAttentionMask(
+            config,
+            hidden_size=host.hidden_size,
+            num_heads=host.num_attention_heads,
+            max_length=max_length,
+            initializer_range=getattr(host, "initializer_range", 0.02),
+        ).to(next(attention.parameters()))
+        for attention in (attentions[:1] if config.scope == "shared" else attentions)
+    ]
+    return nn.ModuleList(masks)
+
+
+def _max_length_of(base: PreTrainedModel) -> int:
+    """The longest sequence the host is made for, in tokens, prefix tokens included."""
+    text_length = getattr(base.config, "max_position_embeddings", None)
+    if text_length is not None:
+        return text_length
+    for module in base.modules():
+        positions = getattr(module, "position_embeddings", getattr(module, "position_embedding", None))
+        if isinstance(positions, nn.Embedding):
+            return positions.num_embeddings
+        if isinstance(positions, torch.Tensor):
+            return positions.shape[-2]
+    raise ValueError(
+        f"{type(base).__name__} does not say how long its sequences get; give LamConfig(max_length=...), or use a "
+        "low-rank mask, which takes any length: LamConfig(rank=8)."
+    )
+
+
+def _dispatching_config(host_config: Any) -> Any:
+    """A copy of the host's configuration that sends attention to "hf_lam", for the attention modules alone.
+
+    The model's own configuration keeps saying what the user asked for, so `set_attn_implementation` on any model around
+    the encoder selects our kernel and can never drop the mechanism.
+    """
+    config = copy.copy(host_config)
+    config._attn_implementation_internal = "hf_lam"
+    return config
+
+
+def _videomae_forward(
+    attention: Any, hidden_states: torch.Tensor, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`VideoMAESelfAttention.forward`, which is the one host that takes no keyword arguments, with them."""
+    shape = (*hidden_states.shape[:-1], -1, attention.attention_head_size)
+    query, key, value = (
+        projection(hidden_states).view(shape).transpose(1, 2)
+        for projection in (attention.query, attention.key, attention.value)
+    )
+    dropout = attention.dropout_prob if attention.training else 0.0
+    context, weights = hf_lam_attention_forward(
+        attention, query, key, value, None, scaling=attention.scaling, dropout=dropout, **kwargs
+    )
+    return context.flatten(-2), weights
+
+
+def _init_weights(base: PreTrainedModel, module: nn.Module) -> None:
+    if isinstance(module, LearnableAttentionMask):
+        module.reset_parameters()
+    else:
+        type(base)._init_weights(base, module)

@@ -1,0 +1,204 @@
+"""`HfLam…` models: transformers' own BERT, ViT and VideoMAE classes with mechanisms attached.
+
+This file travels with saved models; see `configuration_hf_lam.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import (
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedConfig,
+    VideoMAEForVideoClassification,
+    VideoMAEModel,
+    ViTForImageClassification,
+    ViTForMaskedImageModeling,
+    ViTModel,
+)
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    get_model_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+
+from .configuration_hf_lam import HfLamBertConfig, HfLamConfigMixin, HfLamVideoMAEConfig, HfLamViTConfig
+from .injection_hf_lam import attach
+
+# Checkpoints keep names of older transformers releases and are renamed while loading, but for classes outside of
+# transformers only if they are registered. (A ViT head needs nothing: the ViTModel inside it is transformers' own.)
+# `overwrite`, because several copies of this file may be loaded in one process.
+for _ours, _stock in (("HfLamViTModel", "ViTModel"), ("hf_lam_videomae", "videomae")):
+    if (_mapping := get_checkpoint_conversion_mapping(_stock)) is not None:
+        register_checkpoint_conversion_mapping(_ours, _mapping, overwrite=True)
+
+# Parts of an encoder that stock checkpoints may leave out and task models train anew.
+_OPTIONAL_PARTS = ("pooler.", "mask_token")
+
+
+class HfLamMixin:
+    """What every `HfLam…` class adds to its transformers class: mechanisms from the configuration, strict loading."""
+
+    config_class: ClassVar[type[PreTrainedConfig]]
+
+    # The loss of these heads is a plain mean over the batch. Saying so makes `Trainer` divide it by the accumulation
+    # steps; the stock classes take `num_items_in_batch` and ignore it, which multiplies their gradients.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(config, HfLamConfigMixin):
+            raise TypeError(
+                f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}. To convert "
+                "a stock model use hf_lam.convert(model, LamConfig(...))."
+            )
+        super().__init__(config, *args, **kwargs)
+        if config.hf_lam is not None:
+            attach(self, config.hf_lam)  # type: ignore[arg-type]
+        self.register_load_state_dict_pre_hook(_rename_legacy_keys)  # type: ignore[attr-defined]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers, for `HfLam…` checkpoints and for stock ones, which start with fresh mechanisms.
+
+        Raises:
+            RuntimeError: if the checkpoint leaves weights of the encoder, or some weights of its mechanisms, without a
+                value. transformers would only warn and go on with random ones.
+        """
+        model, info = super().from_pretrained(  # type: ignore[misc]
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        if pretrained_model_name_or_path is not None:
+            _check_nothing_is_missing(model, info["missing_keys"], pretrained_model_name_or_path)
+        return (model, info) if output_loading_info else model
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        # A stock checkpoint has no mechanisms: that is expected, not a finding. One that has only some is damaged.
+        super()._adjust_missing_and_unexpected_keys(loading_info)  # type: ignore[misc]
+        own = {name for name, _ in self.named_parameters() if _is_of_mechanism(name)}  # type: ignore[attr-defined]
+        if own <= loading_info.missing_keys:
+            loading_info.missing_keys -= own
+
+
+class TokenLossMixin(HfLamMixin):
+    """For heads whose loss is a mean over labelled tokens, which differ in number from batch to batch.
+
+    `Trainer` passes the count over all accumulated and parallel batches as `num_items_in_batch`; the mean is rescaled
+    to it, so that a step does not depend on how its batch was split.
+    """
+
+    accepts_loss_kwargs = True
+
+
+def _token_loss(forward: Any) -> Any:
+    @functools.wraps(forward)
+    def forward_with_token_loss(self: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+        outputs = forward(self, *args, **kwargs)
+        labels = kwargs.get("labels")
+        if num_items_in_batch is None or labels is None:
+            return outputs
+        scale = (labels != -100).sum() / num_items_in_batch
+        if isinstance(outputs, tuple):
+            return (outputs[0] * scale, *outputs[1:])
+        outputs.loss = outputs.loss * scale
+        return outputs
+
+    return forward_with_token_loss
+
+
+def _is_of_mechanism(name: str) -> bool:
+    return name.startswith("hf_lam.") or ".hf_lam." in name
+
+
+def _check_nothing_is_missing(model: Any, missing: Any, source: str | os.PathLike[str]) -> None:
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    encoder = [
+        name for name in missing if name.startswith(prefix) and not any(part in name for part in _OPTIONAL_PARTS)
+    ]
+    if encoder:
+        shown = ", ".join(sorted(encoder)[:5]) + (", …" if len(encoder) > 5 else "")
+        raise RuntimeError(
+            f"{str(source)!r} leaves {len(encoder)} weights of {type(model).__name__} without a value: {shown}. It is "
+            "not a checkpoint of this model, or it is damaged."
+        )
+
+
+def _rename_legacy_keys(
+    module: Any, state_dict: dict[str, torch.Tensor], prefix: str, *unused: Any
+) -> None:
+    """Let `load_state_dict` read the files that `save_pretrained` writes, whose names may be those of older releases.
+
+    `Trainer` restores checkpoints and the best model with `load_state_dict(strict=False)` on the file as written, and
+    would silently restore none of the renamed weights.
+    """
+    expected = {prefix + name for name in nn.Module.state_dict(module, keep_vars=True)}
+    foreign = [key for key in state_dict if key.startswith(prefix) and key not in expected]
+    if not foreign:
+        return
+    transforms = get_model_conversion_mapping(module)
+    for key in foreign:
+        renamed = key.removeprefix(prefix)
+        for transform in transforms:
+            renamed, _ = transform.rename_source_key(renamed)
+        if prefix + renamed in expected:
+            state_dict[prefix + renamed] = state_dict.pop(key)
+
+
+class HfLamBertModel(HfLamMixin, BertModel):
+    config_class = HfLamBertConfig
+
+
+class HfLamBertForSequenceClassification(HfLamMixin, BertForSequenceClassification):
+    config_class = HfLamBertConfig
+
+
+class HfLamBertForTokenClassification(TokenLossMixin, BertForTokenClassification):
+    config_class = HfLamBertConfig
+    forward = _token_loss(BertForTokenClassification.forward)
+
+
+class HfLamBertForQuestionAnswering(HfLamMixin, BertForQuestionAnswering):
+    config_class = HfLamBertConfig
+
+
+class HfLamBertForMaskedLM(TokenLossMixin, BertForMaskedLM):
+    config_class = HfLamBertConfig
+    forward = _token_loss(BertForMaskedLM.forward)
+
+
+class HfLamBertForMultipleChoice(HfLamMixin, BertForMultipleChoice):
+    config_class = HfLamBertConfig
+
+
+class HfLamViTModel(HfLamMixin, ViTModel):
+    config_class = HfLamViTConfig
+
+
+class HfLamViTForImageClassification(HfLamMixin, ViTForImageClassification):
+    config_class = HfLamViTConfig
+
+
+class HfLamViTForMaskedImageModeling(HfLamMixin, ViTForMaskedImageModeling):
+    config_class = HfLamViTConfig
+
+
+class HfLamVideoMAEModel(HfLamMixin, VideoMAEModel):
+    config_class = HfLamVideoMAEConfig
+
+
+class HfLamVideoMAEForVideoClassification(HfLamMixin, VideoMAEForVideoClassification):
+    config_class = HfLamVideoMAEConfig

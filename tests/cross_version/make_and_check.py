@@ -1,0 +1,307 @@
+"""Save every model class with one environment, load it with another. Run by `.ci/cross_version.py` and the slow tests.
+
+    python make_and_check.py save FOLDER        with hf_lam: make stock and converted models, save them all
+    python make_and_check.py load FOLDER        without hf_lam: load each by its Auto class from the code in its folder
+    python make_and_check.py load-stock FOLDER  with hf_lam: load the stock checkpoints into the HfLam classes
+
+The commands are separate processes, and may run under different versions of transformers. What FOLDER holds:
+
+    models/CASE/                 a converted model with a mask that is not the identity, as a user would push it
+    references/CASE.safetensors  its inputs and outputs
+    stock/CLASS/                 a checkpoint of the stock class, saved by the same version of transformers
+    references/CLASS.safetensors its inputs and outputs
+"""
+
+import argparse
+import importlib.abc
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Same machine, same torch, same kernels: only the order of a few operations may differ between versions.
+LOAD_TOLERANCE = 2e-6
+# A converted model takes other kernels than its stock original.
+STOCK_TOLERANCE = 1e-5
+# A case whose mask changes the outputs by less would pass with the mask lost.
+LEAST_EFFECT = 1e-3
+
+
+@dataclass(frozen=True)
+class Case:
+    stock_class: str
+    auto_class: str
+    lam: dict = field(default_factory=dict)
+
+    @property
+    def hf_lam_class(self):
+        return "HfLam" + self.stock_class
+
+    @property
+    def name(self):
+        return "-".join([self.hf_lam_class, *(f"{key}_{value}" for key, value in self.lam.items())])
+
+    @property
+    def host(self):
+        return next(host for host in ("Bert", "ViT", "VideoMAE") if self.stock_class.startswith(host))
+
+
+CLASSES = {
+    "BertModel": "AutoModel",
+    "BertForSequenceClassification": "AutoModelForSequenceClassification",
+    "BertForTokenClassification": "AutoModelForTokenClassification",
+    "BertForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "BertForMaskedLM": "AutoModelForMaskedLM",
+    "BertForMultipleChoice": "AutoModelForMultipleChoice",
+    "ViTModel": "AutoModel",
+    "ViTForImageClassification": "AutoModelForImageClassification",
+    "ViTForMaskedImageModeling": "AutoModelForMaskedImageModeling",
+    "VideoMAEModel": "AutoModel",
+    "VideoMAEForVideoClassification": "AutoModelForVideoClassification",
+}
+OPTIONS = (
+    {"scope": "shared"},
+    {"source": "embeddings"},
+    {"per_head": True},
+    {"rank": 3},
+    {"scope": "shared", "per_head": True, "rank": 2},
+)
+# Every class with the default mask; every option once on a head and once on a base of each backbone.
+CASES = [Case(stock, auto) for stock, auto in CLASSES.items()] + [
+    Case(stock, CLASSES[stock], lam)
+    for lam in OPTIONS
+    for stock in (
+        "BertModel",
+        "BertForSequenceClassification",
+        "ViTModel",
+        "ViTForImageClassification",
+        "VideoMAEModel",
+        "VideoMAEForVideoClassification",
+    )
+]
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+HOST_OPTIONS = {
+    "Bert": {"vocab_size": 64, "max_position_embeddings": 24, "num_labels": 3},
+    "ViT": {"image_size": 16, "patch_size": 4, "num_channels": 3, "encoder_stride": 4, "num_labels": 3},
+    "VideoMAE": {"image_size": 16, "patch_size": 8, "num_frames": 4, "tubelet_size": 2, "num_labels": 3},
+}
+
+
+def make_inputs(case):
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    if case.host == "Bert":
+        shape = (2, 3, 12) if "MultipleChoice" in case.stock_class else (3, 12)
+        attention_mask = torch.ones(shape, dtype=torch.long)
+        attention_mask[0, ..., 7:] = 0
+        token_type_ids = torch.zeros(shape, dtype=torch.long)
+        token_type_ids[..., 4:] = 1
+        input_ids = torch.randint(0, 64, shape, generator=generator)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+    if case.host == "ViT":
+        inputs = {"pixel_values": torch.randn(3, 3, 16, 16, generator=generator)}
+        if "MaskedImageModeling" in case.stock_class:
+            inputs["bool_masked_pos"] = torch.rand(3, 16, generator=generator) < 0.4
+        return inputs
+    return {"pixel_values": torch.randn(3, 4, 3, 16, 16, generator=generator)}
+
+
+def outputs_of(model, inputs):
+    import torch
+
+    with torch.no_grad():
+        outputs = model(**inputs)
+    return {key: value.contiguous() for key, value in outputs.items() if isinstance(value, torch.Tensor)}
+
+
+def add_noise(parameters, seed, scale=0.2):
+    """Every parameter off its initial value: a bias that is dropped on the way must show."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def difference(outputs, expected):
+    if outputs.keys() != expected.keys():
+        raise AssertionError(f"outputs {sorted(outputs)}, expected {sorted(expected)}")
+    for key, value in outputs.items():
+        if value.shape != expected[key].shape:
+            raise AssertionError(f"{key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}")
+        if not value.isfinite().all():
+            raise AssertionError(f"{key} is not finite")
+    return max(float((value - expected[key]).abs().max()) for key, value in outputs.items())
+
+
+def write_reference(path, inputs, **outputs):
+    from safetensors.torch import save_file
+
+    groups = {"inputs": inputs, **outputs}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({f"{group}.{key}": value for group, tensors in groups.items() for key, value in tensors.items()}, path)
+
+
+def read_reference(path):
+    from safetensors.torch import load_file
+
+    groups = {}
+    for name, value in load_file(path).items():
+        group, key = name.split(".", 1)
+        groups.setdefault(group, {})[key] = value
+    return groups
+
+
+def save(folder):
+    import torch
+    import transformers
+
+    import hf_lam
+
+    stock_models = {}
+    for seed, stock_class in enumerate(CLASSES):
+        case = Case(stock_class, CLASSES[stock_class])
+        config = getattr(transformers, f"{case.host}Config")(**SIZES, **HOST_OPTIONS[case.host])
+        torch.manual_seed(seed)
+        model = getattr(transformers, stock_class)(config).eval()
+        add_noise(model.parameters(), seed=100 + seed, scale=0.1)
+        model.save_pretrained(folder / "stock" / stock_class)
+        inputs = make_inputs(case)
+        stock_models[stock_class] = model
+        write_reference(
+            folder / "references" / f"{stock_class}.safetensors", inputs, outputs=outputs_of(model, inputs)
+        )
+
+    for seed, case in enumerate(CASES):
+        reference = read_reference(folder / "references" / f"{case.stock_class}.safetensors")
+        inputs = reference["inputs"]
+        stock = getattr(transformers, case.stock_class).from_pretrained(folder / "stock" / case.stock_class)
+        model = hf_lam.convert(stock, hf_lam.LamConfig(**case.lam)).eval()
+        if type(model).__name__ != case.hf_lam_class:
+            raise AssertionError(f"convert made a {type(model).__name__}, expected {case.hf_lam_class}")
+        error = difference(outputs_of(model, inputs), reference["outputs"])
+        if error > STOCK_TOLERANCE:
+            raise AssertionError(f"{case.name}: {error:.1e} from the stock model right after convert()")
+
+        add_noise((parameter for _, parameter in hf_lam.mechanism_parameters(model)), seed=200 + seed)
+        outputs = outputs_of(model, inputs)
+        effect = difference(outputs, reference["outputs"])
+        if effect < LEAST_EFFECT:
+            raise AssertionError(f"{case.name}: the changed mask moves the outputs by {effect:.1e} only")
+        model.save_pretrained(folder / "models" / case.name)
+        hidden = model.base_model(**base_inputs(case, inputs)).last_hidden_state.detach().contiguous()
+        write_reference(
+            folder / "references" / f"{case.name}.safetensors", inputs, outputs=outputs, base={"hidden": hidden}
+        )
+    print(f"saved {len(CLASSES)} stock and {len(CASES)} converted models, transformers {transformers.__version__}")
+
+
+def base_inputs(case, inputs):
+    """The inputs of a head as its base takes them: one choice a row, and no image masking (a base made alone has no
+    mask token)."""
+    inputs = {key: value for key, value in inputs.items() if key != "bool_masked_pos"}
+    if "MultipleChoice" in case.stock_class:
+        return {key: value.flatten(0, 1) for key, value in inputs.items()}
+    return inputs
+
+
+class BlockHfLam(importlib.abc.MetaPathFinder):
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.partition(".")[0] == "hf_lam":
+            raise ModuleNotFoundError(f"{fullname} is blocked here: a pushed model must not need it", name=fullname)
+        return None
+
+
+def clean(info):
+    """The loading report says that the file and the model have the same tensors."""
+    left = {key: sorted(map(str, value)) for key, value in info.items() if value}
+    if left:
+        raise AssertionError(f"the loading report is not empty: {left}")
+
+
+def load(folder):
+    sys.meta_path.insert(0, BlockHfLam())
+    import transformers
+
+    def check(case):
+        path = folder / "models" / case.name
+        reference = read_reference(folder / "references" / f"{case.name}.safetensors")
+        written = json.loads((path / "config.json").read_text())
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=True)
+        found, expected = config.to_dict()["hf_lam"], written["hf_lam"]
+        if found != expected or "lam" not in expected:
+            raise AssertionError(f"hf_lam is {found} in the loaded config, {expected} in the file")
+
+        auto_class = getattr(transformers, case.auto_class)
+        model, info = auto_class.from_pretrained(path, trust_remote_code=True, output_loading_info=True)
+        if type(model).__name__ != case.hf_lam_class or not type(model).__module__.startswith("transformers_modules."):
+            raise AssertionError(f"{case.auto_class} made {type(model).__module__}.{type(model).__name__}")
+        clean(info)
+        errors = [difference(outputs_of(model.eval(), reference["inputs"]), reference["outputs"])]
+
+        if case.auto_class != "AutoModel":
+            # The folder of a head serves AutoModel too; not every head keeps a pooler.
+            options = {"add_pooling_layer": False} if case.host != "VideoMAE" else {}
+            base = transformers.AutoModel.from_pretrained(path, trust_remote_code=True, **options).eval()
+            hidden = outputs_of(base, base_inputs(case, reference["inputs"]))["last_hidden_state"]
+            errors.append(difference({"hidden": hidden}, reference["base"]))
+        return max(errors)
+
+    report("loaded without hf_lam", CASES, check, LOAD_TOLERANCE)
+    if any(name.partition(".")[0] == "hf_lam" for name in sys.modules):
+        raise AssertionError("hf_lam was imported")
+
+
+def load_stock(folder):
+    import hf_lam
+
+    def check(case):
+        reference = read_reference(folder / "references" / f"{case.stock_class}.safetensors")
+        hf_lam_class = getattr(hf_lam, case.hf_lam_class)
+        model = hf_lam_class.from_pretrained(folder / "stock" / case.stock_class, hf_lam={"lam": dict(case.lam)})
+        return difference(outputs_of(model.eval(), reference["inputs"]), reference["outputs"])
+
+    report("stock checkpoints into HfLam classes", CASES, check, STOCK_TOLERANCE)
+
+
+def report(title, cases, check, tolerance):
+    """Run `check` on every case, print one line each, and fail at the end if any failed."""
+    import transformers
+
+    print(f"{title}, transformers {transformers.__version__}, at most {tolerance:.0e}")
+    failed = []
+    for case in cases:
+        try:
+            error = check(case)
+            passed, words = error <= tolerance, f"{error:.1e}"
+        except Exception as exception:
+            passed, words = False, f"{type(exception).__name__}: {exception}"
+        print(f"  {'ok  ' if passed else 'FAIL'} {case.name:60} {words}")
+        if not passed:
+            failed.append(case.name)
+    if failed:
+        sys.exit(f"{len(failed)} of {len(cases)} failed: {', '.join(failed)}")
+    print(f"  all {len(cases)} ok")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = {"save": save, "load": load, "load-stock": load_stock}
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with tempfile.TemporaryDirectory() as modules:
+        # transformers reads this once, at its import: no copy of the code from an earlier process serves here.
+        os.environ["HF_MODULES_CACHE"] = modules
+        commands[arguments.command](arguments.folder)
+
+
+if __name__ == "__main__":
+    main()
