@@ -17,6 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKER
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-all lint bench clean
+.DELETE_ON_ERROR:
 .SECONDARY:
 
 help:  ## show this list

@@ -11,7 +11,6 @@ from transformers import AutoConfig, PreTrainedModel
 from .modeling import modeling_hf_lam
 from .modeling.configuration_hf_lam import (
     HfLamBertConfig,
-    HfLamConfigMixin,
     HfLamVideoMAEConfig,
     HfLamViTConfig,
     mechanism_block,
@@ -37,8 +36,8 @@ def convert(
             `num_labels`, …).
 
     Returns:
-        The converted model. Made from a loaded model, it shares its parameters with it: there are never two copies, and
-        training one trains the other. With the default `init="identity"` its outputs are those of the original.
+        The converted model. Made from a loaded model, it shares its parameters with it: there are never two copies,
+        and training one trains the other. With the default `init="identity"` its outputs are those of the original.
 
     Raises:
         TypeError: if `model_or_id` is neither a model nor a name.
@@ -49,12 +48,14 @@ def convert(
     if isinstance(model_or_id, PreTrainedModel):
         if auto_class is not None or from_pretrained_kwargs:
             given = sorted(from_pretrained_kwargs) + (["auto_class"] if auto_class is not None else [])
-            raise ValueError(f"{given} only have a meaning for a folder or a Hub id; a loaded model is taken as it is.")
+            raise ValueError(
+                f"{given} only have a meaning for a folder or a Hub id; a loaded model is taken as it is."
+            )
         return _convert_loaded(model_or_id, block)
     if not isinstance(model_or_id, (str, os.PathLike)):
         raise TypeError(
-            f"convert takes a transformers model, a folder or a Hub id, got {type(model_or_id).__name__}. (A PEFT model "
-            "is converted before the adapter is added.)"
+            f"convert takes a transformers model, a folder or a Hub id, got {type(model_or_id).__name__}. (Convert "
+            "first and add a PEFT adapter afterwards.)"
         )
     hub_options = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
     config = AutoConfig.from_pretrained(
@@ -78,10 +79,10 @@ def _auto_class_name(auto_class: Any) -> str:
 
 
 def _config_class_for(config: Any) -> type[Any]:
-    if isinstance(config, HfLamConfigMixin) or config.model_type.startswith("hf_lam_"):
+    if config.model_type.startswith("hf_lam_"):
         raise ValueError(
-            f"this model is already a {config.model_type}; load it with from_pretrained, and pass hf_lam={{...}} there "
-            "to change its mechanisms."
+            f"this model is already a {config.model_type}; load it with from_pretrained, and pass hf_lam={{...}} "
+            "there to change its mechanisms."
         )
     if config.model_type not in CONFIGS:
         raise ValueError(
@@ -91,7 +92,7 @@ def _config_class_for(config: Any) -> type[Any]:
     return CONFIGS[config.model_type]
 
 
-def _convert_loaded(model: PreTrainedModel, block: dict[str, Any] | None) -> PreTrainedModel:
+def _convert_loaded(model: Any, block: dict[str, Any] | None) -> PreTrainedModel:
     config_class = _config_class_for(model.config)
     stock = type(model).__name__
     model_class = getattr(modeling_hf_lam, f"HfLam{stock}", None)
@@ -116,7 +117,7 @@ def _convert_loaded(model: PreTrainedModel, block: dict[str, Any] | None) -> Pre
     return converted
 
 
-def _share_tensors(source: PreTrainedModel, target: PreTrainedModel) -> None:
+def _share_tensors(source: PreTrainedModel, target: Any) -> None:
     """Put every parameter and buffer of `source` into `target`, and give the new ones of `target` values."""
     for path, module in source.named_modules():
         twin = target.get_submodule(path)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .modeling.configuration_hf_lam import __version__, mechanism_block
-from .modeling.injection_hf_lam import attach, injected_encoders
+from .modeling.injection_hf_lam import attach, injected_encoders, remove
 
 CONFIG_FILE = "mechanism_config.json"
 WEIGHTS_FILE = "mechanism_model.safetensors"
@@ -24,8 +24,8 @@ WEIGHTS_FILE = "mechanism_model.safetensors"
 def save_mechanism(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write the mechanisms of `model`, and nothing of its host, to `folder`.
 
-    The folder holds `mechanism_config.json` and `mechanism_model.safetensors`. It is written beside its final place and
-    moved there when complete.
+    The folder holds `mechanism_config.json` and `mechanism_model.safetensors`. They are written beside their final
+    place and moved there when complete.
 
     Raises:
         ValueError: if the model does not have mechanisms in exactly one encoder, or `folder` is a file.
@@ -64,18 +64,16 @@ def load_mechanism(host: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
     """
     block, tensors = _read(Path(folder))
     attach(host, block)
-    mechanisms = host.base_model.hf_lam
+    mechanisms = _only_encoder(host).hf_lam
     expected = {name: tuple(tensor.shape) for name, tensor in mechanisms.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
-        from .modeling.injection_hf_lam import remove
-
         remove(host)
         differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
         name = differing[0]
         raise ValueError(
-            f"the mechanisms in {str(folder)!r} do not fit {type(host).__name__}: {len(differing)} tensors differ, the "
-            f"first is {name!r} with shape {found.get(name)} in the file and {expected.get(name)} for this host."
+            f"the mechanisms in {str(folder)!r} do not fit {type(host).__name__}: {len(differing)} tensors differ, "
+            f"the first is {name!r} with shape {found.get(name)} in the file and {expected.get(name)} for this host."
         )
     mechanisms.load_state_dict(tensors)
     return host

@@ -143,7 +143,7 @@ def mechanism_block(value: Any) -> dict[str, Any] | None:
     unknown = sorted(set(value) - set(MECHANISM_CONFIGS) - {"version"}, key=str)
     if unknown:
         raise ValueError(
-            f"the hf_lam block has unknown keys {unknown}; this hf_lam {__version__} knows {sorted(MECHANISM_CONFIGS)}. "
+            f"the hf_lam block has unknown keys {unknown}; hf_lam {__version__} knows {sorted(MECHANISM_CONFIGS)}. "
             f"The block was written by hf_lam {written_by}: if that is newer, upgrade hf_lam."
         )
     block: dict[str, Any] = {"version": written_by}
@@ -209,35 +209,38 @@ class HfLamConfigMixin:
             config_dict["model_type"] = cls.model_type
         return config_dict, kwargs
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Save `config.json` and, beside it, the code of the whole model family with its `auto_map`.
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Save `config.json` and, beside it, the code of the model family and an `auto_map` that names it.
 
         transformers would write into `auto_map` only the one class that was saved, so `AutoModel` would fail on a
         folder saved from a task head. Every model saved by transformers or `Trainer` passes through here.
         """
-        if os.path.isfile(save_directory):
-            raise ValueError(f"{save_directory!r} is a file; save_pretrained needs a folder.")
-        source = Path(__file__).parent
-        present = [name for name in TRAVELLING_FILES if (source / name).is_file()]
-        # A process that loaded only the configuration from a repository holds only this file.
-        complete = len(present) == len(TRAVELLING_FILES)
-        self.auto_map = {"AutoConfig": f"configuration_hf_lam.{type(self).__name__}"}
-        if complete:
-            self.auto_map |= {auto: f"modeling_hf_lam.{name}" for auto, name in self.auto_classes.items()}
+        folder = Path(save_directory)
+        copy_code(Path(__file__).parent, folder)
         if self.hf_lam is not None:
             self.hf_lam = self.hf_lam | {"version": __version__}
-        os.makedirs(save_directory, exist_ok=True)
-        for name in present:
-            _copy_atomically(source / name, Path(save_directory) / name)
+        family = {"AutoConfig": f"configuration_hf_lam.{type(self).__name__}"}
+        family |= {auto: f"modeling_hf_lam.{name}" for auto, name in self.auto_classes.items()}
+        # A process that loaded a configuration alone has only this file, and can only write what it has.
+        self.auto_map = {
+            auto: name for auto, name in family.items() if (folder / f"{name.split('.')[0]}.py").is_file()
+        }
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)  # type: ignore[misc]
 
 
-def _copy_atomically(source: Path, target: Path) -> None:
-    if target.exists() and target.samefile(source):
-        return
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.copyfile(source, partial)
-    os.replace(partial, target)
+def copy_code(source: Path, folder: Path) -> None:
+    """Copy the travelling files that are in `source` to `folder`, each one whole or not at all."""
+    if folder.is_file():
+        raise ValueError(f"{str(folder)!r} is a file; save_pretrained needs a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TRAVELLING_FILES:
+        if not (source / name).is_file() or (source / name).resolve() == (folder / name).resolve():
+            continue
+        partial = folder / f".{name}.{os.getpid()}.partial"
+        shutil.copyfile(source / name, partial)
+        os.replace(partial, folder / name)
 
 
 class HfLamBertConfig(HfLamConfigMixin, BertConfig):

@@ -16,22 +16,26 @@ This file travels: it is copied into Hub repositories, so it needs torch and the
 import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 IMPLEMENTATIONS = ("auto", "eager", "chunked", "flex_attention")
 
-# Score elements in flight at a time. CPU: a few such buffers stay in the cache (4 MiB each in fp32; from 1 to 8 MiB
-# the time hardly changes). Other devices: enough to fill the device, small beside its memory (128 MiB in fp32).
-_CPU_CHUNK_ELEMENTS = 2**20
-_DEVICE_CHUNK_ELEMENTS = 2**25
-
-# (batch, heads, query rows) of one chunk
-Chunk = tuple[slice, slice, slice]
+# Score elements in one chunk, of which two buffers (backward: four) exist at a time. CPU: 1 MiB in fp32, which stays
+# in the cache and which the allocator keeps (clearing fresh pages took a third of the time with buffers of 16 MiB).
+# Other devices: enough to fill one, and small beside its memory (128 MiB in fp32).
+_CPU_CHUNK = 2**18
+_DEVICE_CHUNK = 2**25
+# Long keys exceed that, rather than make a chunk of fewer query rows, or of fewer heads than threads: matrix products
+# become slow (a single head of 128 × 1568 scores takes twice the time per score).
+_MIN_ROWS = 256
+_MAX_MIN_HEADS = 4
 
 
 def lam_attention(
@@ -68,15 +72,15 @@ def lam_attention(
         ValueError: sizes that do not fit, an unknown or impossible `implementation`, a `dropout_p` outside [0, 1), or
             a floating point `attention_mask` of zeros and ones, which would mask nothing.
     """
-    query, key, attention_mask, scaling = _checked(query, key, value, mask, attention_mask, scaling, dropout_p)
-    chosen = _choose(implementation, query, key, value, mask, attention_mask, dropout_p)
+    call = _checked(query, key, value, mask, attention_mask, scaling, dropout_p)
+    chosen = _choose(implementation, call)
     if chosen == "eager":
-        return _eager(query, key, value, mask, attention_mask, scaling, dropout_p)[0]
+        return _eager(call)[0]
     if chosen == "flex_attention":
-        return _flex(query, key, value, mask, attention_mask, scaling)
+        return _flex(call)
     # The seed comes from the default generator, so that manual_seed and checkpointing reproduce the dropout.
     seed = torch.randint(2**62, (), dtype=torch.int64) if dropout_p > 0 else None
-    return _OPS.lam_forward(query, key, value, mask, attention_mask, seed, scaling, dropout_p)
+    return _OPERATORS.lam_forward(*call, seed)
 
 
 def lam_attention_with_weights(
@@ -89,77 +93,28 @@ def lam_attention_with_weights(
     scaling: float | None = None,
     dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The reference: [`lam_attention`] by the eager formula, with its attention map.
+    """The reference: [`lam_attention`] by the eager formula, with its attention map; same arguments and errors.
 
     Returns:
         The output `(B, H, Lq, Dv)`, and the weights `(B, H, Lq, Lk)` that multiplied the values: after dropout, as
         in transformers' eager attention.
     """
-    query, key, attention_mask, scaling = _checked(query, key, value, mask, attention_mask, scaling, dropout_p)
-    return _eager(query, key, value, mask, attention_mask, scaling, dropout_p)
+    return _eager(_checked(query, key, value, mask, attention_mask, scaling, dropout_p))
 
 
-# --- choosing --------------------------------------------------------------------------------------------------------
+# --- checking and choosing ---------------------------------------------------------------------------------------
 
 
-def _choose(
-    implementation: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    attention_mask: Tensor | None,
-    dropout_p: float,
-) -> str:
-    """The implementation that will run, or the error that says why the one asked for cannot."""
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}.")
-    if implementation == "eager":
-        return "eager"
-    padding_grad = attention_mask is not None and attention_mask.requires_grad and torch.is_grad_enabled()
-    if padding_grad and implementation != "auto":
-        raise ValueError(
-            f"implementation={implementation!r} gives attention_mask no gradient, but it requires one: pass "
-            'implementation="eager" (or "auto"), or attention_mask.detach().'
-        )
-    flex_obstacle = _flex_obstacle(query, key, value, dropout_p)
-    if implementation == "flex_attention":
-        if flex_obstacle:
-            raise ValueError(
-                f'implementation="flex_attention" cannot run: {flex_obstacle}. Pass implementation="auto" to take it '
-                "only where it can."
-            )
-        return "flex_attention"
-    # An exported program must run where this file is not, so it gets plain operators. Empty inputs leave nothing to
-    # split.
-    empty = 0 in query.shape or 0 in value.shape
-    if torch.compiler.is_exporting() or padding_grad or empty:
-        return "eager"
-    if implementation == "chunked" or flex_obstacle:
-        return "chunked"
-    return "flex_attention"
+class _Call(NamedTuple):
+    """Checked arguments: query and key in value's dtype, a padding mask with 4 dimensions and all Lk keys."""
 
-
-def _flex_obstacle(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> str | None:
-    """Why flex_attention cannot run for these inputs; None if it can."""
-    if query.device.type != "cuda":
-        return f"it needs CUDA tensors, these are on {query.device.type}"
-    if importlib.util.find_spec("triton") is None:
-        return "it needs triton, which is not installed"
-    if dropout_p > 0:
-        return f"it has no dropout, and dropout_p is {dropout_p}"
-    if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"it has no kernel for {value.dtype}"
-    if min(query.shape[-1], value.shape[-1]) < 16:
-        return f"its head sizes start at 16, these are {query.shape[-1]} and {value.shape[-1]}"
-    if torch.compiler.is_exporting():
-        return "an exported program must consist of plain operators"
-    if 0 in query.shape or 0 in value.shape:
-        return "there is nothing to attend to (a size is 0)"
-    return None
-
-
-# --- checking --------------------------------------------------------------------------------------------------------
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor
+    attention_mask: Tensor | None
+    scaling: float
+    dropout_p: float
 
 
 def _checked(
@@ -170,8 +125,7 @@ def _checked(
     attention_mask: Tensor | None,
     scaling: float | None,
     dropout_p: float,
-) -> tuple[Tensor, Tensor, Tensor | None, float]:
-    """Check every argument; return query and key in value's dtype, the 4-D padding mask, and the scaling."""
+) -> _Call:
     for name, tensor in (("query", query), ("key", key), ("value", value), ("mask", mask)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}: pass {name}.float().")
@@ -194,12 +148,11 @@ def _checked(
         raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p}.")
     if attention_mask is not None:
         attention_mask = _checked_padding(attention_mask, full)
-    scaling = size**-0.5 if scaling is None else scaling
-    return query.to(value.dtype), key.to(value.dtype), attention_mask, scaling
+    scaling = size**-0.5 if scaling is None else float(scaling)
+    return _Call(query.to(value.dtype), key.to(value.dtype), value, mask, attention_mask, scaling, float(dropout_p))
 
 
 def _checked_padding(attention_mask: Tensor, full: tuple[int, int, int, int]) -> Tensor:
-    """Check the padding mask against `(B, H, Lq, Lk)`; return it with 4 dimensions and all Lk keys (a view)."""
     if attention_mask.dtype != torch.bool and not attention_mask.is_floating_point():
         raise TypeError(
             f"attention_mask must be bool (True = may attend) or additive floating point, got {attention_mask.dtype}:"
@@ -236,6 +189,52 @@ def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
+def _choose(implementation: str, call: _Call) -> str:
+    """The implementation that will run, or the error that says why the one asked for cannot."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}.")
+    padding = call.attention_mask
+    padding_grad = padding is not None and padding.requires_grad and torch.is_grad_enabled()
+    if padding_grad and implementation in ("chunked", "flex_attention"):
+        raise ValueError(
+            f"implementation={implementation!r} gives attention_mask no gradient, but it requires one: pass "
+            'implementation="eager" (or "auto"), or attention_mask.detach().'
+        )
+    flex_obstacle = _flex_obstacle(call)
+    if implementation == "flex_attention" and flex_obstacle:
+        raise ValueError(
+            f'implementation="flex_attention" cannot run: {flex_obstacle}. Pass implementation="auto" to take it only '
+            "where it can."
+        )
+    if implementation in ("eager", "flex_attention"):
+        return implementation
+    # An exported program runs where this file is not, so it gets plain operators; an empty input has no chunks.
+    if padding_grad or torch.compiler.is_exporting() or _is_empty(call):
+        return "eager"
+    return "chunked" if implementation == "chunked" or flex_obstacle else "flex_attention"
+
+
+def _is_empty(call: _Call) -> bool:
+    return 0 in call.query.shape or 0 in call.value.shape
+
+
+def _flex_obstacle(call: _Call) -> str | None:
+    """Why flex_attention cannot run this call; None if it can."""
+    if call.query.device.type != "cuda":
+        return f"it needs CUDA tensors, these are on {call.query.device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "it needs triton, which is not installed"
+    if call.dropout_p > 0:
+        return f"it has no dropout, and dropout_p is {call.dropout_p}"
+    if call.value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"it has no kernel for {call.value.dtype}"
+    if min(call.query.shape[-1], call.value.shape[-1]) < 16:
+        return f"its head sizes start at 16, these are {call.query.shape[-1]} and {call.value.shape[-1]}"
+    if torch.compiler.is_exporting():
+        return "an exported program must consist of plain operators"
+    return "a size is 0" if _is_empty(call) else None
+
+
 # --- the formula -----------------------------------------------------------------------------------------------------
 
 
@@ -259,46 +258,39 @@ def _additive(attention_mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
         addend, limit = (attention_mask.to(dtype) - 1) * -lowest, lowest
     else:
         limit = max(lowest, torch.finfo(attention_mask.dtype).min)
-        addend = attention_mask.clamp(min=lowest).to(dtype)
+        addend = attention_mask.to(dtype).clamp(min=lowest)
     return addend, addend.detach().amax(-1, keepdim=True) <= limit
 
 
-def _eager(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout_p: float,
-) -> tuple[Tensor, Tensor]:
-    """The formula as it stands; every operator is a plain, differentiable one."""
+def _eager(call: _Call) -> tuple[Tensor, Tensor]:
+    """Output and weights by the formula as it stands; every operator is a plain, differentiable one."""
+    query, key, value, mask, attention_mask, scaling, dropout_p = call
     dtype = _softmax_dtype(value.dtype)
-    scores = torch.matmul(query * scaling, key.transpose(-2, -1)).to(dtype) * mask.to(dtype)
-    if attention_mask is None or key.shape[2] == 0:
-        weights = torch.softmax(scores, dim=-1)
-    else:
-        addend, blocked = _additive(attention_mask, dtype)
-        weights = torch.softmax(scores + addend, dim=-1).masked_fill(blocked, 0)
-    weights = torch.dropout(weights.to(value.dtype), dropout_p, train=dropout_p > 0)
-    return torch.matmul(weights, value).to(value.dtype), weights
+    # Autocast would compute in its own dtype, not in value's. (Switched off only where it is on: export records it.)
+    device = query.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        scores = torch.matmul(query, key.transpose(-2, -1)).to(dtype) * scaling * mask.to(dtype)
+        if attention_mask is None or key.shape[2] == 0:
+            weights = torch.softmax(scores, dim=-1)
+        else:
+            addend, blocked = _additive(attention_mask, dtype)
+            weights = torch.softmax(scores + addend, dim=-1).masked_fill(blocked, 0)
+        weights = torch.dropout(weights.to(value.dtype), dropout_p, train=dropout_p > 0)
+        return torch.matmul(weights, value), weights
 
 
-# --- flex_attention --------------------------------------------------------------------------------------------------
+# --- flex_attention ----------------------------------------------------------------------------------------------
 
 
 @cache
-def _compiled_flex_attention() -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
-
+def _compiled_flex_attention() -> Callable[..., Any]:
     return torch.compile(flex_attention)
 
 
-def _flex(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, attention_mask: Tensor | None, scaling: float
-) -> Tensor:
-    """One fused kernel that reads `M` and the padding where it computes a score."""
-    from torch.nn.attention.flex_attention import flex_attention
+def _flex(call: _Call) -> Tensor:
+    """One fused kernel, which reads `M` and the padding where it computes a score."""
+    mask, attention_mask = call.mask, call.attention_mask
 
     def at(tensor: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         # A broadcast dimension is indexed at 0; expanding it would give it a full-size gradient.
@@ -309,29 +301,33 @@ def _flex(
         if attention_mask is None:
             return score
         padding = at(attention_mask, b, h, q, k)
+        # The kernel itself gives zeros to a row of which every score is −inf.
         if attention_mask.dtype == torch.bool:
             return torch.where(padding, score, -float("inf"))
-        # The kernel gives zeros to a row of which every score is −inf.
-        return torch.where(padding > torch.finfo(padding.dtype).min, score + padding, -float("inf"))
+        return torch.where(padding > torch.finfo(attention_mask.dtype).min, score + padding, -float("inf"))
 
-    flex: Callable[..., Tensor] = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
-    return flex(query, key, value, score_mod=score_mod, scale=scaling)
+    flex: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
+    return flex(call.query, call.key, call.value, score_mod=score_mod, scale=call.scaling)
 
 
-# --- chunked: no score matrix, forward or backward -------------------------------------------------------------------
+# --- chunked: no score matrix, forward or backward ---------------------------------------------------------------
 #
 # Every chunk of queries computes its scores, uses them and drops them; the backward pass computes them again
-# (Rabe & Staats, arXiv 2112.05682), with rowsum(dO ⊙ O) in place of rowsum(dA ⊙ A) (Dao et al., arXiv 2205.14135).
+# (Rabe & Staats, arXiv 2112.05682), with rowsum(dO ⊙ O) for rowsum(dA ⊙ A) (Dao et al., arXiv 2205.14135).
+# Time goes into the passes over scores and, on a busy machine, into the threads' waiting for each other after every
+# operator. Hence few operators, on large chunks, with the scaling folded into the product with the mask.
+
+Chunk = tuple[slice, ...]  # of batch, heads, query rows
 
 
 def _chunks(query: Tensor, key: Tensor) -> Iterator[Chunk]:
-    """Cut `(B, H, Lq)` into equal parts that keep the scores of one part below the device's number of elements."""
+    """Cut `(B, H, Lq)` into nearly equal parts; the order is what makes dropout reproducible."""
     batch, heads, length_q, _ = query.shape
     length_k = key.shape[2]
-    budget = _CPU_CHUNK_ELEMENTS if query.device.type == "cpu" else _DEVICE_CHUNK_ELEMENTS
-    rows = _part(length_q, budget // length_k)
-    group = _part(heads, budget // (rows * length_k))
-    samples = _part(batch, budget // (group * rows * length_k)) if group == heads else 1
+    limit = _CPU_CHUNK if query.device.type == "cpu" else _DEVICE_CHUNK
+    rows = _part(length_q, max(_MIN_ROWS, limit // (heads * length_k)))
+    group = _part(heads, max(min(torch.get_num_threads(), _MAX_MIN_HEADS), limit // (rows * length_k)))
+    samples = _part(batch, limit // (heads * length_q * length_k))
     for b in range(0, batch, samples):
         for r in range(0, length_q, rows):
             for h in range(0, heads, group):
@@ -339,66 +335,97 @@ def _chunks(query: Tensor, key: Tensor) -> Iterator[Chunk]:
 
 
 def _part(total: int, limit: int) -> int:
-    """The size of the fewest nearly equal parts of `total` that do not exceed `limit` (at least 1)."""
+    """Size of the fewest nearly equal parts of `total` that keep to `limit` (or are 1)."""
     parts = -(-total // max(1, min(total, limit)))
     return -(-total // parts)
 
 
 def _cut(tensor: Tensor, chunk: Chunk) -> Tensor:
-    """The chunk's part (a view) of a tensor whose dimensions of size 1 are broadcast."""
+    """The chunk's part, a view, of a tensor whose dimensions of size 1 are broadcast."""
     return tensor[tuple(slice(None) if size == 1 else part for size, part in zip(tensor.shape, chunk, strict=False))]
 
 
-class _Plan:
-    """What the forward and the backward pass of the chunked implementation compute alike, chunk by chunk."""
+def _padded_chunks(
+    query: Tensor, key: Tensor, attention_mask: Tensor | None, dtype: torch.dtype
+) -> Iterator[tuple[Chunk, Tensor, Tensor | None]]:
+    """Every chunk with its addends (a zero without padding) and its blocked rows."""
+    addend, blocked = query.new_zeros((), dtype=dtype), None
+    for chunk in _chunks(query, key):
+        # Groups of heads follow each other, and mostly share their padding.
+        if attention_mask is not None and (chunk[1].start == 0 or attention_mask.shape[1] > 1):
+            addend, blocked = _additive(_cut(attention_mask, chunk), dtype)
+        yield chunk, addend, blocked
 
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor,
-        attention_mask: Tensor | None,
-        seed: Tensor | None,
-        scaling: float,
-        dropout_p: float,
-    ) -> None:
-        # fp16 products are 10 times slower than fp32 ones on CPU.
-        upcast = query.device.type == "cpu" and query.dtype == torch.float16
-        self.product_dtype = torch.float32 if upcast else query.dtype
-        self.dtype = _softmax_dtype(query.dtype)
-        self.query = query.to(self.product_dtype) * scaling
-        self.key = key.to(self.product_dtype)
-        self.value = value.to(self.product_dtype)
-        self.mask, self.attention_mask, self.dropout_p = mask, attention_mask, dropout_p
-        self.generator = None
-        if seed is not None:
-            self.generator = torch.Generator(query.device)
-            self.generator.manual_seed(int(seed))
 
-    def __iter__(self) -> Iterator[tuple[Chunk, Tensor | None, Tensor | None]]:
-        """Every chunk with its padding, always in the same order, which is what makes dropout reproducible."""
-        addend = blocked = None
-        for chunk in _chunks(self.query, self.key):
-            per_head = self.attention_mask is not None and self.attention_mask.shape[1] > 1
-            if self.attention_mask is not None and (per_head or chunk[1].start == 0):
-                addend, blocked = _additive(_cut(self.attention_mask, chunk), self.dtype)
-            yield chunk, addend, blocked
+def _product_dtype(tensor: Tensor) -> torch.dtype:
+    """Matrix products keep the dtype, but fp16 on CPU, where they are ten times slower than in fp32."""
+    return torch.float32 if tensor.device.type == "cpu" and tensor.dtype == torch.float16 else tensor.dtype
 
-    def scores(self, chunk: Chunk) -> Tensor:
-        b, h, _ = chunk
-        return torch.matmul(self.query[chunk], self.key[b, h].transpose(-2, -1)).to(self.dtype)
 
-    def weights(self, scores: Tensor, mask: Tensor, addend: Tensor | None) -> Tensor:
-        logits = scores * mask if addend is None else torch.addcmul(addend, scores, mask)
-        return torch.softmax(logits, dim=-1)
+class _Dropout:
+    """Dropout's factors, 0 or 1 / (1 - p), drawn anew from the seed in each direction, chunk after chunk."""
 
-    def kept(self, weights: Tensor) -> Tensor | None:
-        """Dropout's factors, 0 or 1 / (1 - p); None without dropout."""
+    def __init__(self, p: float, seed: Tensor | None, device: torch.device) -> None:
+        self.keep = 1 - p
+        self.generator = None if seed is None else torch.Generator(device).manual_seed(int(seed))
+
+    def factors(self, weights: Tensor) -> Tensor | None:
         if self.generator is None:
             return None
-        keep = 1 - self.dropout_p
-        return torch.empty_like(weights).bernoulli_(keep, generator=self.generator).div_(keep)
+        return torch.empty_like(weights).bernoulli_(self.keep, generator=self.generator).div_(self.keep)
+
+
+def _chunk_forward(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, addend: Tensor, scaling: float, dropout: _Dropout
+) -> Tensor:
+    """The output of some query rows: `(b, h, q, D)` by `(b, h, Lk, D)` and `(b, h, Lk, Dv)`."""
+    scores = torch.matmul(query, key.transpose(-2, -1)).to(addend.dtype)
+    torch.addcmul(addend, scores, mask.to(addend.dtype), value=scaling, out=scores)
+    weights = torch.softmax(scores, dim=-1)
+    factors = dropout.factors(weights)
+    if factors is not None:
+        weights.mul_(factors)
+    return torch.matmul(weights.to(value.dtype), value)
+
+
+def _chunk_backward(
+    grad_out: Tensor,
+    mean: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    addend: Tensor,
+    scaling: float,
+    dropout: _Dropout,
+    wanted: list[bool],
+) -> list[Tensor | None]:
+    """The part of some query rows in the gradients of query, key, value and mask (None: not wanted).
+
+    `mean` is the mean of the weights' gradients under the weights, row by row: `rowsum(dO ⊙ O)`.
+    """
+    want_query, want_key, want_value, want_mask = wanted
+    grad_query = grad_key = grad_value = grad_mask = None
+    mask = mask.to(addend.dtype)
+    scores = torch.matmul(query, key.transpose(-2, -1)).to(addend.dtype)
+    weights = torch.softmax(torch.addcmul(addend, scores, mask, value=scaling), dim=-1)
+    factors = dropout.factors(weights)
+    if want_value:
+        dropped = weights if factors is None else weights * factors
+        grad_value = torch.matmul(dropped.to(value.dtype).transpose(-2, -1), grad_out)
+    if want_query or want_key or want_mask:
+        grad_logits = torch.matmul(grad_out, value.transpose(-2, -1)).to(addend.dtype)
+        if factors is not None:
+            grad_logits.mul_(factors)
+        grad_logits.sub_(mean).mul_(weights)
+        if want_mask:
+            grad_mask = scores.mul_(grad_logits).sum_to_size(mask.shape).mul_(scaling)
+        grad_scores = grad_logits.mul_(mask).to(value.dtype)
+        if want_query:
+            grad_query = torch.matmul(grad_scores, key).mul_(scaling)
+        if want_key:
+            grad_key = torch.matmul(grad_scores.transpose(-2, -1), query).mul_(scaling)
+    return [grad_query, grad_key, grad_value, grad_mask]
 
 
 def _lam_forward(
@@ -407,27 +434,26 @@ def _lam_forward(
     value: Tensor,
     mask: Tensor,
     attention_mask: Tensor | None,
-    seed: Tensor | None,
     scaling: float,
     dropout_p: float,
+    seed: Tensor | None,
 ) -> Tensor:
     out = _empty_output(query, value)
+    dtype, product_dtype = _softmax_dtype(value.dtype), _product_dtype(value)
+    query, key, value = query.to(product_dtype), key.to(product_dtype), value.to(product_dtype)
+    dropout = _Dropout(dropout_p, seed, query.device)
     with torch.autocast(query.device.type, enabled=False):
-        plan = _Plan(query, key, value, mask, attention_mask, seed, scaling, dropout_p)
-        for chunk, addend, blocked in plan:
-            weights = plan.weights(plan.scores(chunk), _cut(mask, chunk).to(plan.dtype), addend)
-            kept = plan.kept(weights)
-            if kept is not None:
-                weights.mul_(kept)
-            part = out[chunk]
-            part.copy_(torch.matmul(weights.to(plan.product_dtype), plan.value[chunk[:2]]))
-            if blocked is not None:
-                part.masked_fill_(blocked, 0)
+        for chunk, addend, blocked in _padded_chunks(query, key, attention_mask, dtype):
+            keys = chunk[:2]
+            out_part = _chunk_forward(
+                query[chunk], key[keys], value[keys], _cut(mask, chunk), addend, scaling, dropout
+            )
+            out[chunk] = out_part if blocked is None else out_part.masked_fill_(blocked, 0)
     return out
 
 
 def _lam_backward(
-    grad: Tensor,
+    grad_out: Tensor,
     out: Tensor,
     query: Tensor,
     key: Tensor,
@@ -440,41 +466,36 @@ def _lam_backward(
     wanted: list[bool],
 ) -> list[Tensor]:
     """Gradients of query, key, value and mask, in this order; an empty tensor for each that is not wanted."""
+    inputs = (query, key, value, mask)
+    dtype, product_dtype = _softmax_dtype(value.dtype), _product_dtype(value)
+    grads = [
+        torch.zeros_like(x, dtype=dtype) if want else x.new_empty(0) for x, want in zip(inputs, wanted, strict=True)
+    ]
+    grad_out, query, key, value = (x.to(product_dtype) for x in (grad_out, query, key, value))
+    dropout = _Dropout(dropout_p, seed, query.device)
     with torch.autocast(query.device.type, enabled=False):
-        plan = _Plan(query, key, value, mask, attention_mask, seed, scaling, dropout_p)
-        want_query, want_key, want_value, want_mask = wanted
-        grads = [
-            torch.zeros_like(tensor, dtype=plan.dtype) if want else tensor.new_empty(0)
-            for tensor, want in zip((query, key, value, mask), wanted, strict=True)
-        ]
-        grad_query, grad_key, grad_value, grad_mask = grads
-        for chunk, addend, blocked in plan:
-            b, h, _ = chunk
-            scores, mask_part = plan.scores(chunk), _cut(mask, chunk).to(plan.dtype)
-            weights = plan.weights(scores, mask_part, addend)
-            kept = plan.kept(weights)
-            grad_out = grad[chunk].to(plan.product_dtype)
-            if blocked is not None:  # with no gradient from its output, a blocked row sends none
-                grad_out = grad_out.masked_fill(blocked, 0)
-            if want_value:
-                dropped = weights if kept is None else weights * kept
-                grad_value[b, h] += torch.matmul(dropped.to(plan.product_dtype).transpose(-2, -1), grad_out)
-            if not (want_query or want_key or want_mask):
-                continue
-            grad_weights = torch.matmul(grad_out, plan.value[b, h].transpose(-2, -1)).to(plan.dtype)
-            if kept is not None:
-                grad_weights.mul_(kept)
-            mean = (grad_out.to(plan.dtype) * out[chunk]).sum(-1, keepdim=True)
-            grad_logits = grad_weights.sub_(mean).mul_(weights)
-            if want_mask:
-                part = _cut(grad_mask, chunk)
-                part += scores.mul_(grad_logits).sum_to_size(part.shape)
-            grad_scores = grad_logits.mul_(mask_part).to(plan.product_dtype)
-            if want_query:
-                grad_query[chunk] = torch.matmul(grad_scores, plan.key[b, h]).mul_(scaling)
-            if want_key:
-                grad_key[b, h] += torch.matmul(grad_scores.transpose(-2, -1), plan.query[chunk])
-        return [g.to(t.dtype) for g, t in zip(grads, (query, key, value, mask), strict=True)]
+        mean = (grad_out.to(dtype) * out).sum(-1, keepdim=True)
+        for chunk, addend, blocked in _padded_chunks(query, key, attention_mask, dtype):
+            keys = chunk[:2]
+            grad_part = grad_out[chunk]
+            if blocked is not None:  # a row that gets no gradient sends none
+                grad_part = grad_part.masked_fill(blocked, 0)
+            parts = _chunk_backward(
+                grad_part,
+                mean[chunk],
+                query[chunk],
+                key[keys],
+                value[keys],
+                _cut(mask, chunk),
+                addend,
+                scaling,
+                dropout,
+                wanted,
+            )
+            for grad, part, where in zip(grads, parts, (chunk, keys, keys, chunk), strict=True):
+                if part is not None:
+                    _cut(grad, where).add_(part)
+    return [grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)]
 
 
 # --- the operators ---------------------------------------------------------------------------------------------------
@@ -490,39 +511,35 @@ def _empty_output(query: Tensor, value: Tensor) -> Tensor:
     return value.new_empty(batch, length_q, heads, value.shape[-1]).transpose(1, 2)
 
 
-def _fake_backward(
-    grad: Tensor, out: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *rest: Any
-) -> list[Tensor]:
-    wanted = rest[-1]
-    return [
-        torch.empty_like(tensor) if want else tensor.new_empty(0)
-        for tensor, want in zip((query, key, value, mask), wanted, strict=True)
-    ]
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.scaling, ctx.dropout_p = inputs
-    ctx.save_for_backward(output, *tensors)
+    *tensors, ctx.scaling, ctx.dropout_p, seed = inputs
+    ctx.save_for_backward(output, *tensors, seed)
 
 
-def _registered_operators() -> Any:
-    """The namespace of this file's operators, registered if no copy has done it yet."""
+def _register_operators() -> Any:
+    """The namespace of this file's operators; a copy may have registered them before."""
     namespace = f"hf_lam_{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}"
     operators = getattr(torch.ops, namespace)
     if hasattr(operators, "lam_forward"):
         return operators
-    backward_operator = torch.library.custom_op(f"{namespace}::lam_backward", _lam_backward, mutates_args=())
-    backward_operator.register_fake(_fake_backward)
+    lam_backward = torch.library.custom_op(f"{namespace}::lam_backward", _lam_backward, mutates_args=())
+    lam_forward = torch.library.custom_op(f"{namespace}::lam_forward", _lam_forward, mutates_args=())
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    @lam_backward.register_fake
+    def fake_backward(grad_out: Tensor, out: Tensor, *rest: Any) -> list[Tensor]:
+        return [torch.empty_like(x) if want else x.new_empty(0) for x, want in zip(rest[:4], rest[-1], strict=True)]
+
+    @lam_forward.register_fake
+    def fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+        return _empty_output(query, value)
+
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         wanted = list(ctx.needs_input_grad[:4])
-        grads = backward_operator(grad, *ctx.saved_tensors, ctx.scaling, ctx.dropout_p, wanted)
-        return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None, None, None
+        grads = lam_backward(grad_out, *ctx.saved_tensors, ctx.scaling, ctx.dropout_p, wanted)
+        return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None, None, None
 
-    forward_operator = torch.library.custom_op(f"{namespace}::lam_forward", _lam_forward, mutates_args=())
-    forward_operator.register_fake(lambda query, key, value, *rest: _empty_output(query, value))
-    forward_operator.register_autograd(backward, setup_context=_setup_context)
+    lam_forward.register_autograd(backward, setup_context=_setup_context)
     return operators
 
 
-_OPS = _registered_operators()
+_OPERATORS = _register_operators()

@@ -2,8 +2,8 @@
 
 The host keeps its projections, layers and classes. Everything between q, k, v and the context is ours, reached through
 three hooks and one attention function. What a forward pass needs to know travels *with that pass*, as the keyword
-argument `hf_lam_call` that the host hands from its stack of layers down to the attention function. Nothing is ever stored on
-a module during a forward, so threads, replicas, recomputation under gradient checkpointing and `torch.compile` all see
+argument `hf_lam_call` that the host hands from its stack of layers down to the attention function. Nothing is ever
+stored on a module during a forward, so threads, recomputation under gradient checkpointing and `torch.compile` all see
 their own pass:
 
     stack of layers      begins a `ForwardCall`                            (`_enter_stack`)
@@ -43,7 +43,7 @@ ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 class AttentionCall:
     """One attention layer in one forward pass: the layer's mask, and how to compute with it."""
 
-    def __init__(self, mask: torch.Tensor, implementation: str, output_attentions: bool) -> None:
+    def __init__(self, mask: Any, implementation: str, output_attentions: bool) -> None:
         self.mask = mask
         self.implementation = implementation
         self.output_attentions = output_attentions
@@ -174,7 +174,7 @@ def attach(model: PreTrainedModel, block: dict[str, Any] | None) -> None:
     config = lam_config_of(block)
     if config is None:
         raise ValueError(f"nothing to attach in the hf_lam block {block!r}; expected {{'lam': {{...}}}}.")
-    base = model.base_model
+    base: Any = model.base_model
     if injected_encoders(model):
         raise ValueError(
             f"{type(model).__name__} already has hf_lam mechanisms; call hf_lam.remove(model) before injecting others."
@@ -234,7 +234,7 @@ def remove(model: ModelT) -> ModelT:
     return model
 
 
-def injected_encoders(model: nn.Module) -> list[PreTrainedModel]:
+def injected_encoders(model: nn.Module) -> list[Any]:
     """The encoders inside `model` that carry mechanisms, by whichever copy of this code they were attached."""
     return [module for module in model.modules() if "_hf_lam_config" in module.__dict__]
 
@@ -283,15 +283,15 @@ def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
 
 
 def _implementation_of(base: PreTrainedModel) -> str:
-    # The model's own setting is the user's request; the dispatch stays "hf_lam" whatever it says, because each attention
-    # module looks at a configuration of its own (`_dispatching_config`).
+    # The model's own setting is the user's request; the dispatch stays "hf_lam" whatever it says, because attention
+    # modules look at a configuration of their own (`_dispatching_config`).
     requested = base.config._attn_implementation
     return requested if requested in ("eager", "flex_attention") else "auto"
 
 
-def _carry_state_through_checkpoints(layers: tuple[GradientCheckpointingLayer, ...]) -> None:
-    # `gradient_checkpointing_enable` may be called on any model around the encoder, at any time, and sets a function on
-    # every layer; so it is looked at here, when it is about to be used.
+def _carry_state_through_checkpoints(layers: tuple[Any, ...]) -> None:
+    # `gradient_checkpointing_enable` may be called on any model around the encoder, at any time, and sets a function
+    # on every layer; so it is looked at here, when it is about to be used.
     for layer in layers:
         checkpoint = layer.__dict__.get("_gradient_checkpointing_func")
         if checkpoint is not None and not _carries_state(checkpoint):
@@ -385,9 +385,7 @@ def _is_recorded(recorder: Any, path: str, module: nn.Module) -> bool:
     return (by_class or by_name) and (part is None or f".{part.strip('.')}." in f".{path}.")
 
 
-def _layers_of(
-    base: PreTrainedModel, attentions: list[Any]
-) -> tuple[nn.Module, tuple[GradientCheckpointingLayer, ...]]:
+def _layers_of(base: PreTrainedModel, attentions: list[Any]) -> tuple[Any, tuple[Any, ...]]:
     """The host's layers, one to each self-attention, and the module whose forward runs them one after the other."""
     name = type(base).__name__
     paths = {
@@ -405,7 +403,9 @@ def _layers_of(
     stack = base.get_submodule(stacks.pop())
     without = [type(module).__name__ for module in (stack, *paths.values()) if not _takes_kwargs(type(module).forward)]
     if without:
-        raise ValueError(f"{without[0]}.forward takes no keyword arguments, which hf_lam needs to reach the attention.")
+        raise ValueError(
+            f"{without[0]}.forward takes no keyword arguments, which hf_lam needs to reach the attention."
+        )
     return stack, tuple(paths.values())
 
 
@@ -455,8 +455,8 @@ def _max_length_of(base: PreTrainedModel) -> int:
 def _dispatching_config(host_config: Any) -> Any:
     """A copy of the host's configuration that sends attention to "hf_lam", for the attention modules alone.
 
-    The model's own configuration keeps saying what the user asked for, so `set_attn_implementation` on any model around
-    the encoder selects our kernel and can never drop the mechanism.
+    The model's own configuration keeps saying what the user asked for, so `set_attn_implementation` on any model
+    around the encoder selects our kernel and can never drop the mechanism.
     """
     config = copy.copy(host_config)
     config._attn_implementation_internal = "hf_lam"

@@ -18,8 +18,8 @@ class LearnableAttentionMask(nn.Module):
     Dense (the paper's): `W2` has one row per key position, cut to the sequence length. Low rank (`config.rank`):
     `M_ij = f(x_i) · g(x_j)` with `f` and `g` linear in the hidden layer, for any length.
 
-    The weights are parameters of this module, not of inner `nn.Linear`s, so that transformers initialises them
-    through this module and no tool that looks for linear layers (LoRA's `all-linear`, quantisers) takes them for the host's.
+    The weights are parameters of this module, not of inner `nn.Linear`s, so that transformers initialises them through
+    this module and no tool that looks for linear layers (LoRA's `all-linear`, quantisers) takes them for the host's.
 
     Args:
         config: the options.

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
-    PreTrainedConfig,
+    PreTrainedModel,
     VideoMAEForVideoClassification,
     VideoMAEModel,
     ViTForImageClassification,
@@ -31,39 +32,34 @@ from transformers.conversion_mapping import (
     register_checkpoint_conversion_mapping,
 )
 
-from .configuration_hf_lam import HfLamBertConfig, HfLamConfigMixin, HfLamVideoMAEConfig, HfLamViTConfig
+from .configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig, copy_code
 from .injection_hf_lam import attach
-
-# Checkpoints keep names of older transformers releases and are renamed while loading, but for classes outside of
-# transformers only if they are registered. (A ViT head needs nothing: the ViTModel inside it is transformers' own.)
-# `overwrite`, because several copies of this file may be loaded in one process.
-for _ours, _stock in (("HfLamViTModel", "ViTModel"), ("hf_lam_videomae", "videomae")):
-    if (_mapping := get_checkpoint_conversion_mapping(_stock)) is not None:
-        register_checkpoint_conversion_mapping(_ours, _mapping, overwrite=True)
 
 # Parts of an encoder that stock checkpoints may leave out and task models train anew.
 _OPTIONAL_PARTS = ("pooler.", "mask_token")
 
 
-class HfLamMixin:
+class HfLamMixin(PreTrainedModel):
     """What every `HfLam…` class adds to its transformers class: mechanisms from the configuration, strict loading."""
 
-    config_class: ClassVar[type[PreTrainedConfig]]
+    config_class: Any
 
     # The loss of these heads is a plain mean over the batch. Saying so makes `Trainer` divide it by the accumulation
     # steps; the stock classes take `num_items_in_batch` and ignore it, which multiplies their gradients.
     accepts_loss_kwargs = False
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        if not isinstance(config, HfLamConfigMixin):
+        # Not `isinstance`: the configuration may come from another copy of this code in the same process.
+        if getattr(config, "model_type", None) != self.config_class.model_type:
             raise TypeError(
                 f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}. To convert "
                 "a stock model use hf_lam.convert(model, LamConfig(...))."
             )
+        _register_conversions()
         super().__init__(config, *args, **kwargs)
         if config.hf_lam is not None:
-            attach(self, config.hf_lam)  # type: ignore[arg-type]
-        self.register_load_state_dict_pre_hook(_rename_legacy_keys)  # type: ignore[attr-defined]
+            attach(self, config.hf_lam)
+        self.register_load_state_dict_pre_hook(_rename_legacy_keys)
 
     @classmethod
     def from_pretrained(
@@ -79,17 +75,26 @@ class HfLamMixin:
             RuntimeError: if the checkpoint leaves weights of the encoder, or some weights of its mechanisms, without a
                 value. transformers would only warn and go on with random ones.
         """
-        model, info = super().from_pretrained(  # type: ignore[misc]
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if pretrained_model_name_or_path is not None:
             _check_nothing_is_missing(model, info["missing_keys"], pretrained_model_name_or_path)
         return (model, info) if output_loading_info else model
 
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """As in transformers, with the code of the whole model family beside the weights."""
+        if is_main_process:
+            # Before the configuration is saved, which lists what the folder holds. One that was loaded from a
+            # repository may lie there without its siblings; this file never does.
+            copy_code(Path(__file__).parent, Path(save_directory))
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         # A stock checkpoint has no mechanisms: that is expected, not a finding. One that has only some is damaged.
-        super()._adjust_missing_and_unexpected_keys(loading_info)  # type: ignore[misc]
-        own = {name for name, _ in self.named_parameters() if _is_of_mechanism(name)}  # type: ignore[attr-defined]
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        own = {name for name, _ in self.named_parameters() if _is_of_mechanism(name)}
         if own <= loading_info.missing_keys:
             loading_info.missing_keys -= own
 
@@ -102,6 +107,21 @@ class TokenLossMixin(HfLamMixin):
     """
 
     accepts_loss_kwargs = True
+
+
+@functools.cache
+def _register_conversions() -> None:
+    """Let transformers rename the weights of our classes like those of their hosts.
+
+    Checkpoints keep names of older transformers releases and are renamed while loading, but for classes outside of
+    transformers only if they are registered. (A ViT head needs nothing: the ViTModel inside it is transformers' own.)
+    Done with the first model, since making transformers' table takes longer than importing hf_lam; with `overwrite`,
+    because several copies of this file may be loaded in one process.
+    """
+    for ours, stock in (("HfLamViTModel", "ViTModel"), ("hf_lam_videomae", "videomae")):
+        mapping = get_checkpoint_conversion_mapping(stock)
+        if mapping is not None:
+            register_checkpoint_conversion_mapping(ours, mapping, overwrite=True)
 
 
 def _token_loss(forward: Any) -> Any:
@@ -137,9 +157,7 @@ def _check_nothing_is_missing(model: Any, missing: Any, source: str | os.PathLik
         )
 
 
-def _rename_legacy_keys(
-    module: Any, state_dict: dict[str, torch.Tensor], prefix: str, *unused: Any
-) -> None:
+def _rename_legacy_keys(module: Any, state_dict: dict[str, torch.Tensor], prefix: str, *unused: Any) -> None:
     """Let `load_state_dict` read the files that `save_pretrained` writes, whose names may be those of older releases.
 
     `Trainer` restores checkpoints and the best model with `load_state_dict(strict=False)` on the file as written, and

@@ -68,23 +68,16 @@ OPTIONS = (
     {"rank": 3},
     {"scope": "shared", "per_head": True, "rank": 2},
 )
-# Every class with the default mask; every option once on a head and once on a base of each backbone.
+# Every class with the default mask; every option on one head of each backbone, which is loaded as a base too.
 CASES = [Case(stock, auto) for stock, auto in CLASSES.items()] + [
     Case(stock, CLASSES[stock], lam)
     for lam in OPTIONS
-    for stock in (
-        "BertModel",
-        "BertForSequenceClassification",
-        "ViTModel",
-        "ViTForImageClassification",
-        "VideoMAEModel",
-        "VideoMAEForVideoClassification",
-    )
+    for stock in ("BertForSequenceClassification", "ViTForImageClassification", "VideoMAEForVideoClassification")
 ]
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 HOST_OPTIONS = {
-    "Bert": {"vocab_size": 64, "max_position_embeddings": 24, "num_labels": 3},
+    "Bert": {"vocab_size": 64, "max_position_embeddings": 24},
     "ViT": {"image_size": 16, "patch_size": 4, "num_channels": 3, "encoder_stride": 4, "num_labels": 3},
     "VideoMAE": {"image_size": 16, "patch_size": 8, "num_frames": 4, "tubelet_size": 2, "num_labels": 3},
 }
@@ -188,7 +181,7 @@ def save(folder):
         if error > STOCK_TOLERANCE:
             raise AssertionError(f"{case.name}: {error:.1e} from the stock model right after convert()")
 
-        add_noise((parameter for _, parameter in hf_lam.mechanism_parameters(model)), seed=200 + seed)
+        add_noise(hf_lam.mechanism_parameters(model), seed=200 + seed)
         outputs = outputs_of(model, inputs)
         effect = difference(outputs, reference["outputs"])
         if effect < LEAST_EFFECT:
@@ -300,6 +293,9 @@ def main():
     with tempfile.TemporaryDirectory() as modules:
         # transformers reads this once, at its import: no copy of the code from an earlier process serves here.
         os.environ["HF_MODULES_CACHE"] = modules
+        # One bar and one loading report a model would hide ours; what a report would say is checked.
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
         commands[arguments.command](arguments.folder)
 
 

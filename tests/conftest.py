@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.utils import logging
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_transformers() -> None:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@pytest.fixture
+def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill what `torch.empty` and `torch.empty_like` return with NaN, so that memory nobody wrote is seen."""
+
+    def poison(make):
+        def poisoned(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            if tensor.is_floating_point() and not tensor.is_meta:
+                tensor.data.fill_(float("nan"))
+            return tensor
+
+        return poisoned
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, poison(getattr(torch, name)))

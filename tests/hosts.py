@@ -1,0 +1,156 @@
+"""Tiny hosts, inputs and helpers that the tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    ASTConfig,
+    ASTModel,
+    BertConfig,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    DeiTConfig,
+    DeiTModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+    VideoMAEModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTForMaskedImageModeling,
+    ViTModel,
+)
+
+from hf_lam import LamConfig, mechanism_parameters
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+CONFIGS: dict[str, Any] = {
+    "bert": lambda **kw: BertConfig(**{**SIZES, "vocab_size": 99, "max_position_embeddings": 40, **kw}),
+    "roberta": lambda **kw: RobertaConfig(**{**SIZES, "vocab_size": 99, "max_position_embeddings": 40, **kw}),
+    "vit": lambda **kw: ViTConfig(**{**SIZES, "image_size": 16, "patch_size": 4, "encoder_stride": 4, **kw}),
+    "deit": lambda **kw: DeiTConfig(**{**SIZES, "image_size": 16, "patch_size": 4, **kw}),
+    "videomae": lambda **kw: VideoMAEConfig(**{**SIZES, "image_size": 16, "patch_size": 8, "num_frames": 4, **kw}),
+    "ast": lambda **kw: ASTConfig(
+        **{
+            **SIZES,
+            "num_mel_bins": 16,
+            "max_length": 32,
+            "patch_size": 4,
+            "frequency_stride": 4,
+            "time_stride": 4,
+            **kw,
+        }
+    ),
+}
+
+BASES: dict[str, type[PreTrainedModel]] = {
+    "bert": BertModel,
+    "roberta": RobertaModel,
+    "vit": ViTModel,
+    "deit": DeiTModel,
+    "videomae": VideoMAEModel,
+    "ast": ASTModel,
+}
+
+# Every stock class that has an HfLam class, with its host.
+CONVERTIBLE: dict[type[PreTrainedModel], str] = {
+    BertModel: "bert",
+    BertForSequenceClassification: "bert",
+    BertForTokenClassification: "bert",
+    BertForQuestionAnswering: "bert",
+    BertForMaskedLM: "bert",
+    BertForMultipleChoice: "bert",
+    ViTModel: "vit",
+    ViTForImageClassification: "vit",
+    ViTForMaskedImageModeling: "vit",
+    VideoMAEModel: "videomae",
+    VideoMAEForVideoClassification: "videomae",
+}
+
+LAM_CONFIGS: dict[str, LamConfig] = {
+    "per_layer": LamConfig(),
+    "per_head": LamConfig(per_head=True, bottleneck_size=5),
+    "embeddings": LamConfig(source="embeddings"),
+    "shared": LamConfig(scope="shared"),
+    "rank": LamConfig(rank=3),
+    "shared_rank_per_head": LamConfig(scope="shared", rank=2, per_head=True),
+}
+
+
+def make_model(model_class: type[PreTrainedModel], host: str, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """A tiny model in eval mode, all of whose parameters are random: biases too, which start at zero otherwise."""
+    torch.manual_seed(seed)
+    model = model_class(CONFIGS[host](**config)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+def make_host(host: str, **config: Any) -> PreTrainedModel:
+    return make_model(BASES[host], host, **config)
+
+
+def make_inputs(host: str, batch: int = 2, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Inputs of a tiny host; text is right-padded in every second sample."""
+    generator = torch.Generator().manual_seed(seed)
+    if host in ("bert", "roberta"):
+        attention_mask = torch.ones(batch, 11, dtype=torch.long)
+        attention_mask[1::2, 7:] = 0
+        input_ids = torch.randint(2, 99, (batch, 11), generator=generator)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+    shape, name = {
+        "vit": ((3, 16, 16), "pixel_values"),
+        "deit": ((3, 16, 16), "pixel_values"),
+        "videomae": ((4, 3, 16, 16), "pixel_values"),
+        "ast": ((32, 16), "input_values"),
+    }[host]
+    return {name: torch.randn(batch, *shape, generator=generator)}
+
+
+def first_output(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The first tensor a model returns: hidden states of a base, logits of a head."""
+    if "MultipleChoice" in type(model).__name__:
+        inputs = {name: tensor.unsqueeze(1) for name, tensor in inputs.items()}
+    return model(**inputs)[0]
+
+
+def perturb_mechanisms(model: nn.Module, scale: float = 0.3, seed: int = 2) -> None:
+    """Move the mechanisms away from the identity, so that a test can tell whether they take part."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in mechanism_parameters(model):
+        parameter.data += scale * torch.randn(parameter.shape, generator=generator).to(parameter)
+
+
+def max_difference(left: torch.Tensor, right: torch.Tensor) -> float:
+    return (left.float() - right.float()).abs().max().item()
+
+
+def data_folder(name: str) -> Path:
+    """A folder of real data below `HF_LAM_DATA`, or a skip that says why."""
+    root = os.environ.get("HF_LAM_DATA")
+    if not root:
+        pytest.skip("HF_LAM_DATA is not set: it names the folder with the real data sets")
+    folder = Path(root, name)
+    if not folder.is_dir():
+        pytest.skip(f"HF_LAM_DATA has no {name}")
+    return folder

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import hf_lam
+from hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig, LamConfig
+
+CONFIG_CLASSES = [HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig]
+FULL_BLOCK = {"version": hf_lam.__version__, "lam": LamConfig().to_dict()}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"scope": "global"}, "scope"),
+        ({"source": "input"}, "source"),
+        ({"init": "zeros"}, "init"),
+        ({"per_head": 1}, "per_head"),
+        ({"bottleneck_size": 0}, "bottleneck_size"),
+        ({"bottleneck_size": True}, "bottleneck_size"),
+        ({"rank": -1}, "rank"),
+        ({"rank": 2.0}, "rank"),
+        ({"max_length": 0}, "max_length"),
+        ({"rank": 4, "max_length": 128}, "max_length"),
+    ],
+)
+def test_lam_config_names_the_bad_option(options: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        LamConfig(**options)
+
+
+def test_lam_config_round_trips_through_json() -> None:
+    config = LamConfig(scope="shared", per_head=True, rank=3, bottleneck_size=7, init="normal")
+    assert LamConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_shared_mask_reads_the_embeddings() -> None:
+    assert LamConfig(scope="shared").source == "embeddings"
+
+
+@pytest.mark.parametrize("config_class", CONFIG_CLASSES)
+@pytest.mark.parametrize("given", [{"lam": {}}, LamConfig(), [LamConfig()], {"scope": "per_layer"}, FULL_BLOCK])
+def test_the_block_is_stored_as_plain_json_with_every_option(config_class, given) -> None:
+    config = config_class(hf_lam=given)
+    assert config.hf_lam == FULL_BLOCK
+    assert json.loads(config.to_json_string())["hf_lam"] == FULL_BLOCK
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"lam": {"scope": "x"}}, "scope must be one of"),
+        ({"lam": {"ranks": 3}}, r"no option \['ranks'\]"),
+        ({"lam": 3}, "must be a dictionary"),
+        ({"lam": {}, "wavelets": {}, "version": "9.1.0"}, r"unknown keys \['wavelets'\].*written by hf_lam 9\.1\.0"),
+        ("lam", "must be a mechanism configuration or a dictionary"),
+        ([LamConfig(), LamConfig()], "given twice"),
+        ([3], "expected a mechanism configuration"),
+    ],
+)
+def test_nonsense_is_refused_when_made_when_set_and_when_loaded(block, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        HfLamBertConfig(hf_lam=block)
+    config = HfLamBertConfig(hf_lam={"lam": {}})
+    with pytest.raises(ValueError, match=message):
+        config.hf_lam = block
+    if isinstance(block, dict | str):
+        config.save_pretrained(tmp_path)
+        stored = json.loads((tmp_path / "config.json").read_text())
+        stored["hf_lam"] = block
+        (tmp_path / "config.json").write_text(json.dumps(stored))
+        with pytest.raises(ValueError, match=message):
+            HfLamBertConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("config_class", CONFIG_CLASSES)
+def test_saving_writes_the_code_and_the_auto_map_of_the_family(config_class, tmp_path: Path) -> None:
+    config = config_class(hf_lam=LamConfig(rank=2))
+    config.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    names = {"AutoConfig", *config_class.auto_classes}
+    assert set(stored["auto_map"]) == names
+    for reference in stored["auto_map"].values():
+        module, _, name = reference.partition(".")
+        assert f"class {name}(" in (tmp_path / f"{module}.py").read_text()
+    assert config_class.from_pretrained(tmp_path).hf_lam == config.hf_lam
+
+
+def test_saving_again_does_not_keep_a_foreign_auto_map(tmp_path: Path) -> None:
+    config = HfLamBertConfig(hf_lam=LamConfig(), auto_map={"AutoModel": "someone/repo--evil.Model"})
+    config.save_pretrained(tmp_path)
+    assert "someone" not in (tmp_path / "config.json").read_text()
+
+
+def test_saving_to_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model"
+    file.write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        HfLamBertConfig(hf_lam=LamConfig()).save_pretrained(file)

@@ -1,0 +1,124 @@
+"""State that crosses modules belongs to one forward: checkpointing, two forwards, compile and export."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hosts import BASES, LAM_CONFIGS, make_host, make_inputs, perturb_mechanisms
+from torch import nn
+
+from hf_lam import LamConfig, inject, remove
+
+COMPILED = ["bert", "vit", "videomae"]
+
+
+def gradients(
+    model: nn.Module, batches: list[dict], use_reentrant: bool | None = None, compiled: bool = False
+) -> dict[str, torch.Tensor]:
+    """Gradients of one backward after a forward of every batch."""
+    model.train().zero_grad()
+    if use_reentrant is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    run = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+    sum(run(**batch).last_hidden_state.square().sum() for batch in batches).backward()
+    if use_reentrant is not None:
+        model.gradient_checkpointing_disable()
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and "pooler" not in name
+    }
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert any("hf_lam" in name for name in found)
+    for name, gradient in expected.items():
+        scale = gradient.abs().max().clamp(min=1e-3)
+        assert ((found[name] - gradient).abs().max() / scale) < 1e-5, name
+
+
+def make_batches(host: str) -> list[dict]:
+    batches = [make_inputs(host, seed=1), make_inputs(host, seed=2)]
+    if host in ("bert", "roberta"):
+        # transformers' BERT makes a cache in training unless told not to, which checkpointing then switches off.
+        batches = [{**batch, "use_cache": False} for batch in batches]
+    return batches
+
+
+@pytest.mark.parametrize("use_reentrant", [None, False, True])
+@pytest.mark.parametrize("name", LAM_CONFIGS)
+@pytest.mark.parametrize("host", list(BASES))
+def test_two_forwards_then_one_backward(host: str, name: str, use_reentrant: bool | None) -> None:
+    model, batches = inject(make_host(host), LAM_CONFIGS[name]), make_batches(host)
+    perturb_mechanisms(model)
+    single = [gradients(model, [batch]) for batch in batches]
+    expected = {key: single[0][key] + single[1][key] for key in single[0]}
+    assert_same(gradients(model, batches, use_reentrant), expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_with_dropout_recomputes_the_same_masks(use_reentrant: bool) -> None:
+    dropout = {"attention_probs_dropout_prob": 0.2, "hidden_dropout_prob": 0.1}
+    model, batches = inject(make_host("bert", **dropout), LamConfig(scope="shared")), make_batches("bert")
+    perturb_mechanisms(model)
+    torch.manual_seed(3)
+    expected = gradients(model, batches[:1])
+    torch.manual_seed(3)
+    assert_same(gradients(model, batches[:1], use_reentrant), expected)
+
+
+def test_remove_while_checkpointing_gives_the_host_back() -> None:
+    model, batches = make_host("vit"), make_batches("vit")
+    inject(model, LamConfig(scope="shared"))
+    gradients(model, batches, use_reentrant=False)
+    remove(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()(**batches[0]).last_hidden_state.sum().backward()
+
+
+@pytest.mark.parametrize("use_reentrant", [None, False])
+@pytest.mark.parametrize("name", ["shared", pytest.param("per_layer", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("host", COMPILED)
+def test_compiled_without_a_graph_break(host: str, name: str, use_reentrant: bool | None) -> None:
+    torch._dynamo.reset()
+    model, batches = inject(make_host(host), LAM_CONFIGS[name]), make_batches(host)
+    perturb_mechanisms(model)
+    expected = gradients(model, batches[:1])
+    assert_same(gradients(model, batches[:1], use_reentrant, compiled=True), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", COMPILED)
+def test_compiled_with_inductor(host: str) -> None:
+    torch._dynamo.reset()
+    model, inputs = inject(make_host(host), LamConfig()), make_inputs(host)
+    perturb_mechanisms(model)
+    expected = model(**inputs).last_hidden_state
+    found = torch.compile(model, fullgraph=True)(**inputs).last_hidden_state
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["per_layer", "shared"])
+@pytest.mark.parametrize("host", COMPILED)
+def test_exported_programs_need_nothing_of_ours(host: str, name: str) -> None:
+    model, inputs = inject(make_host(host), LAM_CONFIGS[name]), make_inputs(host)
+    perturb_mechanisms(model)
+    program = torch.export.export(model, (), inputs)
+    operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not [operator for operator in operators if "hf_lam" in operator]
+    torch.testing.assert_close(
+        program.module()(**inputs).last_hidden_state, model(**inputs).last_hidden_state, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_exported_with_a_dynamic_length() -> None:
+    model, inputs = inject(make_host("bert"), LamConfig()), make_inputs("bert")
+    perturb_mechanisms(model)
+    length = torch.export.Dim("length", min=2, max=40)
+    dynamic = {name: {1: length} for name in inputs}
+    program = torch.export.export(model, (), inputs, dynamic_shapes=dynamic)
+    shorter = {name: tensor[:, :6] for name, tensor in inputs.items()}
+    torch.testing.assert_close(
+        program.module()(**shorter).last_hidden_state, model(**shorter).last_hidden_state, atol=1e-5, rtol=1e-4
+    )

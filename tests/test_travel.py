@@ -1,0 +1,170 @@
+"""Saved folders carry their code: loaded in a fresh process in which hf_lam cannot be imported."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hosts import CONVERTIBLE, first_output, make_inputs, make_model, perturb_mechanisms
+from transformers import AutoModel, BertModel, ViTModel
+
+import hf_lam
+from hf_lam import HfLamBertModel, LamConfig, convert, mechanism_parameters, remove
+from hf_lam.modeling.configuration_hf_lam import TRAVELLING_FILES
+
+MODELING = Path(hf_lam.__file__).parent / "modeling"
+
+LOADER = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hf_lam":
+            raise ImportError("hf_lam is not to be imported here")
+
+sys.meta_path.insert(0, Blocker())
+import torch
+import transformers
+
+root = sys.argv[1]
+for name, auto_class, inputs, expected in torch.load(f"{root}/cases.pt"):
+    folder = f"{root}/{name}"
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    for auto in {"AutoModel", auto_class}:
+        model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True)
+        assert type(model).__module__.startswith("transformers_modules."), type(model)
+        if auto == auto_class:
+            torch.testing.assert_close(model(**inputs)[0], expected, atol=1e-6, rtol=0)
+            model.save_pretrained(f"{root}/{name}-again")
+            again = getattr(transformers, auto).from_pretrained(f"{root}/{name}-again", trust_remote_code=True)
+            torch.testing.assert_close(again(**inputs)[0], expected, atol=1e-6, rtol=0)
+    print("loaded", name, type(config).__name__)
+assert not [name for name in sys.modules if name.partition(".")[0] == "hf_lam"]
+"""
+
+
+def run_blocked(code: str, *arguments: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_every_class_loads_without_hf_lam(tmp_path: Path) -> None:
+    cases = []
+    for stock, host in CONVERTIBLE.items():
+        model = convert(make_model(stock, host), LamConfig(scope="shared", rank=2) if host == "vit" else LamConfig())
+        perturb_mechanisms(model)
+        inputs = make_inputs(host)
+        auto_class = next(auto for auto, name in model.config.auto_classes.items() if name == type(model).__name__)
+        if "MultipleChoice" in stock.__name__:
+            inputs = {name: tensor.unsqueeze(1) for name, tensor in inputs.items()}
+        model.save_pretrained(tmp_path / stock.__name__)
+        cases.append((stock.__name__, auto_class, inputs, model(**inputs)[0].detach()))
+    torch.save(cases, tmp_path / "cases.pt")
+    printed = run_blocked(LOADER, str(tmp_path))
+    assert printed.count("loaded") == len(CONVERTIBLE)
+
+
+def test_the_installed_package_and_two_pushed_models_work_side_by_side(tmp_path: Path) -> None:
+    inputs = make_inputs("vit")
+    expected = {}
+    for name, seed in (("one", 1), ("two", 2)):
+        model = convert(make_model(ViTModel, "vit", seed=seed), LamConfig(scope="shared"))
+        perturb_mechanisms(model, seed=seed)
+        model.save_pretrained(tmp_path / name)
+        expected[name] = first_output(model, inputs)
+    # Another version of the code: the same, but for a comment in one file.
+    changed = tmp_path / "two" / "functional_hf_lam.py"
+    changed.write_text(changed.read_text() + "# another version\n")
+    code = """
+import sys, torch, transformers
+root = sys.argv[1]
+inputs, expected = torch.load(f"{root}/cases.pt")
+import hf_lam
+local = hf_lam.HfLamViTModel.from_pretrained(f"{root}/one")
+hub = {}
+for name in expected:
+    # An installed class registered with the Auto classes goes first, so ask for the repository's own class.
+    hub[name] = transformers.dynamic_module_utils.get_class_from_dynamic_module(
+        "modeling_hf_lam.HfLamViTModel", f"{root}/{name}"
+    ).from_pretrained(f"{root}/{name}")
+assert len({type(model) for model in (local, *hub.values())}) == 3
+for round in range(2):
+    assert torch.equal(local(**inputs)[0], expected["one"])
+    for name, model in hub.items():
+        assert torch.equal(model(**inputs)[0], expected[name])
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()(**inputs)[0].sum().backward()
+        assert all(p.grad is not None for p in hf_lam.mechanism_parameters(model))
+        model.gradient_checkpointing_disable()
+        model.eval()
+hf_lam.remove(hub["two"])
+hub["two"](**inputs)
+assert torch.equal(hub["one"](**inputs)[0], expected["one"])
+print("side by side")
+"""
+    torch.save((inputs, {name: output.detach() for name, output in expected.items()}), tmp_path / "cases.pt")
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "side by side" in result.stdout, result.stderr
+
+
+def test_travelling_code_imports_only_torch_transformers_and_siblings() -> None:
+    allowed = {"torch", "transformers", *sys.stdlib_module_names}
+    for name in TRAVELLING_FILES:
+        for node in ast.walk(ast.parse((MODELING / name).read_text())):
+            if isinstance(node, ast.Import):
+                assert {alias.name.partition(".")[0] for alias in node.names} <= allowed, name
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1
+                assert f"{node.module}.py" in TRAVELLING_FILES, (name, node.module)
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").partition(".")[0] in allowed, (name, node.module)
+
+
+def test_every_file_of_modeling_travels() -> None:
+    assert {file.name for file in MODELING.glob("*.py")} - {"__init__.py"} == set(TRAVELLING_FILES)
+    assert not [folder for folder in MODELING.iterdir() if folder.is_dir() and folder.name != "__pycache__"]
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = """
+import sys
+from transformers import BertModel, ViTModel, VideoMAEModel
+from transformers import conversion_mapping
+before = set(sys.modules)
+import hf_lam
+added = {name.partition(".")[0] for name in set(sys.modules) - before}
+assert added == {"hf_lam"}, added
+# transformers builds this table of a thousand regular expressions when it is first asked for.
+assert conversion_mapping._checkpoint_conversion_mapping_cache is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_older_transformers_is_refused_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import importlib.metadata, sys
+version = importlib.metadata.version
+import transformers
+from transformers import BertConfig, ViTConfig, VideoMAEConfig
+importlib.metadata.version = lambda name: "5.17.0" if name == "transformers" else version(name)
+sys.path.insert(0, sys.argv[1])
+try:
+    import configuration_hf_lam
+except ImportError as error:
+    print(error)
+"""
+    assert "5.18.0" in run_blocked(code, str(MODELING))
+
+
+def test_a_remote_model_can_be_handled_with_the_package(tmp_path: Path) -> None:
+    model = convert(make_model(BertModel, "bert"), LamConfig())
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(loaded, HfLamBertModel)
+    assert len(mechanism_parameters(loaded)) == 12
+    remove(loaded)
