@@ -7,7 +7,6 @@ all of them alike; a figure is the median of the rounds. Run `python benchmarks/
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -103,24 +102,28 @@ def time_case(length: int, padding: str, direction: str, args: argparse.Namespac
 
 
 def peak_of_one_forward(name: str, args: argparse.Namespace) -> float:
-    """MiB by which one forward raises this process's peak above inputs and output. On CPU: run in a fresh process."""
+    """MiB by which one forward raises this process's peak above what its inputs and its output hold."""
     inputs = make_inputs(MEMORY_LENGTH, args, grad=False)
-    small = make_inputs(64, args, grad=False)
-    contender = CONTENDERS[name]
     out_mib = inputs[2].nbytes / 2**20
     with torch.no_grad():
-        contender(*small, None)  # libraries and thread pools start outside the measurement
+        CONTENDERS[name](*make_inputs(64, args, grad=False), None)  # libraries and thread pools start before
         if args.device == "cuda":
-            contender(*inputs, None)
+            CONTENDERS[name](*inputs, None)
             torch.cuda.synchronize()
-            before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            contender(*inputs, None)
-            return (torch.cuda.max_memory_allocated() - before) / 2**20 - out_mib
-        # ru_maxrss is a high-water mark: equal to what is resident now, since nothing large was freed before.
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        contender(*inputs, None)
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10 - out_mib
+            before = torch.cuda.memory_allocated() / 2**20
+            CONTENDERS[name](*inputs, None)
+            return torch.cuda.max_memory_allocated() / 2**20 - before - out_mib
+        Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is resident now
+        before = resident_peak()
+        CONTENDERS[name](*inputs, None)
+        return resident_peak() - before - out_mib
+
+
+def resident_peak() -> float:
+    """MiB; Linux only."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
 def measure_memory(name: str, args: argparse.Namespace) -> float:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -153,9 +153,10 @@ def run_demo(
     started = time.perf_counter()
     check_optional_packages()
     check_output(output)
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    beside = output.absolute()
+    beside.parent.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}.") as partial,
+        tempfile.TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.") as partial,
         tempfile.TemporaryDirectory(prefix="hf-lam-demo-") as scratch,
         _quiet_transformers(),
         _one_thread(),
@@ -179,7 +180,7 @@ def check_output(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise ValueError(f"{str(output)!r} is a file; --output needs a folder.")
     present = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    foreign = sorted(present - set(_files_of_earlier_demo(output)))
+    foreign = sorted(present - _files_of_earlier_demo(output))
     if foreign:
         raise ValueError(
             f"{str(output)!r} is not empty and was not written by an earlier demo: it holds {', '.join(foreign[:5])}"
@@ -187,18 +188,20 @@ def check_output(output: Path) -> None:
         )
 
 
-def _files_of_earlier_demo(output: Path) -> list[str]:
+def _files_of_earlier_demo(output: Path) -> set[str]:
     try:
-        return list(json.loads((output / SUMMARY_FILE).read_text())["files"])
+        return set(json.loads((output / SUMMARY_FILE).read_text())["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        return []
+        return set()
 
 
 def _publish(partial: Path, output: Path) -> None:
     """Move the complete files into their folder; what an earlier demo wrote goes."""
-    for name in _files_of_earlier_demo(output):
-        (output / name).unlink(missing_ok=True)
     output.mkdir(exist_ok=True)
+    outdated = _files_of_earlier_demo(output)
+    for path in list(output.iterdir()):
+        if path.name in outdated:
+            path.unlink()
     for path in partial.iterdir():
         shutil.move(path, output / path.name)
 
@@ -216,7 +219,7 @@ def _run(
     console.print("[bold]2. A small ViT[/bold], from scratch")
     set_seed(settings.seed)
     vit = make_vit()
-    first = _train(vit, digits, scratch, settings, settings.epochs, settings.learning_rate, console, "ViT")
+    vit_seconds = _train(vit, digits, scratch, settings, settings.epochs, settings.learning_rate, console, "ViT")
 
     console.print("[bold]3. Convert[/bold] with learnable attention masks: hf_lam.convert(vit, LamConfig())")
     pixels = digits.test.pixel_values
@@ -231,11 +234,12 @@ def _run(
 
     console.print("[bold]4. Train on[/bold], the stock ViT and the converted one, for as many steps")
     again = (settings, settings.more_epochs, settings.more_learning_rate, console)
-    stock_seconds = _train(vit_on := copy.deepcopy(vit), digits, scratch, *again, "ViT, trained on")
+    trained_on = copy.deepcopy(vit)
+    stock_seconds = _train(trained_on, digits, scratch, *again, "ViT, trained on")
     lam_seconds = _train(lam, digits, scratch, *again, "ViT with LAM")
     rows = [
-        _row("ViT", vit, digits, 0, first),
-        _row("ViT, trained on", vit_on, digits, 0, stock_seconds),
+        _row("ViT", vit, digits, 0, vit_seconds),
+        _row("ViT, trained on", trained_on, digits, 0, stock_seconds),
         _row("ViT with LAM, trained on", lam, digits, added, lam_seconds),
     ]
 
@@ -464,14 +468,13 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own progress bars and prints out of the demo's output, stdout above all."""
+    """Keep transformers' own progress bars and warnings out of the demo's output."""
     verbosity = transformers.utils.logging.get_verbosity()
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        with redirect_stdout(sys.stderr):
-            yield
+        yield
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
         if bars:

@@ -15,6 +15,7 @@ This file travels: it is copied into Hub repositories, so it needs torch and the
 
 import hashlib
 import importlib.util
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import cache
@@ -27,14 +28,13 @@ from torch.nn.attention.flex_attention import flex_attention
 
 IMPLEMENTATIONS = ("auto", "eager", "chunked", "flex_attention")
 
-# Score elements in one chunk, of which two buffers (backward: four) exist at a time. CPU: 1 MiB in fp32, which stays
-# in the cache and which the allocator keeps (clearing fresh pages took a third of the time with buffers of 16 MiB).
-# Other devices: enough to fill one, and small beside its memory (128 MiB in fp32).
-_CPU_CHUNK = 2**18
+# Score elements in one chunk, of which one buffer (backward: three) exists at a time. CPU: 4 MiB in fp32, which stays
+# near the cores. Other devices: enough to fill one, and small beside its memory (128 MiB in fp32).
+_CPU_CHUNK = 2**20
 _DEVICE_CHUNK = 2**25
 # Long keys exceed that, rather than make a chunk of fewer query rows, or of fewer heads than threads: matrix products
 # become slow (a single head of 128 × 1568 scores takes twice the time per score).
-_MIN_ROWS = 256
+_MIN_ROWS = 384
 _MAX_MIN_HEADS = 4
 
 
@@ -315,7 +315,7 @@ def _flex(call: _Call) -> Tensor:
 # Every chunk of queries computes its scores, uses them and drops them; the backward pass computes them again
 # (Rabe & Staats, arXiv 2112.05682), with rowsum(dO ⊙ O) for rowsum(dA ⊙ A) (Dao et al., arXiv 2205.14135).
 # Time goes into the passes over scores and, on a busy machine, into the threads' waiting for each other after every
-# operator. Hence few operators, on large chunks, with the scaling folded into the product with the mask.
+# operator. Hence few operators, on large chunks, in buffers that stay in the cache.
 
 Chunk = tuple[slice, ...]  # of batch, heads, query rows
 
@@ -327,7 +327,8 @@ def _chunks(query: Tensor, key: Tensor) -> Iterator[Chunk]:
     limit = _CPU_CHUNK if query.device.type == "cpu" else _DEVICE_CHUNK
     rows = _part(length_q, max(_MIN_ROWS, limit // (heads * length_k)))
     group = _part(heads, max(min(torch.get_num_threads(), _MAX_MIN_HEADS), limit // (rows * length_k)))
-    samples = _part(batch, limit // (heads * length_q * length_k))
+    # Several samples only where they are small, since joining them copies what is not contiguous.
+    samples = _part(batch, limit // 2 // (heads * length_q * length_k))
     for b in range(0, batch, samples):
         for r in range(0, length_q, rows):
             for h in range(0, heads, group):
@@ -347,9 +348,9 @@ def _cut(tensor: Tensor, chunk: Chunk) -> Tensor:
 
 def _padded_chunks(
     query: Tensor, key: Tensor, attention_mask: Tensor | None, dtype: torch.dtype
-) -> Iterator[tuple[Chunk, Tensor, Tensor | None]]:
-    """Every chunk with its addends (a zero without padding) and its blocked rows."""
-    addend, blocked = query.new_zeros((), dtype=dtype), None
+) -> Iterator[tuple[Chunk, Tensor | None, Tensor | None]]:
+    """Every chunk with its addends and its blocked rows, both None without padding."""
+    addend = blocked = None
     for chunk in _chunks(query, key):
         # Groups of heads follow each other, and mostly share their padding.
         if attention_mask is not None and (chunk[1].start == 0 or attention_mask.shape[1] > 1):
@@ -375,17 +376,54 @@ class _Dropout:
         return torch.empty_like(weights).bernoulli_(self.keep, generator=self.generator).div_(self.keep)
 
 
+class _Scratch:
+    """Score-sized buffers that every chunk of a call uses again; clearing fresh pages would cost up to a third."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor in the buffer of that name."""
+        size = math.prod(shape)
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = torch.empty(size, dtype=dtype, device=like.device)
+        return self.buffers[name][:size].view(shape)
+
+    def product(self, name: str, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+        """`left @ right` in `dtype`."""
+        out = self.take(name, (*left.shape[:-1], right.shape[-1]), left, dtype)
+        if left.dtype == dtype:
+            return torch.matmul(left, right, out=out)
+        return out.copy_(torch.matmul(left, right))
+
+
+def _weights(scores: Tensor, mask: Tensor, addend: Tensor | None, out: Tensor) -> Tensor:
+    """`softmax(scores ⊙ M + P)` in `out`, which may be `scores`."""
+    if addend is None:
+        torch.mul(scores, mask, out=out)
+    else:
+        torch.addcmul(addend, scores, mask, out=out)
+    return torch.softmax(out, -1, out=out)
+
+
 def _chunk_forward(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, addend: Tensor, scaling: float, dropout: _Dropout
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    addend: Tensor | None,
+    scaling: float,
+    dropout: _Dropout,
+    scratch: _Scratch,
 ) -> Tensor:
     """The output of some query rows: `(b, h, q, D)` by `(b, h, Lk, D)` and `(b, h, Lk, Dv)`."""
-    scores = torch.matmul(query, key.transpose(-2, -1)).to(addend.dtype)
-    torch.addcmul(addend, scores, mask.to(addend.dtype), value=scaling, out=scores)
-    weights = torch.softmax(scores, dim=-1)
+    dtype = _softmax_dtype(value.dtype)
+    scores = scratch.product("scores", query * scaling, key.transpose(-2, -1), dtype)
+    weights = _weights(scores, mask.to(dtype), addend, out=scores)
     factors = dropout.factors(weights)
     if factors is not None:
         weights.mul_(factors)
-    return torch.matmul(weights.to(value.dtype), value)
+    return scratch.product("out", weights.to(value.dtype), value, value.dtype)
 
 
 def _chunk_backward(
@@ -395,9 +433,10 @@ def _chunk_backward(
     key: Tensor,
     value: Tensor,
     mask: Tensor,
-    addend: Tensor,
+    addend: Tensor | None,
     scaling: float,
     dropout: _Dropout,
+    scratch: _Scratch,
     wanted: list[bool],
 ) -> list[Tensor | None]:
     """The part of some query rows in the gradients of query, key, value and mask (None: not wanted).
@@ -406,25 +445,26 @@ def _chunk_backward(
     """
     want_query, want_key, want_value, want_mask = wanted
     grad_query = grad_key = grad_value = grad_mask = None
-    mask = mask.to(addend.dtype)
-    scores = torch.matmul(query, key.transpose(-2, -1)).to(addend.dtype)
-    weights = torch.softmax(torch.addcmul(addend, scores, mask, value=scaling), dim=-1)
+    dtype = _softmax_dtype(value.dtype)
+    mask, query = mask.to(dtype), query * scaling
+    scores = scratch.product("scores", query, key.transpose(-2, -1), dtype)
+    weights = _weights(scores, mask, addend, out=scratch.take("weights", scores.shape, scores, dtype))
     factors = dropout.factors(weights)
     if want_value:
         dropped = weights if factors is None else weights * factors
         grad_value = torch.matmul(dropped.to(value.dtype).transpose(-2, -1), grad_out)
     if want_query or want_key or want_mask:
-        grad_logits = torch.matmul(grad_out, value.transpose(-2, -1)).to(addend.dtype)
+        grad_logits = scratch.product("grad_logits", grad_out, value.transpose(-2, -1), dtype)
         if factors is not None:
             grad_logits.mul_(factors)
         grad_logits.sub_(mean).mul_(weights)
         if want_mask:
-            grad_mask = scores.mul_(grad_logits).sum_to_size(mask.shape).mul_(scaling)
+            grad_mask = scores.mul_(grad_logits).sum_to_size(mask.shape)
         grad_scores = grad_logits.mul_(mask).to(value.dtype)
         if want_query:
             grad_query = torch.matmul(grad_scores, key).mul_(scaling)
         if want_key:
-            grad_key = torch.matmul(grad_scores.transpose(-2, -1), query).mul_(scaling)
+            grad_key = torch.matmul(grad_scores.transpose(-2, -1), query)
     return [grad_query, grad_key, grad_value, grad_mask]
 
 
@@ -441,12 +481,12 @@ def _lam_forward(
     out = _empty_output(query, value)
     dtype, product_dtype = _softmax_dtype(value.dtype), _product_dtype(value)
     query, key, value = query.to(product_dtype), key.to(product_dtype), value.to(product_dtype)
-    dropout = _Dropout(dropout_p, seed, query.device)
+    dropout, scratch = _Dropout(dropout_p, seed, query.device), _Scratch()
     with torch.autocast(query.device.type, enabled=False):
         for chunk, addend, blocked in _padded_chunks(query, key, attention_mask, dtype):
             keys = chunk[:2]
             out_part = _chunk_forward(
-                query[chunk], key[keys], value[keys], _cut(mask, chunk), addend, scaling, dropout
+                query[chunk], key[keys], value[keys], _cut(mask, chunk), addend, scaling, dropout, scratch
             )
             out[chunk] = out_part if blocked is None else out_part.masked_fill_(blocked, 0)
     return out
@@ -472,7 +512,7 @@ def _lam_backward(
         torch.zeros_like(x, dtype=dtype) if want else x.new_empty(0) for x, want in zip(inputs, wanted, strict=True)
     ]
     grad_out, query, key, value = (x.to(product_dtype) for x in (grad_out, query, key, value))
-    dropout = _Dropout(dropout_p, seed, query.device)
+    dropout, scratch = _Dropout(dropout_p, seed, query.device), _Scratch()
     with torch.autocast(query.device.type, enabled=False):
         mean = (grad_out.to(dtype) * out).sum(-1, keepdim=True)
         for chunk, addend, blocked in _padded_chunks(query, key, attention_mask, dtype):
@@ -490,6 +530,7 @@ def _lam_backward(
                 addend,
                 scaling,
                 dropout,
+                scratch,
                 wanted,
             )
             for grad, part, where in zip(grads, parts, (chunk, keys, keys, chunk), strict=True):

@@ -73,13 +73,16 @@ class HfLamMixin(PreTrainedModel):
 
         Raises:
             RuntimeError: if the checkpoint leaves weights of the encoder, or some weights of its mechanisms, without a
-                value. transformers would only warn and go on with random ones.
+                value. transformers would only warn and go on with random ones. With `output_loading_info` the caller
+                gets the list instead.
         """
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
+        if output_loading_info:
+            return model, info
         if pretrained_model_name_or_path is not None:
             _check_nothing_is_missing(model, info["missing_keys"], pretrained_model_name_or_path)
-        return (model, info) if output_loading_info else model
+        return model
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
@@ -92,10 +95,13 @@ class HfLamMixin(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
-        # A stock checkpoint has no mechanisms: that is expected, not a finding. One that has only some is damaged.
+        # A stock checkpoint has an encoder and no mechanisms: that is expected, not a finding. One that has only some
+        # of their weights is damaged, and one without the encoder is something else.
         super()._adjust_missing_and_unexpected_keys(loading_info)
-        own = {name for name, _ in self.named_parameters() if _is_of_mechanism(name)}
-        if own <= loading_info.missing_keys:
+        names = [name for name, _ in self.named_parameters()]
+        own = {name for name in names if _is_of_mechanism(name)}
+        encoder = {name for name in names if name.startswith(_encoder_prefix(self))} - own
+        if own <= loading_info.missing_keys and not encoder <= loading_info.missing_keys:
             loading_info.missing_keys -= own
 
 
@@ -131,10 +137,12 @@ def _token_loss(forward: Any) -> Any:
         labels = kwargs.get("labels")
         if num_items_in_batch is None or labels is None:
             return outputs
-        scale = (labels != -100).sum() / num_items_in_batch
+        labelled = (labels != -100).sum()
+        # The mean over no labelled token is NaN, but the part of such a batch in the whole is 0.
+        loss = torch.where(labelled > 0, outputs[0], 0.0) * (labelled / num_items_in_batch)
         if isinstance(outputs, tuple):
-            return (outputs[0] * scale, *outputs[1:])
-        outputs.loss = outputs.loss * scale
+            return (loss, *outputs[1:])
+        outputs.loss = loss
         return outputs
 
     return forward_with_token_loss
@@ -144,10 +152,15 @@ def _is_of_mechanism(name: str) -> bool:
     return name.startswith("hf_lam.") or ".hf_lam." in name
 
 
+def _encoder_prefix(model: PreTrainedModel) -> str:
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
 def _check_nothing_is_missing(model: Any, missing: Any, source: str | os.PathLike[str]) -> None:
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     encoder = [
-        name for name in missing if name.startswith(prefix) and not any(part in name for part in _OPTIONAL_PARTS)
+        name
+        for name in missing
+        if name.startswith(_encoder_prefix(model)) and not any(part in name for part in _OPTIONAL_PARTS)
     ]
     if encoder:
         shown = ", ".join(sorted(encoder)[:5]) + (", …" if len(encoder) > 5 else "")

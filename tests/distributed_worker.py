@@ -1,0 +1,174 @@
+"""What `test_distributed.py` runs in two processes, and in one to compare.
+
+    torchrun --nproc_per_node 2 distributed_worker.py ddp|fsdp|trainer FOLDER
+
+The first process writes the results of every case to FOLDER.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lam_models import make_lam, make_samples, stacked, weights_of
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    Trainer,
+    TrainingArguments,
+    VideoMAEForVideoClassification,
+    ViTForImageClassification,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from hf_lam import LamConfig
+
+PER_LAYER, SHARED, LOW_RANK = LamConfig(), LamConfig(scope="shared"), LamConfig(scope="shared", rank=2, per_head=True)
+STEPS, BATCH = 3, 8
+
+# Stock class, host, mechanism, and the `use_reentrant` of gradient checkpointing, `None` for none.
+LOOP_CASES: dict[str, tuple[Any, str, LamConfig, bool | None]] = {
+    "per_layer": (BertForSequenceClassification, "bert", PER_LAYER, None),
+    "per_layer-checkpointed": (BertForSequenceClassification, "bert", PER_LAYER, False),
+    "shared": (BertForSequenceClassification, "bert", SHARED, None),
+    "shared-checkpointed": (BertForSequenceClassification, "bert", SHARED, False),
+    "shared-reentrant": (BertForSequenceClassification, "bert", SHARED, True),
+    "embeddings-checkpointed": (ViTForImageClassification, "vit", LamConfig(source="embeddings"), False),
+    "vit-per_layer": (ViTForImageClassification, "vit", PER_LAYER, None),
+    "vit-shared-checkpointed": (ViTForImageClassification, "vit", LOW_RANK, False),
+    "videomae-shared": (VideoMAEForVideoClassification, "videomae", SHARED, None),
+}
+TRAINER_CASES: dict[str, tuple[Any, str, LamConfig]] = {
+    "bert": (BertForSequenceClassification, "bert", PER_LAYER),
+    "bert_masked_lm": (BertForMaskedLM, "bert", SHARED),
+    "bert_tokens": (BertForTokenClassification, "bert", PER_LAYER),
+    "vit": (ViTForImageClassification, "vit", SHARED),
+    "videomae": (VideoMAEForVideoClassification, "videomae", PER_LAYER),
+}
+
+
+def make_loop_model(name: str) -> Any:
+    stock_class, host, lam, use_reentrant = LOOP_CASES[name]
+    model = make_lam(stock_class, host, lam).train().double()
+    if use_reentrant is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    return model
+
+
+def train_loop(model: Any, host: str, wrap: Callable[[Any], nn.Module] = lambda model: model) -> torch.Tensor:
+    """A few steps of plain SGD on the share of this process; returns the loss of each whole batch.
+
+    In fp64, so that what differs cannot be rounding.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    samples = make_samples(model, host, STEPS * BATCH)
+    for sample in samples:
+        if "pixel_values" in sample:
+            sample["pixel_values"] = sample["pixel_values"].double()
+    network = wrap(model)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.3)
+    losses = []
+    for step in range(STEPS):
+        loss = network(**stacked(samples[step * BATCH + rank : (step + 1) * BATCH : world])).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    total = torch.stack(losses)
+    if world > 1:
+        dist.all_reduce(total)
+    return total / world
+
+
+def shard(model: Any, mechanisms_apart: bool) -> nn.Module:
+    """FSDP2: each layer is a group of its own, the rest the root's; with `mechanisms_apart` the masks are one more."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            fully_shard(module, mesh=mesh)
+    if mechanisms_apart:
+        fully_shard(model.base_model.hf_lam, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def make_trainer(name: str, folder: Path, **arguments: Any) -> Trainer:
+    stock_class, host, lam = TRAINER_CASES[name]
+    model = make_lam(stock_class, host, lam)
+    args = TrainingArguments(
+        output_dir=str(folder / name),
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        save_strategy="no",
+        logging_steps=1,
+        max_steps=STEPS,
+        optim="sgd",
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        seed=3,
+        **arguments,
+    )
+    return Trainer(model=model, args=args, train_dataset=make_samples(model, host, 2 * BATCH))
+
+
+def train_with_trainer(name: str, folder: Path, **arguments: Any) -> dict[str, torch.Tensor]:
+    trainer = make_trainer(name, folder, **arguments)
+    trainer.train()
+    losses = torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    return {**weights_of(trainer.accelerator.unwrap_model(trainer.model)), "losses": losses}
+
+
+def run_ddp(folder: Path) -> None:
+    for name, case in LOOP_CASES.items():
+        model = make_loop_model(name)
+        losses = train_loop(model, case[1], DistributedDataParallel)
+        write(folder / f"{name}.safetensors", {**weights_of(model), "losses": losses})
+
+
+def run_fsdp(folder: Path) -> None:
+    for name, case in LOOP_CASES.items():
+        for mechanisms_apart in (False, True):
+            model = make_loop_model(name)
+            losses = train_loop(model, case[1], lambda model, apart=mechanisms_apart: shard(model, apart))
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            weights = get_model_state_dict(model, options=options)
+            target = folder / f"{name}-{'apart' if mechanisms_apart else 'together'}"
+            if dist.get_rank() == 0:
+                model.save_pretrained(target, state_dict=weights)
+                write(target / "losses.safetensors", {"losses": losses})
+
+
+def run_trainer(folder: Path) -> None:
+    for name in TRAINER_CASES:
+        write(folder / f"{name}.safetensors", train_with_trainer(name, folder, per_device_train_batch_size=BATCH // 2))
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    if dist.get_rank() == 0:
+        save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def main(mode: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    assert os.environ["WORLD_SIZE"] == "2"
+    dist.init_process_group("gloo")
+    {"ddp": run_ddp, "fsdp": run_fsdp, "trainer": run_trainer}[mode](Path(folder))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

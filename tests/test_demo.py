@@ -1,0 +1,214 @@
+"""`hf-lam demo`, at reduced size, and the command line around it."""
+
+import importlib.metadata
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+from typer.testing import CliRunner
+
+import hf_lam
+from hf_lam import cli
+from hf_lam import demo as demo_module
+from hf_lam.demo import DemoSettings, check_output, load_data, logits_in_fresh_process, logits_of, run_demo
+
+pytest.importorskip("matplotlib")
+Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The result of a short demo, its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    console = Console(record=True, width=100, file=io.StringIO())
+    result = run_demo(folder, DemoSettings(epochs=2, more_epochs=1), console)
+    return result, folder, console.export_text()
+
+
+def test_conversion_and_the_fresh_process_give_the_same_logits(finished):
+    result, _, _ = finished
+    assert result.conversion_difference <= 1e-5
+    assert result.reload_difference <= 1e-5
+    assert result.passed
+
+
+def test_the_table_has_the_model_before_and_after(finished):
+    result, _, printed = finished
+    assert [row.model for row in result.rows] == ["ViT", "ViT, trained on", "ViT with LAM, trained on"]
+    assert all(0.1 < row.test_accuracy <= 1 for row in result.rows)
+    stock, _, lam = result.rows
+    assert stock.parameters_added == 0
+    # Per layer: 16 × 64 + 16 of the hidden layer and 17 × 16 + 17 of the output.
+    assert lam.parameters_added == lam.parameters - stock.parameters == 4 * (16 * 64 + 16 + 17 * 16 + 17)
+    for row in result.rows:
+        assert row.model in printed
+        assert f"{100 * row.test_accuracy:.1f} %" in printed
+    assert f"{lam.parameters_added:,}" in printed
+    assert "training loss" in printed
+    assert "trust_remote_code=True" in printed.splitlines()[-1]
+
+
+def test_the_folder_is_complete_and_loads(finished):
+    result, folder, _ = finished
+    present = sorted(path.name for path in folder.iterdir())
+    assert present == result.files
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "demo.json"} <= set(present)
+    assert {"configuration_hf_lam.py", "modeling_hf_lam.py"} <= set(present)
+    assert not list(folder.parent.glob(".*")), "nothing is left beside the folder"
+    assert hf_lam.__version__ in (folder / "README.md").read_text()
+
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    assert isinstance(model, hf_lam.HfLamViTForImageClassification)
+    digits = load_data(seed=0)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    pixels = processor(Image.open(folder / "digit.png"), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels[0], digits.test.pixel_values[0])
+    accuracy = (logits_of(model, digits.test.pixel_values).argmax(-1) == digits.test.labels).float().mean()
+    assert float(accuracy) == pytest.approx(result.rows[-1].test_accuracy, abs=1e-4)
+
+
+def test_the_pictures_are_pictures(finished):
+    _, folder, _ = finished
+    for name in ("masks.png", "masks_on_digit.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 500
+            assert len(picture.convert("RGB").getcolors(maxcolors=1 << 24)) > 50
+
+
+def test_the_summary_is_stored(finished):
+    result, folder, _ = finished
+    assert json.loads((folder / "demo.json").read_text()) == json.loads(json.dumps(result.to_dict()))
+
+
+def test_it_replaces_an_earlier_demo_and_nothing_else(finished, tmp_path, monkeypatch):
+    _, folder, _ = finished
+    check_output(folder)
+    check_output(tmp_path / "new")
+    check_output(tmp_path)
+
+    mine = tmp_path / "thesis.txt"
+    mine.write_text("mine")
+    monkeypatch.setattr(demo_module, "load_data", lambda seed: pytest.fail("work was begun"))
+    with pytest.raises(ValueError, match=r"not written by an earlier demo: it holds thesis\.txt"):
+        run_demo(tmp_path, console=Console(quiet=True))
+    with pytest.raises(ValueError, match="is a file"):
+        run_demo(mine, console=Console(quiet=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+    (tmp_path / "demo.json").write_text((folder / "demo.json").read_text())
+    with pytest.raises(ValueError, match=r"thesis\.txt"):
+        check_output(tmp_path)
+
+
+def test_an_interrupted_demo_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(seed):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo_module, "load_data", interrupt)
+    threads = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(tmp_path / "out", console=Console(quiet=True))
+    assert list(tmp_path.iterdir()) == []
+    assert torch.get_num_threads() == threads
+
+
+def test_a_folder_that_does_not_load_is_an_error_with_the_reason(tmp_path):
+    with pytest.raises(RuntimeError, match=r"did not load in a fresh process(.|\n)*none'"):
+        logits_in_fresh_process(tmp_path / "none", torch.zeros(1, 3, 8, 8), tmp_path)
+
+
+def test_the_fresh_process_cannot_import_hf_lam(tmp_path):
+    script = demo_module.FRESH_PROCESS.split("folder, pixels")[0] + "import hf_lam"
+    # In the checkout, where hf_lam can be found even without being installed.
+    root = os.path.dirname(os.path.dirname(hf_lam.__file__))
+    process = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert process.returncode != 0
+    assert "hf_lam is refused" in process.stderr
+
+
+def test_the_split_is_fixed_by_the_seed_and_stratified():
+    digits, again, other = load_data(0), load_data(0), load_data(1)
+    assert torch.equal(digits.test.labels, again.test.labels)
+    assert not torch.equal(digits.test.labels, other.test.labels)
+    assert (len(digits.train), len(digits.validation), len(digits.test)) == (1257, 270, 270)
+    assert digits.train.pixel_values.shape[1:] == (3, 8, 8)
+    for images in (digits.train, digits.validation, digits.test):
+        share = torch.bincount(images.labels, minlength=10) / len(images)
+        assert ((share > 0.08) & (share < 0.12)).all()
+
+
+# --- The command line ------------------------------------------------------------------------------------------------
+
+
+def run_main(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["hf-lam", *arguments])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    captured = capsys.readouterr()
+    return exit_info.value.code, captured.out, captured.err
+
+
+def test_json_is_all_there_is_on_stdout(finished, monkeypatch, capsys, tmp_path):
+    result, _, _ = finished
+
+    def run(output, settings):
+        assert settings.seed == 3
+        Console().print("progress")
+        print("a library's print")
+        return result
+
+    monkeypatch.setattr(demo_module, "run_demo", run)
+    code, out, err = run_main(monkeypatch, capsys, "demo", "--json", "--seed", "3", "--output", str(tmp_path / "out"))
+    assert code == 0
+    assert json.loads(out)["passed"] is True
+    assert "progress" in err and "a library's print" in err
+
+
+def test_differing_logits_are_exit_code_1(finished, monkeypatch, capsys, tmp_path):
+    result, _, _ = finished
+    object.__setattr__(broken := type(result)(**vars(result)), "reload_difference", 0.5)
+    monkeypatch.setattr(demo_module, "run_demo", lambda *arguments: broken)
+    code, _, _ = run_main(monkeypatch, capsys, "demo", "--output", str(tmp_path / "out"))
+    assert code == 1
+
+
+def test_a_folder_in_use_is_exit_code_2_and_one_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    code, out, err = run_main(monkeypatch, capsys, "demo", "--output", str(tmp_path))
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ") and "thesis.txt" in err and len(err.splitlines()) == 1
+
+
+def test_missing_packages_are_exit_code_2(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(demo_module.importlib.util, "find_spec", lambda name: None)
+    code, _, err = run_main(monkeypatch, capsys, "demo", "--output", str(tmp_path / "out"))
+    assert code == 2
+    assert 'pip install "hf-lam[viz]"' in err
+
+
+def test_a_wrong_option_is_exit_code_2(monkeypatch, capsys):
+    code, _, err = run_main(monkeypatch, capsys, "demo", "--seed", "-1")
+    assert code == 2
+    assert "--seed" in err
+
+
+def test_version_and_help():
+    runner = CliRunner()
+    version = runner.invoke(cli.app, ["--version"])
+    assert (version.exit_code, version.stdout.strip()) == (0, f"hf-lam {hf_lam.__version__}")
+    assert "demo" in runner.invoke(cli.app, ["--help"]).stdout
+
+
+def test_the_entry_point_is_this_command():
+    try:
+        scripts = importlib.metadata.distribution("hf-lam").entry_points
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("hf-lam is not installed")
+    assert scripts["hf-lam"].load() is cli.main

@@ -1,0 +1,139 @@
+"""Pushing to a Hub and loading from it by id, with the real client against a local server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import HubServer
+from processes import run_code
+from safetensors.torch import load_file
+
+CODE_FILES = {
+    "configuration_hf_lam.py",
+    "functional_hf_lam.py",
+    "injection_hf_lam.py",
+    "mechanisms_hf_lam.py",
+    "modeling_hf_lam.py",
+}
+# Repository, stock class, host, Auto class of what is pushed, whether it is a head.
+CASES = [
+    ("user/lam-bert", "BertForSequenceClassification", "bert", "AutoModelForSequenceClassification"),
+    ("user/lam-vit", "ViTForImageClassification", "vit", "AutoModelForImageClassification"),
+    ("user/lam-videomae", "VideoMAEModel", "videomae", "AutoModel"),
+]
+
+PUSH = """
+import json, sys
+import torch, transformers
+from safetensors.torch import save_file
+import hf_lam
+from hosts import first_output, make_inputs, make_model
+from lam_models import make_lam
+
+folder, cases = sys.argv[1], json.loads(sys.argv[2])
+tensors = {}
+for repo, stock_class, host, auto_class in cases:
+    stock, inputs = getattr(transformers, stock_class), make_inputs(host)
+    model = make_lam(stock, host)
+    with torch.no_grad():
+        tensors |= {f"{repo}:{name}": tensor for name, tensor in inputs.items()}
+        tensors[repo] = first_output(model, inputs)
+        tensors[f"{repo}@base"] = model.base_model(**inputs)[0]
+        if repo == "user/lam-bert":
+            other = make_lam(stock, host, seed=3)
+            tensors[f"{repo}@other"] = first_output(other, inputs)
+            other.push_to_hub(repo, revision="other")
+    model.push_to_hub(repo)
+
+stock = make_model(transformers.BertForSequenceClassification, "bert", num_labels=3)
+stock.push_to_hub("user/stock-bert")
+inputs = make_inputs("bert")
+head = hf_lam.convert("user/stock-bert", hf_lam.LamConfig(), auto_class="AutoModelForSequenceClassification")
+base = hf_lam.convert("user/stock-bert", hf_lam.LamConfig(rank=2))
+with torch.no_grad():
+    tensors["stock"], tensors["stock@base"] = stock(**inputs)[0], stock.bert(**inputs)[0]
+    tensors["converted"], tensors["converted@base"] = head(**inputs)[0], base(**inputs)[0]
+save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, f"{folder}/outputs.safetensors")
+print(json.dumps([type(head).__name__, type(base).__name__, head.config._name_or_path]))
+"""
+
+LOAD = """
+import json, sys
+import torch, transformers
+from safetensors.torch import load_file
+
+tensors, cases = load_file(sys.argv[1]), json.loads(sys.argv[2])
+results = {}
+for repo, stock_class, host, auto_class in cases:
+    inputs = {name.split(":")[1]: tensor for name, tensor in tensors.items() if name.startswith(f"{repo}:")}
+    config = transformers.AutoConfig.from_pretrained(repo, trust_remote_code=True)
+    revisions = {"main": tensors[repo]}
+    if f"{repo}@other" in tensors:
+        revisions["other"] = tensors[f"{repo}@other"]
+    for revision, expected in revisions.items():
+        auto = getattr(transformers, auto_class)
+        model = auto.from_pretrained(repo, trust_remote_code=True, revision=revision)
+        with torch.no_grad():
+            results[f"{repo} {revision}"] = (model(**inputs)[0] - expected).abs().max().item()
+    base = transformers.AutoModel.from_pretrained(repo, trust_remote_code=True)
+    with torch.no_grad():
+        results[f"{repo} base"] = (base(**inputs)[0] - tensors[f"{repo}@base"]).abs().max().item()
+    results[f"{repo} classes"] = [config.model_type, type(model).__name__, type(base).__name__]
+try:
+    import hf_lam
+except ImportError:
+    results["blocked"] = True
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pushed(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The folder with the outputs of what one process pushed, and the names it printed."""
+    folder = tmp_path_factory.mktemp("pushed")
+    printed = run_code(PUSH, folder, json.dumps(CASES), environment=hub.environment(folder / "cache"))
+    return folder, json.loads(printed.splitlines()[-1])
+
+
+def test_a_pushed_repository_has_code_auto_map_and_safetensors(hub: HubServer, pushed) -> None:
+    for repo, _, _, auto_class in CASES:
+        files = hub.repos[repo].files()
+        assert {"README.md", "config.json", "model.safetensors", *CODE_FILES} == set(files)
+        auto_map = json.loads(files["config.json"])["auto_map"]
+        assert {"AutoConfig", "AutoModel", auto_class} <= set(auto_map)
+
+
+def test_pushed_models_load_without_hf_lam_from_an_empty_cache(hub: HubServer, pushed, tmp_path: Path) -> None:
+    folder, _ = pushed
+    environment = hub.environment(tmp_path / "cache", token=None)
+    printed = run_code(LOAD, folder / "outputs.safetensors", json.dumps(CASES), hf_lam=False, environment=environment)
+    results = json.loads(printed.splitlines()[-1])
+    assert results.pop("blocked")
+    assert results.pop("user/lam-bert classes") == [
+        "hf_lam_bert",
+        "HfLamBertForSequenceClassification",
+        "HfLamBertModel",
+    ]
+    assert results.pop("user/lam-vit classes") == ["hf_lam_vit", "HfLamViTForImageClassification", "HfLamViTModel"]
+    assert results.pop("user/lam-videomae classes") == ["hf_lam_videomae", "HfLamVideoMAEModel", "HfLamVideoMAEModel"]
+    assert results == dict.fromkeys(results, 0.0)
+    assert len(results) == 2 * len(CASES) + 1
+
+
+def test_convert_takes_a_hub_id(pushed) -> None:
+    folder, (head, base, origin) = pushed
+    outputs = load_file(folder / "outputs.safetensors")
+    assert (head, base) == ("HfLamBertForSequenceClassification", "HfLamBertModel")
+    assert origin == "user/stock-bert"
+    torch.testing.assert_close(outputs["converted"], outputs["stock"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs["converted@base"], outputs["stock@base"], rtol=0, atol=1e-5)
