@@ -15,6 +15,7 @@ from .modeling.configuration_hf_lam import (
     HfLamViTConfig,
     mechanism_block,
 )
+from .modeling.injection_hf_lam import injected_encoders
 
 CONFIGS = {config.host_model_type: config for config in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig)}
 
@@ -94,6 +95,16 @@ def _config_class_for(config: Any) -> type[Any]:
 
 def _convert_loaded(model: Any, block: dict[str, Any] | None) -> PreTrainedModel:
     config_class = _config_class_for(model.config)
+    if getattr(model, "is_quantized", False) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        raise ValueError(
+            "convert cannot take a loaded model that is quantized or spread over several devices. Give it the folder "
+            "or Hub id together with quantization_config= or device_map=."
+        )
+    if injected_encoders(model):
+        raise ValueError(
+            f"this {type(model).__name__} has mechanisms that were injected; call hf_lam.remove(model) before "
+            "converting it."
+        )
     stock = type(model).__name__
     model_class = getattr(modeling_hf_lam, f"HfLam{stock}", None)
     if model_class is None or type(model) not in model_class.__mro__:
@@ -118,9 +129,14 @@ def _convert_loaded(model: Any, block: dict[str, Any] | None) -> PreTrainedModel
 
 
 def _share_tensors(source: PreTrainedModel, target: Any) -> None:
-    """Put every parameter and buffer of `source` into `target`, and give the new ones of `target` values."""
+    """Put every parameter and buffer of `source` into `target`, and give the new ones of `target` values.
+
+    Gradient checkpointing, which transformers keeps on the modules, stays on where it is on.
+    """
     for path, module in source.named_modules():
         twin = target.get_submodule(path)
+        checkpointing = ("gradient_checkpointing", "_gradient_checkpointing_func")
+        twin.__dict__.update({key: value for key, value in module.__dict__.items() if key in checkpointing})
         twin._parameters.update(module._parameters)
         twin._buffers.update(module._buffers)
     reference = next(source.base_model.parameters())

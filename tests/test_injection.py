@@ -33,6 +33,8 @@ from transformers import (
     RobertaForSequenceClassification,
     T5Config,
     T5Model,
+    ViTMAEConfig,
+    ViTMAEModel,
     VJEPA2Config,
     VJEPA2Model,
 )
@@ -225,11 +227,14 @@ def refused() -> dict[str, tuple[nn.Module, str]]:
             AlbertModel(AlbertConfig(**{**text, "embedding_size": 16})),
             "runs 3 layers with 1 self-attention",
         ),
+        "drops_tokens": (ViTMAEModel(ViTMAEConfig(**SIZES, image_size=16, patch_size=4)), "mask_ratio"),
         "no_interface": (VJEPA2Model(VJEPA2Config(**SIZES, crop_size=16, patch_size=8, frames_per_clip=4)), "VJEPA2"),
     }
 
 
-@pytest.mark.parametrize("case", ["decoder", "encoder_decoder", "causal", "layers_shared", "no_interface"])
+@pytest.mark.parametrize(
+    "case", ["decoder", "encoder_decoder", "causal", "layers_shared", "drops_tokens", "no_interface"]
+)
 def test_hosts_that_cannot_be_injected_are_refused_and_left_alone(case: str) -> None:
     model, message = refused()[case]
     before = set(model.state_dict())

@@ -37,6 +37,7 @@ from hf_lam import (
     HfLamViTModel,
     LamConfig,
     convert,
+    inject,
     load_mechanism,
     mechanism_parameters,
     remove,
@@ -175,6 +176,17 @@ def test_convert_keeps_a_missing_pooler_and_a_mask_token() -> None:
     assert converted.embeddings.mask_token is model.embeddings.mask_token
 
 
+def test_convert_keeps_gradient_checkpointing_and_frozen_parameters() -> None:
+    model = make_model(ViTModel, "vit")
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.embeddings.requires_grad_(False)
+    converted = convert(model, LamConfig(scope="shared"))
+    assert converted.is_gradient_checkpointing
+    assert not any(parameter.requires_grad for parameter in converted.embeddings.parameters())
+    converted.train()(**make_inputs("vit")).last_hidden_state.sum().backward()
+    assert all(parameter.grad is not None for parameter in mechanism_parameters(converted))
+
+
 def test_convert_refuses() -> None:
     with pytest.raises(TypeError, match="Linear"):
         convert(torch.nn.Linear(2, 2), LamConfig())
@@ -184,6 +196,8 @@ def test_convert_refuses() -> None:
         convert(make_model(RobertaModel, "roberta"), LamConfig())
     with pytest.raises(ValueError, match="already"):
         convert(convert(make_model(BertModel, "bert"), LamConfig()), LamConfig())
+    with pytest.raises(ValueError, match="injected"):
+        convert(inject(make_model(BertModel, "bert"), LamConfig()), LamConfig())
     with pytest.raises(ValueError, match="auto_class"):
         convert(make_model(BertModel, "bert"), LamConfig(), auto_class="AutoModel")
 

@@ -157,7 +157,8 @@ def inject(model: ModelT, *configs: Any) -> ModelT:
         *configs: what to attach, such as `LamConfig()`.
 
     Returns:
-        The same model. With `init="identity"` its outputs are unchanged.
+        The same model. With `init="identity"` its outputs are unchanged. Its class stays the stock one, which cannot
+        load the new weights again: save them with `save_mechanism`, or use `convert` for a model that saves whole.
 
     Raises:
         TypeError: if `model` is not a transformers model.
@@ -181,6 +182,11 @@ def attach(model: PreTrainedModel, block: dict[str, Any] | None) -> None:
         )
     attentions = _self_attentions(base)
     stack, layers = _layers_of(base, attentions)
+    if config.rank is None and getattr(base.config, "mask_ratio", None):
+        raise ValueError(
+            f"{type(base).__name__} drops tokens at random (mask_ratio={base.config.mask_ratio}), but the columns of "
+            "a dense learnable attention mask are absolute positions. Use a low-rank mask: LamConfig(rank=8)."
+        )
     masks = _make_masks(base, config, attentions)
 
     base.hf_lam = AttentionMechanisms(masks)
@@ -225,7 +231,8 @@ def remove(model: ModelT) -> ModelT:
         stack, _ = _layers_of(base, attentions)
         for attention in attentions:
             attention.config = attention._hf_lam_host_config
-            attention.__dict__.pop("forward", None)
+            if _is_partial_of(attention.__dict__.get("forward"), _videomae_forward):
+                del attention.forward
             del attention._hf_lam_layer, attention._hf_lam_host_config
         del stack._hf_lam_base
         del base.hf_lam, base._hf_lam_config, base._hf_lam_layers, base._hf_lam_handles, base._init_weights
@@ -299,8 +306,12 @@ def _carry_state_through_checkpoints(layers: tuple[Any, ...]) -> None:
 
 
 def _carries_state(checkpoint: Any) -> bool:
+    return _is_partial_of(checkpoint, _checkpoint_with_state)
+
+
+def _is_partial_of(value: Any, function: Callable[..., Any]) -> bool:
     # By name: a model may be handled by another copy of this code than the one that attached its mechanisms.
-    return isinstance(checkpoint, functools.partial) and checkpoint.func.__name__ == _checkpoint_with_state.__name__
+    return isinstance(value, functools.partial) and getattr(value.func, "__name__", None) == function.__name__
 
 
 def _checkpoint_with_state(checkpoint: Callable[..., Any], run: functools.partial[Any], *args: Any) -> Any:
