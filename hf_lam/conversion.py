@@ -58,6 +58,9 @@ def convert(
             f"convert takes a transformers model, a folder or a Hub id, got {type(model_or_id).__name__}. (Convert "
             "first and add a PEFT adapter afterwards.)"
         )
+    taken = sorted({"config", "hf_lam"} & from_pretrained_kwargs.keys())
+    if taken:
+        raise ValueError(f"convert sets {taken} itself; give the mechanisms as configurations, such as LamConfig().")
     hub_options = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
     config = AutoConfig.from_pretrained(
         model_or_id, **{key: from_pretrained_kwargs[key] for key in hub_options if key in from_pretrained_kwargs}
@@ -82,8 +85,8 @@ def _auto_class_name(auto_class: Any) -> str:
 def _config_class_for(config: Any) -> type[Any]:
     if config.model_type.startswith("hf_lam_"):
         raise ValueError(
-            f"this model is already a {config.model_type}; load it with from_pretrained, and pass hf_lam={{...}} "
-            "there to change its mechanisms."
+            f"this model is already a {config.model_type}; load it with from_pretrained. To change its mechanisms "
+            "call hf_lam.remove(model) and then hf_lam.inject(model, ...)."
         )
     if config.model_type not in CONFIGS:
         raise ValueError(

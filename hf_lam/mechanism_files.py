@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .modeling.configuration_hf_lam import __version__, mechanism_block
-from .modeling.injection_hf_lam import attach, injected_encoders, remove
+from .modeling.injection_hf_lam import attach, injected_encoders, mechanisms_of, remove
 
 CONFIG_FILE = "mechanism_config.json"
 WEIGHTS_FILE = "mechanism_model.safetensors"
@@ -37,13 +37,13 @@ def save_mechanism(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     contents = {
         "hf_lam_version": __version__,
         "base_model_name_or_path": base.config.name_or_path,
-        "host_model_type": base.config.model_type,
+        "host_model_type": _host_type(base),
         "hf_lam": mechanism_block(base._hf_lam_config),
     }
-    tensors = {name: tensor.contiguous() for name, tensor in base.hf_lam.state_dict().items()}
+    tensors = {name: tensor.contiguous() for name, tensor in mechanisms_of(base).state_dict().items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as partial:
-        Path(partial, CONFIG_FILE).write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n")
+        Path(partial, CONFIG_FILE).write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(tensors, Path(partial, WEIGHTS_FILE), metadata={"format": "pt"})
         target.mkdir(exist_ok=True)
         for name in (WEIGHTS_FILE, CONFIG_FILE):
@@ -62,8 +62,13 @@ def load_mechanism(host: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
         ValueError: if a file is damaged, the mechanisms do not fit the host, or the host already has some. The host is
             unchanged.
     """
-    block, tensors = _read(Path(folder))
-    attach(host, block)
+    contents, tensors = _read(Path(folder))
+    if contents.get("host_model_type") != _host_type(host.base_model):
+        raise ValueError(
+            f"the mechanisms in {str(folder)!r} were trained on a {contents.get('host_model_type')!r}, and "
+            f"{type(host).__name__} is a {_host_type(host.base_model)!r}."
+        )
+    attach(host, mechanism_block(contents.get("hf_lam")))
     mechanisms = _only_encoder(host).hf_lam
     expected = {name: tuple(tensor.shape) for name, tensor in mechanisms.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -89,19 +94,22 @@ def _only_encoder(model: nn.Module) -> Any:
     return encoders[0]
 
 
-def _read(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+def _host_type(base: Any) -> str:
+    return base.config.model_type.removeprefix("hf_lam_")
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{str(folder)!r} has no {name}; it was not written by save_mechanism.")
     try:
-        contents = json.loads((folder / CONFIG_FILE).read_text())
-    except json.JSONDecodeError as error:
+        contents = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(folder / CONFIG_FILE)!r} is not valid JSON: {error}") from error
     if not isinstance(contents, dict):
         raise ValueError(f"{str(folder / CONFIG_FILE)!r} must hold a JSON object, got {contents!r}.")
-    block = mechanism_block(contents.get("hf_lam"))
     try:
         tensors = load_file(folder / WEIGHTS_FILE)
     except SafetensorError as error:
         raise ValueError(f"{str(folder / WEIGHTS_FILE)!r} is damaged: {error}") from error
-    return block, tensors
+    return contents, tensors

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from .modeling.injection_hf_lam import injected_encoders
+from .modeling.injection_hf_lam import injected_encoders, mechanisms_of
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -17,7 +17,7 @@ def mechanism_parameters(model: nn.Module) -> list[nn.Parameter]:
     Raises:
         ValueError: if the model has no mechanisms.
     """
-    parameters = [parameter for base in injected_encoders(model) for parameter in base.hf_lam.parameters()]
+    parameters = [parameter for base in injected_encoders(model) for parameter in mechanisms_of(base).parameters()]
     if not parameters:
         raise ValueError(
             f"{type(model).__name__} has no hf_lam mechanisms; call hf_lam.inject(model, LamConfig()) first."

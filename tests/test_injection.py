@@ -30,6 +30,8 @@ from transformers import (
     Dinov2Model,
     GPT2Config,
     GPT2Model,
+    ModernBertConfig,
+    ModernBertModel,
     RobertaForSequenceClassification,
     T5Config,
     T5Model,
@@ -258,6 +260,32 @@ def test_bad_calls() -> None:
         inject(model, LamConfig())
     with pytest.raises(RuntimeError, match="outside its encoder's forward"):
         model.encoder.layer[0].attention.self(torch.randn(1, 3, 32))
+
+
+def test_remove_works_on_a_model_whose_layers_were_cut() -> None:
+    model = inject(make_host("bert"), LamConfig())
+    model.encoder.layer = model.encoder.layer[:1]
+    remove(model)
+    assert not any("hf_lam" in key for module in model.modules() for key in module.__dict__)
+    assert first_output(model, make_inputs("bert")).isfinite().all()
+
+
+def test_data_parallel_is_refused() -> None:
+    model = inject(make_host("bert"), LamConfig())
+    replica = model.encoder._replicate_for_data_parallel()
+    with pytest.raises(RuntimeError, match="torchrun"):
+        replica(torch.randn(1, 3, 32))
+
+
+def test_windows_that_only_a_flash_kernel_knows_are_refused() -> None:
+    model = ModernBertModel(ModernBertConfig(**SIZES, vocab_size=99, pad_token_id=0, local_attention=8)).eval()
+    inputs = {"input_ids": torch.randint(2, 99, (1, 30))}
+    original = first_output(model, inputs)
+    inject(model, LamConfig())
+    assert max_difference(first_output(model, inputs), original) < 1e-5
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(ValueError, match="window"):
+        model(**inputs)
 
 
 def test_too_long_sequences() -> None:

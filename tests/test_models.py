@@ -196,6 +196,8 @@ def test_convert_refuses() -> None:
         convert(make_model(RobertaModel, "roberta"), LamConfig())
     with pytest.raises(ValueError, match="already"):
         convert(convert(make_model(BertModel, "bert"), LamConfig()), LamConfig())
+    with pytest.raises(ValueError, match="hf_lam"):
+        convert("a/b", LamConfig(), hf_lam={"lam": {}})
     with pytest.raises(ValueError, match="injected"):
         convert(inject(make_model(BertModel, "bert"), LamConfig()), LamConfig())
     with pytest.raises(ValueError, match="auto_class"):
@@ -262,6 +264,35 @@ def test_remove_gives_the_host_back_and_saves_without_mechanism(tmp_path: Path) 
     assert torch.equal(first_output(HfLamBertModel.from_pretrained(tmp_path), inputs), expected)
 
 
+@pytest.mark.parametrize("change", ["injected_anew", "edited_configuration"])
+def test_what_is_saved_is_what_the_model_has(change: str, tmp_path: Path) -> None:
+    model = convert(make_model(BertModel, "bert"), LamConfig())
+    if change == "injected_anew":
+        inject(remove(model), LamConfig(source="embeddings"))
+    else:
+        model.config.hf_lam = LamConfig(source="embeddings")
+    perturb_mechanisms(model)
+    inputs = make_inputs("bert")
+    expected = first_output(model, inputs)
+    model.save_pretrained(tmp_path)
+    assert max_difference(first_output(HfLamBertModel.from_pretrained(tmp_path), inputs), expected) < 1e-6
+
+
+@pytest.mark.parametrize("block", [{"lam": {"rank": 2}}, {"lam": {"scope": "shared"}}, None])
+def test_trained_masks_are_never_dropped_on_loading(block: dict | None, tmp_path: Path) -> None:
+    convert(make_model(BertModel, "bert"), LamConfig()).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"hf_lam\.lam\."):
+        HfLamBertModel.from_pretrained(tmp_path, hf_lam=block)
+
+
+def test_trained_masks_are_never_resized(tmp_path: Path) -> None:
+    convert(make_model(ViTForImageClassification, "vit"), LamConfig()).save_pretrained(tmp_path)
+    loaded = HfLamViTForImageClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    assert loaded.classifier.out_features == 7
+    with pytest.raises(RuntimeError, match="mechanism weights"):
+        HfLamViTForImageClassification.from_pretrained(tmp_path, image_size=32, ignore_mismatched_sizes=True)
+
+
 def test_a_stock_model_made_from_a_converted_configuration_runs() -> None:
     config = HfLamBertConfig(**make_model(BertModel, "bert").config.to_diff_dict(), hf_lam=BLOCK)
     assert BertModel(config).eval()(**make_inputs("bert")).last_hidden_state.isfinite().all()
@@ -308,6 +339,8 @@ def test_a_mechanism_that_does_not_fit_leaves_the_host_unchanged(tmp_path: Path)
     with pytest.raises(ValueError, match=r"do not fit BertModel.*lam\.2"):
         load_mechanism(host, tmp_path)
     assert not any("hf_lam" in key for key in host.state_dict())
+    with pytest.raises(ValueError, match=r"'bert'.*'roberta'"):
+        load_mechanism(make_model(RobertaModel, "roberta"), tmp_path)
     with pytest.raises(ValueError, match="already has"):
         load_mechanism(convert(make_model(BertModel, "bert"), LamConfig()), tmp_path)
 

@@ -133,3 +133,15 @@ def test_gradient_checkpointing_with_lora(case: str, use_reentrant: bool) -> Non
         torch.testing.assert_close(
             checkpointed[name], gradient, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def test_the_trained_copy_of_the_masks_can_be_kept_alone(tmp_path: Path) -> None:
+    _, host, targets, _ = CASES["bert"]
+    model = add_lora(make_base("bert"), targets)
+    train(model, host)
+    trained = model.get_base_model().base_model.hf_lam.modules_to_save["default"]
+    assert {id(p) for p in hf_lam.mechanism_parameters(model)} == {id(p) for p in trained.parameters()}
+    hf_lam.save_mechanism(model, tmp_path)
+    loaded = hf_lam.load_mechanism(make_model(BertForSequenceClassification, host), tmp_path)
+    for name, tensor in loaded.bert.hf_lam.state_dict().items():
+        assert torch.equal(tensor, trained.state_dict()[name])

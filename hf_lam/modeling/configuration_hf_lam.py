@@ -92,7 +92,7 @@ class LamConfig:
         if not isinstance(options, Mapping):
             raise ValueError(f"LamConfig options must be a dictionary, got {type(options).__name__}: {options!r}.")
         known = [field.name for field in fields(cls)]
-        unknown = sorted(set(options) - set(known))
+        unknown = sorted(set(options) - set(known), key=str)
         if unknown:
             raise ValueError(f"LamConfig has no option {unknown}; the options are {known}.")
         return cls(**options)

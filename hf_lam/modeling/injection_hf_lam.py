@@ -134,14 +134,17 @@ def hf_lam_attention_forward(
     if call is None:
         sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    unsupported = [name for name in ("is_causal", "softcap", "s_aux", "position_bias") if _is_set(kwargs.get(name))]
+    unsupported = [name for name in _UNSUPPORTED if _is_set(kwargs.get(name))]
     if unsupported:
         raise ValueError(
             f"{type(module).__name__} asks its attention for {unsupported}, which a learnable attention mask does not "
-            "have; this host cannot be used with hf_lam."
+            "have. This host cannot be used with hf_lam; hf_lam.remove(model) gives it back."
         )
     return call.attend(query, key, value, attention_mask, scaling, dropout)
 
+
+# What a host may ask of its attention, and what would be lost without a word.
+_UNSUPPORTED = ("is_causal", "softcap", "s_aux", "position_bias", "cu_seq_lens_q")
 
 AttentionInterface.register("hf_lam", hf_lam_attention_forward)
 # Without a mask function of the same name, a padded batch would arrive with no mask at all.
@@ -192,11 +195,13 @@ def attach(model: PreTrainedModel, block: dict[str, Any] | None) -> None:
     base.hf_lam = AttentionMechanisms(masks)
     base.hf_lam.train(base.training)
     base._hf_lam_config = config
-    base._hf_lam_layers = layers
+    if hasattr(base.config, "hf_lam"):
+        base.config.hf_lam = block
+    # In tuples, so that they do not become submodules once more.
+    base._hf_lam_stack, base._hf_lam_layers, base._hf_lam_attentions = (stack,), layers, tuple(attentions)
+    stack._hf_lam_base = (base,)
     # Loading builds models without values and then asks `_init_weights` for those the checkpoint lacks.
     base._init_weights = functools.partial(_init_weights, base)
-    # In a tuple, so that the encoder does not become a submodule of its own stack.
-    stack._hf_lam_base = (base,)
     handles = [stack.register_forward_pre_hook(_enter_stack, with_kwargs=True)]
     if config.rank is None and base.config.model_type in ("videomae", "hf_lam_videomae"):
         handles.append(base.register_forward_pre_hook(_refuse_dropped_tokens, with_kwargs=True))
@@ -227,15 +232,14 @@ def remove(model: ModelT) -> ModelT:
             checkpoint = layer.__dict__.get("_gradient_checkpointing_func")
             if _carries_state(checkpoint):
                 layer._gradient_checkpointing_func = checkpoint.args[0]
-        attentions = _self_attentions(base)
-        stack, _ = _layers_of(base, attentions)
-        for attention in attentions:
+        for attention in base._hf_lam_attentions:
             attention.config = attention._hf_lam_host_config
             if _is_partial_of(attention.__dict__.get("forward"), _videomae_forward):
                 del attention.forward
             del attention._hf_lam_layer, attention._hf_lam_host_config
-        del stack._hf_lam_base
-        del base.hf_lam, base._hf_lam_config, base._hf_lam_layers, base._hf_lam_handles, base._init_weights
+        del base._hf_lam_stack[0]._hf_lam_base
+        del base._hf_lam_stack, base._hf_lam_layers, base._hf_lam_attentions, base._hf_lam_handles
+        del base.hf_lam, base._hf_lam_config, base._init_weights
         if getattr(base.config, "hf_lam", None) is not None:
             base.config.hf_lam = None
     return model
@@ -246,10 +250,24 @@ def injected_encoders(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if "_hf_lam_config" in module.__dict__]
 
 
+def mechanisms_of(base: Any) -> nn.Module:
+    """The container of an encoder; where PEFT's `modules_to_save` wrapped it, the copy that is trained."""
+    copies = getattr(base.hf_lam, "modules_to_save", None)
+    if copies is None:
+        return base.hf_lam
+    active = base.hf_lam.active_adapter
+    return copies[active if isinstance(active, str) else active[0]]
+
+
 # --- What runs during a forward pass ---------------------------------------------------------------------------------
 
 
 def _enter_stack(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if getattr(stack, "_is_replica", False):
+        raise RuntimeError(
+            "hf_lam does not run under torch.nn.DataParallel, whose replicas share one copy of the masks. Start with "
+            "`torchrun --nproc_per_node N`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
+        )
     (base,) = stack._hf_lam_base
     config = base._hf_lam_config
     if config.source == "embeddings":
@@ -293,6 +311,12 @@ def _implementation_of(base: PreTrainedModel) -> str:
     # The model's own setting is the user's request; the dispatch stays "hf_lam" whatever it says, because attention
     # modules look at a configuration of their own (`_dispatching_config`).
     requested = base.config._attn_implementation
+    windowed = getattr(base.config, "sliding_window", None) or getattr(base.config, "local_attention", None)
+    if windowed and "flash" in str(requested):
+        raise ValueError(
+            f"with attn_implementation={requested!r} {type(base).__name__} leaves its attention window to the flash "
+            'kernel, which hf_lam replaces. Use attn_implementation="sdpa".'
+        )
     return requested if requested in ("eager", "flex_attention") else "auto"
 
 
@@ -440,7 +464,7 @@ def _make_masks(base: PreTrainedModel, config: LamConfig, attentions: list[Any])
             num_heads=host.num_attention_heads,
             max_length=max_length,
             initializer_range=getattr(host, "initializer_range", 0.02),
-        ).to(next(attention.parameters()))
+        ).to(device=next(attention.parameters()).device, dtype=base.dtype)
         for attention in (attentions[:1] if config.scope == "shared" else attentions)
     ]
     return nn.ModuleList(masks)

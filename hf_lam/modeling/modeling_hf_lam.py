@@ -6,6 +6,7 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from transformers.conversion_mapping import (
 )
 
 from .configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig, copy_code
-from .injection_hf_lam import attach
+from .injection_hf_lam import attach, injected_encoders
 
 # Parts of an encoder that stock checkpoints may leave out and task models train anew.
 _OPTIONAL_PARTS = ("pooler.", "mask_token")
@@ -72,9 +73,10 @@ class HfLamMixin(PreTrainedModel):
         """As in transformers, for `HfLam…` checkpoints and for stock ones, which start with fresh mechanisms.
 
         Raises:
-            RuntimeError: if the checkpoint leaves weights of the encoder, or some weights of its mechanisms, without a
-                value. transformers would only warn and go on with random ones. With `output_loading_info` the caller
-                gets the list instead.
+            RuntimeError: if the checkpoint leaves weights of the encoder (but for a pooler or a mask token, which
+                stock checkpoints may lack) or some weights of its mechanisms without a value, or if its mechanisms
+                are not those of the configuration. transformers would only warn and go on with random weights. With
+                `output_loading_info` the caller gets the lists instead.
         """
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -82,6 +84,7 @@ class HfLamMixin(PreTrainedModel):
             return model, info
         if pretrained_model_name_or_path is not None:
             _check_nothing_is_missing(model, info["missing_keys"], pretrained_model_name_or_path)
+            _check_mechanisms_fit(model, info, pretrained_model_name_or_path)
         return model
 
     def save_pretrained(
@@ -92,6 +95,9 @@ class HfLamMixin(PreTrainedModel):
             # Before the configuration is saved, which lists what the folder holds. One that was loaded from a
             # repository may lie there without its siblings; this file never does.
             copy_code(Path(__file__).parent, Path(save_directory))
+        # What is saved is what the model has, whatever has been written into its configuration since it was made.
+        encoders = injected_encoders(self)
+        self.config.hf_lam = {"lam": encoders[0]._hf_lam_config.to_dict()} if encoders else None
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
@@ -131,10 +137,12 @@ def _register_conversions() -> None:
 
 
 def _token_loss(forward: Any) -> Any:
+    names = list(inspect.signature(forward).parameters)[1:]
+
     @functools.wraps(forward)
     def forward_with_token_loss(self: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
         outputs = forward(self, *args, **kwargs)
-        labels = kwargs.get("labels")
+        labels = (dict(zip(names, args, strict=False)) | kwargs).get("labels")
         if num_items_in_batch is None or labels is None:
             return outputs
         labelled = (labels != -100).sum()
@@ -167,6 +175,17 @@ def _check_nothing_is_missing(model: Any, missing: Any, source: str | os.PathLik
         raise RuntimeError(
             f"{str(source)!r} leaves {len(encoder)} weights of {type(model).__name__} without a value: {shown}. It is "
             "not a checkpoint of this model, or it is damaged."
+        )
+
+
+def _check_mechanisms_fit(model: Any, info: Any, source: str | os.PathLike[str]) -> None:
+    mismatched = {name for name, *_ in info["mismatched_keys"]}
+    misfits = sorted(name for name in mismatched | set(info["unexpected_keys"]) if _is_of_mechanism(name))
+    if misfits:
+        raise RuntimeError(
+            f"{str(source)!r} holds mechanism weights, such as {misfits[0]}, that do not fit the configuration "
+            f"hf_lam={model.config.hf_lam}. Load it with the configuration it was saved with; to change its "
+            "mechanisms, call hf_lam.remove(model) and hf_lam.inject(model, ...) afterwards."
         )
 
 
