@@ -61,8 +61,8 @@ def lam_attention(
         scaling: factor on the raw scores; `D ** -0.5` unless given.
         dropout_p: probability, in [0, 1), with which an attention weight is zeroed (the others grow accordingly).
         implementation: "eager" forms the whole score matrix, as the formula reads; "chunked" never does, in either
-            direction; "flex_attention" is one fused CUDA kernel, without dropout; "auto" takes the fastest that can
-            run.
+            direction; "flex_attention" is one fused CUDA kernel, without dropout; "auto" is "flex_attention" on CUDA
+            where it can run and `mask` gets no gradient, and "chunked" elsewhere.
 
     Returns:
         `(B, H, Lq, Dv)`.
@@ -211,7 +211,10 @@ def _choose(implementation: str, call: _Call) -> str:
     # An exported program runs where this file is not, so it gets plain operators; an empty input has no chunks.
     if padding_grad or torch.compiler.is_exporting() or _is_empty(call):
         return "eager"
-    return "chunked" if implementation == "chunked" or flex_obstacle else "flex_attention"
+    # flex_attention sums the gradient of a mask that heads share with atomic additions, in no fixed order; training
+    # takes it only when asked to.
+    mask_grad = call.mask.requires_grad and torch.is_grad_enabled()
+    return "chunked" if implementation == "chunked" or flex_obstacle or mask_grad else "flex_attention"
 
 
 def _is_empty(call: _Call) -> bool:
