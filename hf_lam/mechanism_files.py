@@ -15,7 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .modeling.configuration_hf_lam import __version__, mechanism_block
-from .modeling.injection_hf_lam import attach, injected_encoders, mechanisms_of, remove
+from .modeling.injection_hf_lam import attach, mechanisms_of, remove
+from .parameters import only_injected_encoder
 
 CONFIG_FILE = "mechanism_config.json"
 WEIGHTS_FILE = "mechanism_model.safetensors"
@@ -30,7 +31,7 @@ def save_mechanism(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: if the model does not have mechanisms in exactly one encoder, or `folder` is a file.
     """
-    base = _only_encoder(model)
+    base = only_injected_encoder(model)
     target = Path(folder)
     if target.is_file():
         raise ValueError(f"{str(folder)!r} is a file; save_mechanism needs a folder.")
@@ -69,7 +70,7 @@ def load_mechanism(host: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
             f"{type(host).__name__} is a {_host_type(host.base_model)!r}."
         )
     attach(host, mechanism_block(contents.get("hf_lam")))
-    mechanisms = _only_encoder(host).hf_lam
+    mechanisms = only_injected_encoder(host).hf_lam
     expected = {name: tuple(tensor.shape) for name, tensor in mechanisms.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
@@ -82,16 +83,6 @@ def load_mechanism(host: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
         )
     mechanisms.load_state_dict(tensors)
     return host
-
-
-def _only_encoder(model: nn.Module) -> Any:
-    encoders = injected_encoders(model)
-    if len(encoders) != 1:
-        raise ValueError(
-            f"save_mechanism needs a model with mechanisms in one encoder, {type(model).__name__} has them in "
-            f"{len(encoders)}."
-        )
-    return encoders[0]
 
 
 def _host_type(base: Any) -> str:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from .modeling.injection_hf_lam import injected_encoders, mechanisms_of
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def only_injected_encoder(model: nn.Module) -> Any:
+    """The one encoder of `model` that carries mechanisms; a `ValueError` if there is none or more than one."""
+    encoders = injected_encoders(model)
+    if len(encoders) != 1:
+        raise ValueError(
+            f"expected a model with hf_lam mechanisms in one encoder, {type(model).__name__} has them in "
+            f"{len(encoders)}. Use hf_lam.convert or hf_lam.inject first, or pass the encoder you mean."
+        )
+    return encoders[0]
 
 
 def mechanism_parameters(model: nn.Module) -> list[nn.Parameter]:

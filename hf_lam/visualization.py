@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .modeling.injection_hf_lam import injected_encoders
+from .parameters import only_injected_encoder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,13 +35,7 @@ def learned_masks(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Ten
     Raises:
         ValueError: if the model does not have masks in exactly one encoder.
     """
-    encoders = injected_encoders(model)
-    if len(encoders) != 1:
-        raise ValueError(
-            f"expected a model with learnable attention masks in one encoder, {type(model).__name__} has them in "
-            f"{len(encoders)}. Use hf_lam.convert or hf_lam.inject first, or pass the encoder you mean."
-        )
-    mechanisms: Any = encoders[0].hf_lam
+    mechanisms: Any = only_injected_encoder(model).hf_lam
     masks: dict[int, torch.Tensor] = {}
 
     def keep(_: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hosts import CONVERTIBLE, first_output, make_inputs, make_model, perturb_mechanisms
+from processes import run_code
 from transformers import AutoModel, BertModel, ViTModel
 
 import hf_lam
@@ -20,13 +20,6 @@ MODELING = Path(hf_lam.__file__).parent / "modeling"
 
 LOADER = """
 import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "hf_lam":
-            raise ImportError("hf_lam is not to be imported here")
-
-sys.meta_path.insert(0, Blocker())
 import torch
 import transformers
 
@@ -43,14 +36,8 @@ for name, auto_class, inputs, expected in torch.load(f"{root}/cases.pt"):
             again = getattr(transformers, auto).from_pretrained(f"{root}/{name}-again", trust_remote_code=True)
             torch.testing.assert_close(again(**inputs)[0], expected, atol=1e-6, rtol=0)
     print("loaded", name, type(config).__name__)
-assert not [name for name in sys.modules if name.partition(".")[0] == "hf_lam"]
+assert not [name for name, module in sys.modules.items() if module and name.partition(".")[0] == "hf_lam"]
 """
-
-
-def run_blocked(code: str, *arguments: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def test_every_class_loads_without_hf_lam(tmp_path: Path) -> None:
@@ -65,7 +52,7 @@ def test_every_class_loads_without_hf_lam(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / stock.__name__)
         cases.append((stock.__name__, auto_class, inputs, model(**inputs)[0].detach()))
     torch.save(cases, tmp_path / "cases.pt")
-    printed = run_blocked(LOADER, str(tmp_path))
+    printed = run_code(LOADER, tmp_path, hf_lam=False)
     assert printed.count("loaded") == len(CONVERTIBLE)
 
 
@@ -108,8 +95,7 @@ assert torch.equal(hub["one"](**inputs)[0], expected["one"])
 print("side by side")
 """
     torch.save((inputs, {name: output.detach() for name, output in expected.items()}), tmp_path / "cases.pt")
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert "side by side" in result.stdout, result.stderr
+    assert "side by side" in run_code(code, tmp_path)
 
 
 def test_travelling_code_imports_only_torch_transformers_and_siblings() -> None:
@@ -142,7 +128,7 @@ assert added == {"hf_lam"}, added
 # transformers builds this table of a thousand regular expressions when it is first asked for.
 assert conversion_mapping._checkpoint_conversion_mapping_cache is None
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_code(code)
 
 
 def test_an_older_transformers_is_refused_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,10 +144,10 @@ try:
 except ImportError as error:
     print(error)
 """
-    assert "5.18.0" in run_blocked(code, str(MODELING))
+    assert "5.18.0" in run_code(code, MODELING)
 
 
-def test_a_remote_model_can_be_handled_with_the_package(tmp_path: Path) -> None:
+def test_with_hf_lam_imported_a_folder_gives_the_installed_class(tmp_path: Path) -> None:
     model = convert(make_model(BertModel, "bert"), LamConfig())
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path)

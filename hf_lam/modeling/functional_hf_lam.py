@@ -200,42 +200,42 @@ def _choose(implementation: str, call: _Call) -> str:
             f"implementation={implementation!r} gives attention_mask no gradient, but it requires one: pass "
             'implementation="eager" (or "auto"), or attention_mask.detach().'
         )
-    flex_obstacle = _flex_obstacle(call)
-    if implementation == "flex_attention" and flex_obstacle:
+    obstacle = flex_obstacle(call.query, call.value, call.dropout_p)
+    if implementation == "flex_attention" and obstacle:
         raise ValueError(
-            f'implementation="flex_attention" cannot run: {flex_obstacle}. Pass implementation="auto" to take it only '
+            f'implementation="flex_attention" cannot run: {obstacle}. Pass implementation="auto" to take it only '
             "where it can."
         )
     if implementation in ("eager", "flex_attention"):
         return implementation
     # An exported program runs where this file is not, so it gets plain operators; an empty input has no chunks.
-    if padding_grad or torch.compiler.is_exporting() or _is_empty(call):
+    if padding_grad or torch.compiler.is_exporting() or _is_empty(call.query, call.value):
         return "eager"
     # flex_attention sums the gradient of a mask that heads share with atomic additions, in no fixed order; training
     # takes it only when asked to.
     mask_grad = call.mask.requires_grad and torch.is_grad_enabled()
-    return "chunked" if implementation == "chunked" or flex_obstacle or mask_grad else "flex_attention"
+    return "chunked" if implementation == "chunked" or obstacle or mask_grad else "flex_attention"
 
 
-def _is_empty(call: _Call) -> bool:
-    return 0 in call.query.shape or 0 in call.value.shape
+def _is_empty(query: Tensor, value: Tensor) -> bool:
+    return 0 in query.shape or 0 in value.shape
 
 
-def _flex_obstacle(call: _Call) -> str | None:
-    """Why flex_attention cannot run this call; None if it can."""
-    if call.query.device.type != "cuda":
-        return f"it needs CUDA tensors, these are on {call.query.device.type}"
+def flex_obstacle(query: Tensor, value: Tensor, dropout_p: float) -> str | None:
+    """Why flex_attention cannot run for these inputs of [`lam_attention`]; None if it can."""
+    if query.device.type != "cuda":
+        return f"it needs CUDA tensors, these are on {query.device.type}"
     if importlib.util.find_spec("triton") is None:
         return "it needs triton, which is not installed"
-    if call.dropout_p > 0:
-        return f"it has no dropout, and dropout_p is {call.dropout_p}"
-    if call.value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"it has no kernel for {call.value.dtype}"
-    if min(call.query.shape[-1], call.value.shape[-1]) < 16:
-        return f"its head sizes start at 16, these are {call.query.shape[-1]} and {call.value.shape[-1]}"
+    if dropout_p > 0:
+        return f"it has no dropout, and dropout_p is {dropout_p}"
+    if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"it has no kernel for {value.dtype}"
+    if min(query.shape[-1], value.shape[-1]) < 16:
+        return f"its head sizes start at 16, these are {query.shape[-1]} and {value.shape[-1]}"
     if torch.compiler.is_exporting():
         return "an exported program must consist of plain operators"
-    return "a size is 0" if _is_empty(call) else None
+    return "a size is 0" if _is_empty(query, value) else None
 
 
 # --- the formula -----------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import _active_collector
 
 from .configuration_hf_lam import LamConfig, lam_config_of, mechanism_block
-from .functional_hf_lam import lam_attention, lam_attention_with_weights
+from .functional_hf_lam import flex_obstacle, lam_attention, lam_attention_with_weights
 from .mechanisms_hf_lam import AttentionMechanisms, LearnableAttentionMask
 
 CALL = "hf_lam_call"
@@ -66,7 +66,7 @@ class AttentionCall:
             )
             return context.transpose(1, 2).contiguous(), weights
         implementation = self.implementation
-        if implementation == "flex_attention" and (dropout > 0 or query.device.type != "cuda"):
+        if implementation == "flex_attention" and flex_obstacle(query, value, dropout):
             implementation = "auto"
         context = lam_attention(
             query,
