@@ -12,10 +12,12 @@ from .modeling.configuration_hf_lam import (
     HfLamVideoMAEConfig,
     HfLamViTConfig,
     LamConfig,
+    LocomtConfig,
     __version__,
 )
 from .modeling.functional_hf_lam import lam_attention
-from .modeling.injection_hf_lam import inject, remove
+from .modeling.injection_hf_lam import inject, remove, set_views
+from .modeling.locomt_hf_lam import locomt_attention
 from .modeling.mechanisms_hf_lam import LearnableAttentionMask
 from .modeling.modeling_hf_lam import (
     HfLamBertForMaskedLM,
@@ -49,15 +51,18 @@ __all__ = [
     "HfLamVideoMAEModel",
     "LamConfig",
     "LearnableAttentionMask",
+    "LocomtConfig",
     "__version__",
     "convert",
     "freeze_host",
     "inject",
     "lam_attention",
     "load_mechanism",
+    "locomt_attention",
     "mechanism_parameters",
     "remove",
     "save_mechanism",
+    "set_views",
 ]
 
 for _config_class in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig):

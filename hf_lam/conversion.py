@@ -15,7 +15,7 @@ from .modeling.configuration_hf_lam import (
     HfLamViTConfig,
     mechanism_block,
 )
-from .modeling.injection_hf_lam import injected_encoders
+from .modeling.injection_hf_lam import injected_encoders, say_what_changes
 
 CONFIGS = {config.host_model_type: config for config in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig)}
 
@@ -30,7 +30,7 @@ def convert(
 
     Args:
         model_or_id: a loaded transformers model, a local folder, or a Hub id.
-        *configs: the mechanisms, such as `LamConfig()`.
+        *configs: the mechanisms, one of each kind: `LamConfig()`, `LocomtConfig()`.
         auto_class: for a folder or an id, which head to load: an Auto class or its name, for example
             `AutoModelForSequenceClassification`. The default is the encoder alone (`AutoModel`).
         **from_pretrained_kwargs: for a folder or an id, passed to `from_pretrained` (`revision`, `dtype`,
@@ -38,7 +38,8 @@ def convert(
 
     Returns:
         The converted model. Made from a loaded model, it shares its parameters with it: there are never two copies,
-        and training one trains the other. With the default `init="identity"` its outputs are those of the original.
+        and training one trains the other. With the defaults its outputs are those of the original; what changes them
+        at once (sparse views, random masks) is logged.
 
     Raises:
         TypeError: if `model_or_id` is neither a model nor a name.
@@ -52,7 +53,7 @@ def convert(
             raise ValueError(
                 f"{given} only have a meaning for a folder or a Hub id; a loaded model is taken as it is."
             )
-        return _convert_loaded(model_or_id, block)
+        return _saying_what_changes(_convert_loaded(model_or_id, block))
     if not isinstance(model_or_id, (str, os.PathLike)):
         raise TypeError(
             f"convert takes a transformers model, a folder or a Hub id, got {type(model_or_id).__name__}. (Convert "
@@ -73,7 +74,12 @@ def convert(
             f"{sorted(config_class.auto_classes)}."
         )
     model_class = getattr(modeling_hf_lam, config_class.auto_classes[name])
-    return model_class.from_pretrained(model_or_id, hf_lam=block, **from_pretrained_kwargs)
+    return _saying_what_changes(model_class.from_pretrained(model_or_id, hf_lam=block, **from_pretrained_kwargs))
+
+
+def _saying_what_changes(loaded: Any) -> Any:
+    say_what_changes(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple with output_loading_info
+    return loaded
 
 
 def _auto_class_name(auto_class: Any) -> str:
@@ -145,5 +151,6 @@ def _share_tensors(source: PreTrainedModel, target: Any) -> None:
     reference = next(source.base_model.parameters())
     mechanisms = target.base_model.hf_lam
     mechanisms.to_empty(device=reference.device).to(reference.dtype)
-    for mask in mechanisms.lam:
-        mask.reset_parameters()
+    for module in mechanisms.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()

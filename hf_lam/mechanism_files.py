@@ -39,7 +39,7 @@ def save_mechanism(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         "hf_lam_version": __version__,
         "base_model_name_or_path": base.config.name_or_path,
         "host_model_type": _host_type(base),
-        "hf_lam": mechanism_block(base._hf_lam_config),
+        "hf_lam": base._hf_lam_configs.block(),
     }
     tensors = {name: tensor.contiguous() for name, tensor in mechanisms_of(base).state_dict().items()}
     target.parent.mkdir(parents=True, exist_ok=True)

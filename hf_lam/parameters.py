@@ -23,17 +23,17 @@ def only_injected_encoder(model: nn.Module) -> Any:
 
 
 def mechanism_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that hf_lam added to `model`, ready for an optimizer.
+    """The parameters that hf_lam added to `model`, ready for an optimizer; attention views have none.
 
     Raises:
         ValueError: if the model has no mechanisms.
     """
-    parameters = [parameter for base in injected_encoders(model) for parameter in mechanisms_of(base).parameters()]
-    if not parameters:
+    encoders = injected_encoders(model)
+    if not encoders:
         raise ValueError(
             f"{type(model).__name__} has no hf_lam mechanisms; call hf_lam.inject(model, LamConfig()) first."
         )
-    return parameters
+    return [parameter for base in encoders for parameter in mechanisms_of(base).parameters()]
 
 
 def freeze_host(model: ModelT, train_head: bool = False) -> ModelT:

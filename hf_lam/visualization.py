@@ -38,8 +38,9 @@ def learned_masks(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Ten
     mechanisms: Any = only_injected_encoder(model).hf_lam
     masks: dict[int, torch.Tensor] = {}
 
-    def keep(_: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        masks[args[1]] = output.float().cpu()
+    def keep(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if args[0] == "mask":
+            masks[args[2]] = output.float().cpu()
 
     handle = mechanisms.register_forward_hook(keep)
     try:

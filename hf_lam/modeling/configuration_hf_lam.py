@@ -1,4 +1,4 @@
-"""Configurations: what a mechanism is (`LamConfig`) and the host configurations that carry it.
+"""Configurations: what a mechanism is (`LamConfig`, `LocomtConfig`) and the host configurations that carry it.
 
 This file travels: it is copied into every saved model folder, next to its siblings, and must not
 need the `hf_lam` package. Only `torch`, `transformers` and sibling modules may be imported here.
@@ -7,14 +7,17 @@ need the `hf_lam` package. Only `torch`, `transformers` and sibling modules may 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from transformers import BertConfig, VideoMAEConfig, ViTConfig
 from transformers.utils.versions import require_version
+
+from .views_hf_lam import check_views, cross_views
 
 __version__ = "0.1.0"
 
@@ -27,15 +30,37 @@ require_version(
 # The files a saved model needs to load without the hf_lam package, copied flat by `save_pretrained`.
 TRAVELLING_FILES = (
     "configuration_hf_lam.py",
+    "views_hf_lam.py",
+    "segments_hf_lam.py",
     "functional_hf_lam.py",
+    "locomt_hf_lam.py",
     "mechanisms_hf_lam.py",
     "injection_hf_lam.py",
     "modeling_hf_lam.py",
 )
 
 
+class MechanismConfig:
+    """What the mechanism configurations share: plain JSON out and in."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain JSON values."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> Any:
+        """The inverse of `to_dict`. Raises a `ValueError` that lists the valid options for an unknown one."""
+        if not isinstance(options, Mapping):
+            raise ValueError(f"{cls.__name__} options must be a dictionary, got {options!r}.")
+        known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        unknown = sorted(set(options) - set(known), key=str)
+        if unknown:
+            raise ValueError(f"{cls.__name__} has no option {unknown}; the options are {known}.")
+        return cls(**options)
+
+
 @dataclass(frozen=True)
-class LamConfig:
+class LamConfig(MechanismConfig):
     """A learnable attention mask (LAM; Barrios & Jin, arXiv 2406.02761).
 
     The mask `M` multiplies the raw attention scores before the softmax:
@@ -82,20 +107,151 @@ class LamConfig:
         if self.scope == "shared":
             object.__setattr__(self, "source", "embeddings")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The options as plain JSON values."""
-        return asdict(self)
 
-    @classmethod
-    def from_dict(cls, options: Mapping[str, Any]) -> LamConfig:
-        """The inverse of `to_dict`. Raises a `ValueError` that lists the valid options for an unknown one."""
-        if not isinstance(options, Mapping):
-            raise ValueError(f"LamConfig options must be a dictionary, got {type(options).__name__}: {options!r}.")
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(options) - set(known), key=str)
-        if unknown:
-            raise ValueError(f"LamConfig has no option {unknown}; the options are {known}.")
-        return cls(**options)
+@dataclass(frozen=True)
+class LocomtConfig(MechanismConfig):
+    """Attention views (LoCoMT; Park & Choi, arXiv 2402.15096): which tokens each head of each layer looks at.
+
+    The sequence is cut into named segments; a view says which segment's queries see which segment's keys. Heads with
+    the same view are computed together on slices, so a view costs what it shows. The grammar is in `views_hf_lam.py`.
+
+    Args:
+        segments: `[name, extent]` pairs. The extent is a number of tokens, one after the other, or one of
+
+            - `{"length": n, "global": true}`: `n` tokens that see, and are seen by, all in every view;
+            - `{"rectangle": [top, left, height, width]}` in patches, for images. Together they cover the grid; tokens
+              before it, such as `[CLS]`, become a global segment of their own unless a first extent names them;
+            - `{"frames": [start, stop]}` in frames of the input, for video;
+            - `{"token_type": t}`: the tokens with that `token_type_ids`, which differ from sample to sample.
+
+            `"token_type_ids"` is short for one segment `type_t` for every token type. `None` takes the host's own:
+            token types for text, four quadrants for an image, two halves for a video.
+        views: one view for all heads; a preset (`full`, `self`, `cross`, `round_robin`, `half`, `random(seed)`,
+            `low_self(k)`); or a table, layers × heads. A model's `config.json` stores the table. `"full"` leaves the
+            model's outputs as they are, all others change them at once.
+        annealing: start from full attention, and let `AttentionViewAnnealingCallback` move it to the views.
+        bottleneck_tokens: the baseline of MBT (Nagrani et al., arXiv 2107.00135) in place of views: segments see
+            themselves and as many learned tokens of their own, which are averaged over the segments after each layer.
+            Needs `views="self"`.
+
+    Raises:
+        ValueError: for a value outside the above; the message names it.
+    """
+
+    segments: Any = None
+    views: Any = "full"
+    annealing: bool = False
+    bottleneck_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.segments, (list, tuple)):
+            object.__setattr__(self, "segments", [_checked_segment(entry) for entry in self.segments])
+            _check_segment_list(self.segments)
+        elif self.segments not in (None, "token_type_ids"):
+            raise ValueError(
+                "LocomtConfig: segments must be None, 'token_type_ids' or a list of [name, extent] such as "
+                f"[['text', 128], ['image', 196]], got {self.segments!r}."
+            )
+        self._check_views()
+        if not isinstance(self.annealing, bool):
+            raise ValueError(f"LocomtConfig: annealing must be True or False, got {self.annealing!r}.")
+        tokens = self.bottleneck_tokens
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
+            raise ValueError(f"LocomtConfig: bottleneck_tokens must be an integer of at least 0, got {tokens!r}.")
+        used = {self.views} if isinstance(self.views, str) else {view for row in self.views for view in row}
+        if tokens and (used != {"self"} or self.annealing):
+            raise ValueError(
+                f"LocomtConfig: bottleneck_tokens={tokens} is the MBT baseline and needs views='self' without "
+                f"annealing, got views={self.views!r} and annealing={self.annealing}."
+            )
+
+    def _check_views(self) -> None:
+        views = self.views
+        if isinstance(views, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in views):
+            object.__setattr__(self, "views", [list(row) for row in views])
+        elif not isinstance(views, str):
+            raise ValueError(
+                "LocomtConfig: views must be a preset, a view or a table (for every layer a list of views, one for every "
+                f"head), got {views!r}."
+            )
+        if isinstance(self.segments, list):
+            check_views(self.views, self.names, self.is_global)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the segments, once they are known."""
+        return [name for name, _ in self.segments]
+
+    @property
+    def is_global(self) -> list[bool]:
+        """Which of the segments see, and are seen by, all."""
+        return [isinstance(extent, dict) and extent.get("global", False) for _, extent in self.segments]
+
+    @property
+    def views_of_the_paper(self) -> list[str]:
+        """`self` and the cross view of every pair of segments that are not global; `full` is none of them."""
+        local = [name for name, everywhere in zip(self.names, self.is_global, strict=True) if not everywhere]
+        return ["self", *cross_views(local)]
+
+
+_EXTENTS = "a number of tokens, {'length': n, 'global': True}, {'rectangle': [top, left, height, width]}, "
+_EXTENTS += "{'frames': [start, stop]} or {'token_type': t}"
+
+
+def _checked_segment(entry: Any) -> list[Any]:
+    if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+        raise ValueError(f"LocomtConfig: a segment is [name, extent], with extent {_EXTENTS}; got {entry!r}.")
+    name, extent = entry
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        raise ValueError(f"LocomtConfig: a segment's name must be letters, digits and _, got {name!r}.")
+    if _is_count(extent, 1):
+        return [name, extent]
+    if not isinstance(extent, Mapping) or not _is_extent(extent):
+        raise ValueError(f"LocomtConfig: the extent of segment {name!r} must be {_EXTENTS}; got {extent!r}.")
+    return [name, {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in extent.items()}]
+
+
+def _is_extent(extent: Mapping[str, Any]) -> bool:
+    keys = set(extent)
+    if keys == {"length", "global"}:
+        return _is_count(extent["length"], 1) and isinstance(extent["global"], bool)
+    if len(keys) != 1:
+        return False
+    (kind,) = keys
+    value = extent[kind]
+    if kind == "token_type":
+        return _is_count(value, 0)
+    if not isinstance(value, (list, tuple)):
+        return False
+    if kind == "rectangle":
+        return len(value) == 4 and all(map(_is_count, value, (0, 0, 1, 1)))
+    return kind == "frames" and len(value) == 2 and all(map(_is_count, value, (0, 1))) and value[0] < value[1]
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def segment_kind(extent: Any) -> str:
+    """`"length"`, `"rectangle"`, `"frames"` or `"token_type"`."""
+    if isinstance(extent, int) or "length" in extent:
+        return "length"
+    return next(iter(extent))
+
+
+def _check_segment_list(segments: Any) -> None:
+    names = [name for name, _ in segments]
+    if not segments or len(set(names)) < len(names):
+        raise ValueError(f"LocomtConfig: segments must be at least one, each with a name of its own, got {names}.")
+    kinds = [segment_kind(extent) for _, extent in segments]
+    first = next((i for i, kind in enumerate(kinds) if kind != "length"), len(kinds))
+    if len(set(kinds[first:])) > 1:
+        raise ValueError(
+            "LocomtConfig: segments are spans of tokens, or begin with such spans and go on with extents of one other "
+            f"kind (rectangles, frames or token types), got {segments!r}."
+        )
+    if all(isinstance(extent, dict) and extent.get("global") for _, extent in segments):
+        raise ValueError("LocomtConfig: all segments are global; at least one must not be.")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -109,7 +265,19 @@ def _check_positive_or_none(name: str, value: Any) -> None:
 
 
 # Every mechanism by the key it has in the `hf_lam` block of `config.json`.
-MECHANISM_CONFIGS: dict[str, type[LamConfig]] = {"lam": LamConfig}
+MECHANISM_CONFIGS: dict[str, type[Any]] = {"lam": LamConfig, "locomt": LocomtConfig}
+
+
+class Mechanisms(NamedTuple):
+    """The mechanisms of one encoder; `None` where it has none of that kind."""
+
+    lam: LamConfig | None = None
+    locomt: LocomtConfig | None = None
+
+    def block(self) -> dict[str, Any] | None:
+        """What `config.json` stores."""
+        options = {name: config.to_dict() for name, config in self._asdict().items() if config is not None}
+        return {"version": __version__, **options} if options else None
 
 
 def mechanism_block(value: Any) -> dict[str, Any] | None:
@@ -127,7 +295,7 @@ def mechanism_block(value: Any) -> dict[str, Any] | None:
     """
     if value is None:
         return None
-    if isinstance(value, tuple(MECHANISM_CONFIGS.values())):
+    if isinstance(value, MechanismConfig):
         value = [value]
     if isinstance(value, (list, tuple)):
         return _block_of_configs(value)
@@ -136,9 +304,9 @@ def mechanism_block(value: Any) -> dict[str, Any] | None:
             f"hf_lam must be a mechanism configuration or a dictionary such as {{'lam': {{...}}}}, got "
             f"{type(value).__name__}: {value!r}."
         )
-    option_names = {field.name for field in fields(LamConfig)}
-    if value and set(value) <= option_names:
-        value = {"lam": value}
+    for name, config_class in MECHANISM_CONFIGS.items():
+        if value and set(value) <= {field.name for field in fields(config_class)}:
+            value = {name: value}
     written_by = value.get("version", __version__)
     unknown = sorted(set(value) - set(MECHANISM_CONFIGS) - {"version"}, key=str)
     if unknown:
@@ -172,9 +340,11 @@ def _block_of_configs(configs: list[Any] | tuple[Any, ...]) -> dict[str, Any]:
     return block
 
 
-def lam_config_of(block: Mapping[str, Any] | None) -> LamConfig | None:
-    """The `LamConfig` inside a validated `hf_lam` block, or `None`."""
-    return LamConfig.from_dict(block["lam"]) if block and "lam" in block else None
+def mechanisms_in(block: Mapping[str, Any] | None) -> Mechanisms:
+    """The configurations inside a validated `hf_lam` block."""
+    return Mechanisms(
+        **{name: kind.from_dict(block[name]) for name, kind in MECHANISM_CONFIGS.items() if block and name in block}
+    )
 
 
 class HfLamConfigMixin:

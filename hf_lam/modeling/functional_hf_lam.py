@@ -560,9 +560,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(output, *tensors, seed)
 
 
+def operator_namespace(file: str) -> str:
+    """The namespace for the operators of one version of `file`."""
+    return f"hf_lam_{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]}"
+
+
 def _register_operators() -> Any:
     """The namespace of this file's operators; a copy may have registered them before."""
-    namespace = f"hf_lam_{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}"
+    namespace = operator_namespace(__file__)
     operators = getattr(torch.ops, namespace)
     if hasattr(operators, "lam_forward"):
         return operators

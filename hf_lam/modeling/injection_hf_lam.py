@@ -20,6 +20,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -29,24 +30,43 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
 from transformers.utils.output_capturing import _active_collector
 
-from .configuration_hf_lam import LamConfig, lam_config_of, mechanism_block
+from .configuration_hf_lam import LamConfig, LocomtConfig, Mechanisms, mechanism_block, mechanisms_in
 from .functional_hf_lam import flex_obstacle, lam_attention, lam_attention_with_weights
-from .mechanisms_hf_lam import AttentionMechanisms, LearnableAttentionMask
+from .locomt_hf_lam import Layout, attend_annealed, attend_blocks, attend_eager, attend_with_weights
+from .mechanisms_hf_lam import AttentionMechanisms, AttentionViews, LearnableAttentionMask
+from .segments_hf_lam import (
+    HostTokens,
+    bottleneck_segments,
+    has_token_types,
+    host_tokens,
+    resolve_locomt,
+    segment_of_tokens,
+)
+from .views_hf_lam import View, parse_view
 
+logger = logging.get_logger(__name__)
+
+# The keyword arguments that we hand from module to module.
 CALL = "hf_lam_call"
+TOKEN_TYPES = "hf_lam_token_types"
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
 class AttentionCall:
-    """One attention layer in one forward pass: the layer's mask, and how to compute with it."""
+    """One attention layer in one forward pass: what its mechanisms are, and how to compute with them.
 
-    def __init__(self, mask: Any, implementation: str, output_attentions: bool) -> None:
+    mask: LAM's, `(B, 1 or H, L, L)`, or None.
+    views: one per head, or None.
+    """
+
+    def __init__(self, forward_call: ForwardCall, mask: torch.Tensor | None, views: tuple[View, ...] | None) -> None:
+        self.forward_call = forward_call
         self.mask = mask
-        self.implementation = implementation
-        self.output_attentions = output_attentions
+        self.views = views
 
     def attend(
         self,
@@ -59,60 +79,121 @@ class AttentionCall:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention as transformers' interface wants it: context `(B, L, H, D)`, and the weights if asked for."""
         padding = _dense_padding_mask(attention_mask, query, key)
-        mask = self.mask.to(query.device)
-        if self.output_attentions:
-            context, weights = lam_attention_with_weights(
-                query, key, value, mask, attention_mask=padding, scaling=scaling, dropout_p=dropout
-            )
-            return context.transpose(1, 2).contiguous(), weights
-        implementation = self.implementation
+        mask = None if self.mask is None else self.mask.to(query.device)
+        attend = self._attend_full if self.views is None else self._attend_views
+        context, weights = attend(query, key, value, mask, padding, scaling, dropout)
+        return context.transpose(1, 2).contiguous(), weights
+
+    def _attend_full(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        padding: torch.Tensor | None,
+        scaling: float | None,
+        dropout: float,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        assert mask is not None
+        options: dict[str, Any] = {"attention_mask": padding, "scaling": scaling, "dropout_p": dropout}
+        if self.forward_call.output_attentions:
+            return lam_attention_with_weights(query, key, value, mask, **options)
+        implementation = self.forward_call.implementation
         if implementation == "flex_attention" and flex_obstacle(query, value, dropout):
             implementation = "auto"
-        context = lam_attention(
-            query,
-            key,
-            value,
-            mask,
-            attention_mask=padding,
-            scaling=scaling,
-            dropout_p=dropout,
-            implementation=implementation,
-        )
-        return context.transpose(1, 2).contiguous(), None
+        return lam_attention(query, key, value, mask, implementation=implementation, **options), None
+
+    def _attend_views(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        padding: torch.Tensor | None,
+        scaling: float | None,
+        dropout: float,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        call = self.forward_call
+        layout, views = call.layout, self.views
+        assert layout is not None and views is not None and call.configs.locomt is not None
+        expected = sum(layout.lengths) if layout.segment_ids is None else layout.segment_ids.shape[1]
+        if query.shape[2] != expected:
+            raise ValueError(
+                f"the segments {call.configs.locomt.segments} add up to {expected} tokens, but the sequence has "
+                f"{query.shape[2]}. Attention views need the length that they were made for."
+            )
+        if padding is not None and padding.shape[-1] < key.shape[2]:  # the bottleneck's tokens are no padding
+            added = key.shape[2] - padding.shape[-1]
+            rows = 0 if padding.shape[-2] == 1 else added
+            padding = nn.functional.pad(padding, (0, added, 0, rows), value=padding.dtype == torch.bool)
+        arguments = (query, key, value, layout, views, mask, padding, scaling, dropout)
+        if call.penalty is not None:
+            implementation = "eager" if call.implementation == "eager" else "auto"
+            return attend_annealed(*arguments, call.penalty, call.output_attentions, implementation)
+        if call.output_attentions:
+            return attend_with_weights(*arguments)
+        return (attend_eager if call.implementation == "eager" else attend_blocks)(*arguments), None
 
 
 class ForwardCall:
-    """One forward pass of an encoder: its container, its options, and what one layer hands to the later ones."""
+    """One forward pass of an encoder.
+
+    mechanisms: the container.
+    configs: which mechanisms there are.
+    views: of every layer and head, or None.
+    layout: where the views' segments lie in this batch, or None.
+    penalty: of attention outside of the views, while annealing; else None.
+    state: what one layer hands to the later ones.
+    """
 
     def __init__(
         self,
-        mechanisms: Callable[..., torch.Tensor],
-        config: LamConfig,
+        mechanisms: Callable[..., Any],
+        configs: Mechanisms,
         implementation: str,
         output_attentions: bool,
-        state: torch.Tensor | None = None,
+        views: list[tuple[View, ...]] | None = None,
+        layout: Layout | None = None,
+        penalty: torch.Tensor | None = None,
     ) -> None:
         self.mechanisms = mechanisms
-        self.config = config
+        self.configs = configs
         self.implementation = implementation
         self.output_attentions = output_attentions
-        self.state = state
+        self.views = views
+        self.layout = layout
+        self.penalty = penalty
+        self.state: torch.Tensor | None = None
+
+    @property
+    def needs_state(self) -> bool:
+        return _needs_state(self.configs)
 
     def state_of(self, embeddings: torch.Tensor) -> torch.Tensor:
         """What crosses layers when `source="embeddings"`: the shared mask, or what the layers' own masks read."""
-        return self.mechanisms(embeddings, 0) if self.config.scope == "shared" else embeddings
+        lam = self.configs.lam
+        assert lam is not None
+        return self.mechanisms("mask", embeddings, 0) if lam.scope == "shared" else embeddings
 
     def with_state(self, state: torch.Tensor | None) -> ForwardCall:
-        return ForwardCall(self.mechanisms, self.config, self.implementation, self.output_attentions, state)
+        twin = copy.copy(self)
+        twin.state = state
+        return twin
 
     def attention(self, layer_index: int, hidden_states: torch.Tensor) -> AttentionCall:
         """The call of one attention layer whose input is `hidden_states`, `(B, L, d)`."""
-        if self.config.scope == "shared":
+        lam = self.configs.lam
+        mask = None
+        if lam is not None and lam.scope == "shared":
             mask = self.state
-        else:
-            source = hidden_states if self.config.source == "layer_input" else self.state
-            mask = self.mechanisms(source, layer_index)
-        return AttentionCall(mask, self.implementation, self.output_attentions)
+        elif lam is not None:
+            source = hidden_states if lam.source == "layer_input" else self.state
+            mask = self.mechanisms("mask", source, layer_index)
+        return AttentionCall(self, mask, None if self.views is None else self.views[layer_index])
+
+
+def _needs_state(configs: Mechanisms) -> bool:
+    return configs.lam is not None and configs.lam.source == "embeddings"
 
 
 def hf_lam_attention_forward(
@@ -137,8 +218,8 @@ def hf_lam_attention_forward(
     unsupported = [name for name in _UNSUPPORTED if _is_set(kwargs.get(name))]
     if unsupported:
         raise ValueError(
-            f"{type(module).__name__} asks its attention for {unsupported}, which a learnable attention mask does not "
-            "have. This host cannot be used with hf_lam; hf_lam.remove(model) gives it back."
+            f"{type(module).__name__} asks its attention for {unsupported}, which the mechanisms of hf_lam do "
+            "not have. This host cannot be used with hf_lam; hf_lam.remove(model) gives it back."
         )
     return call.attend(query, key, value, attention_mask, scaling, dropout)
 
@@ -157,10 +238,11 @@ def inject(model: ModelT, *configs: Any) -> ModelT:
     Args:
         model: an encoder, or a task model on top of one, whose attention goes through transformers' attention
             interface (BERT, RoBERTa, ViT, DeiT, VideoMAE, AST and many more).
-        *configs: what to attach, such as `LamConfig()`.
+        *configs: what to attach, one of each kind: `LamConfig()`, `LocomtConfig()`.
 
     Returns:
-        The same model. With `init="identity"` its outputs are unchanged. Its class stays the stock one, which cannot
+        The same model. With `LamConfig(init="identity")` and `LocomtConfig(views="full")`, the defaults, its outputs
+        are unchanged; what changes them at once is logged. Its class stays the stock one, which cannot
         load the new weights again: save them with `save_mechanism`, or use `convert` for a model that saves whole.
 
     Raises:
@@ -170,14 +252,15 @@ def inject(model: ModelT, *configs: Any) -> ModelT:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"inject needs a transformers model (a PreTrainedModel), got {type(model).__name__}.")
     attach(model, mechanism_block(configs))
+    say_what_changes(model)
     return model
 
 
 def attach(model: PreTrainedModel, block: dict[str, Any] | None) -> None:
     """`inject` with a validated `hf_lam` block in place of configurations."""
-    config = lam_config_of(block)
-    if config is None:
-        raise ValueError(f"nothing to attach in the hf_lam block {block!r}; expected {{'lam': {{...}}}}.")
+    configs = mechanisms_in(block)
+    if configs == Mechanisms():
+        raise ValueError(f"nothing to attach in the hf_lam block {block!r}; expected {{'lam': {{...}}}}, for example.")
     base: Any = model.base_model
     if injected_encoders(model):
         raise ValueError(
@@ -185,26 +268,29 @@ def attach(model: PreTrainedModel, block: dict[str, Any] | None) -> None:
         )
     attentions = _self_attentions(base)
     stack, layers = _layers_of(base, attentions)
-    if config.rank is None and getattr(base.config, "mask_ratio", None):
-        raise ValueError(
-            f"{type(base).__name__} drops tokens at random (mask_ratio={base.config.mask_ratio}), but the columns of "
-            "a dense learnable attention mask are absolute positions. Use a low-rank mask: LamConfig(rank=8)."
-        )
-    masks = _make_masks(base, config, attentions)
+    _check_combination(base, configs)
+    if configs.locomt is not None:
+        configs = configs._replace(locomt=_resolved(base, configs.locomt, len(attentions)))
+    masks = None if configs.lam is None else _make_masks(base, configs.lam, attentions)
+    views = None if configs.locomt is None else _make_views(base, configs.locomt)
 
-    base.hf_lam = AttentionMechanisms(masks)
+    base.hf_lam = AttentionMechanisms(masks, views)
     base.hf_lam.train(base.training)
-    base._hf_lam_config = config
-    if hasattr(base.config, "hf_lam"):
-        base.config.hf_lam = block
+    _set_configs(base, configs)
     # In tuples, so that they do not become submodules once more.
     base._hf_lam_stack, base._hf_lam_layers, base._hf_lam_attentions = (stack,), layers, tuple(attentions)
     stack._hf_lam_base = (base,)
     # Loading builds models without values and then asks `_init_weights` for those the checkpoint lacks.
     base._init_weights = functools.partial(_init_weights, base)
     handles = [stack.register_forward_pre_hook(_enter_stack, with_kwargs=True)]
-    if config.rank is None and base.config.model_type in ("videomae", "hf_lam_videomae"):
+    if _needs_every_token(configs) and base.config.model_type in ("videomae", "hf_lam_videomae"):
         handles.append(base.register_forward_pre_hook(_refuse_dropped_tokens, with_kwargs=True))
+    if configs.locomt is not None and has_token_types(configs.locomt):
+        handles.append(base.register_forward_pre_hook(_enter_base, with_kwargs=True))
+    if configs.locomt is not None and configs.locomt.bottleneck_tokens:
+        handles.append(layers[0].register_forward_pre_hook(_append_bottleneck, with_kwargs=True))
+        handles += [layer.register_forward_hook(_average_bottleneck, with_kwargs=True) for layer in layers[:-1]]
+        handles.append(layers[-1].register_forward_hook(_drop_bottleneck, with_kwargs=True))
     handles += [layer.register_forward_pre_hook(_enter_layer, with_kwargs=True) for layer in layers]
     for index, attention in enumerate(attentions):
         attention._hf_lam_layer = index
@@ -239,7 +325,8 @@ def remove(model: ModelT) -> ModelT:
             del attention._hf_lam_layer, attention._hf_lam_host_config
         del base._hf_lam_stack[0]._hf_lam_base
         del base._hf_lam_stack, base._hf_lam_layers, base._hf_lam_attentions, base._hf_lam_handles
-        del base.hf_lam, base._hf_lam_config, base._init_weights
+        del base.hf_lam, base._hf_lam_configs, base._hf_lam_views, base._init_weights
+        base.__dict__.pop("_hf_lam_token_types_position", None)
         if getattr(base.config, "hf_lam", None) is not None:
             base.config.hf_lam = None
     return model
@@ -247,7 +334,7 @@ def remove(model: ModelT) -> ModelT:
 
 def injected_encoders(model: nn.Module) -> list[Any]:
     """The encoders inside `model` that carry mechanisms, by whichever copy of this code they were attached."""
-    return [module for module in model.modules() if "_hf_lam_config" in module.__dict__]
+    return [module for module in model.modules() if "_hf_lam_configs" in module.__dict__]
 
 
 def mechanisms_of(base: Any) -> nn.Module:
@@ -257,6 +344,12 @@ def mechanisms_of(base: Any) -> nn.Module:
         return base.hf_lam
     active = base.hf_lam.active_adapter
     return copies[active if isinstance(active, str) else active[0]]
+
+
+def views_of(base: Any) -> AttentionViews:
+    """The module of an encoder's attention views, which it must have."""
+    container: Any = mechanisms_of(base)
+    return container.locomt
 
 
 # --- What runs during a forward pass ---------------------------------------------------------------------------------
@@ -269,11 +362,67 @@ def _enter_stack(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
             "`torchrun --nproc_per_node N`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
         )
     (base,) = stack._hf_lam_base
-    config = base._hf_lam_config
-    if config.source == "embeddings":
+    configs: Mechanisms = base._hf_lam_configs
+    if _needs_state(configs):
         _carry_state_through_checkpoints(base._hf_lam_layers)
-    call = ForwardCall(base.hf_lam, config, _implementation_of(base), _wants_attentions(base, stack, kwargs))
+    call = ForwardCall(base.hf_lam, configs, _implementation_of(base), _wants_attentions(base, stack, kwargs))
+    if configs.locomt is None:
+        return args, {**kwargs, CALL: call}
+    kwargs = dict(kwargs)
+    call.views = base._hf_lam_views
+    call.penalty = base.hf_lam("penalty") if configs.locomt.annealing else None
+    token_types = None
+    if has_token_types(configs.locomt):
+        if TOKEN_TYPES not in kwargs:
+            raise RuntimeError(
+                f"{type(base).__name__} does not pass keyword arguments down to its layers, or they were called "
+                "without it, so the token types of this batch are not known. Call the encoder itself."
+            )
+        token_types = kwargs.pop(TOKEN_TYPES)
+        if token_types is None:
+            hidden_states = _first_input(args, kwargs)
+            token_types = hidden_states.new_zeros(1, hidden_states.shape[1], dtype=torch.long)
+    call.layout = base.hf_lam("layout", token_types)
     return args, {**kwargs, CALL: call}
+
+
+def _enter_base(base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Hand the token types down to the stack: the host itself uses them for its embeddings only."""
+    position = base._hf_lam_token_types_position
+    token_types = args[position] if len(args) > position else kwargs.get("token_type_ids")
+    if token_types is None and not torch.compiler.is_compiling():
+        logger.warning_once(
+            f"{type(base).__name__} was called without token_type_ids, so all tokens belong to one segment, that of "
+            "token type 0. Pass what the tokenizer returns for pairs of texts."
+        )
+    return args, {**kwargs, TOKEN_TYPES: token_types}
+
+
+def _append_bottleneck(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    longer = kwargs[CALL].mechanisms("bottleneck", _first_input(args, kwargs))
+    return ((longer, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": longer})
+
+
+def _average_bottleneck(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Every segment has updated the bottleneck's tokens on its own; the next layer starts from their mean."""
+    hidden_states = output[0] if isinstance(output, tuple) else output
+    locomt = kwargs[CALL].configs.locomt
+    length = len(bottleneck_segments(locomt))
+    copies = length // locomt.bottleneck_tokens
+    tokens = hidden_states[:, -length:].unflatten(1, (copies, locomt.bottleneck_tokens))
+    mean = tokens.mean(1, keepdim=True).expand_as(tokens).flatten(1, 2)
+    return _with_first(output, torch.cat([hidden_states[:, :-length], mean], dim=1))
+
+
+def _drop_bottleneck(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    hidden_states = output[0] if isinstance(output, tuple) else output
+    return _with_first(output, hidden_states[:, : -len(bottleneck_segments(kwargs[CALL].configs.locomt))])
+
+
+def _with_first(output: Any, hidden_states: torch.Tensor) -> Any:
+    return (hidden_states, *output[1:]) if isinstance(output, tuple) else hidden_states
 
 
 def _wants_attentions(base: PreTrainedModel, stack: nn.Module, kwargs: dict[str, Any]) -> bool:
@@ -287,7 +436,7 @@ def _wants_attentions(base: PreTrainedModel, stack: nn.Module, kwargs: dict[str,
 
 def _enter_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     call: ForwardCall | None = kwargs.get(CALL)
-    if call is not None and call.config.source == "embeddings" and call.state is None:
+    if call is not None and call.needs_state and call.state is None:
         call.state = call.state_of(_first_input(args, kwargs))
 
 
@@ -369,7 +518,8 @@ def _refuse_dropped_tokens(base: nn.Module, args: tuple[Any, ...], kwargs: dict[
     if kwargs.get("bool_masked_pos", args[1] if len(args) > 1 else None) is not None:
         raise ValueError(
             "bool_masked_pos drops tokens from VideoMAE's sequence, but the columns of a dense learnable attention "
-            "mask are absolute positions. Leave it out, or use a low-rank mask: LamConfig(rank=8)."
+            "mask and the segments of attention views are absolute positions. Leave it out, or use a low-rank mask "
+            "alone: LamConfig(rank=8)."
         )
 
 
@@ -454,9 +604,125 @@ def _takes_kwargs(forward: Callable[..., Any]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(forward).parameters.values())
 
 
+def _check_combination(base: PreTrainedModel, configs: Mechanisms) -> None:
+    if _needs_every_token(configs) and getattr(base.config, "mask_ratio", None):
+        raise ValueError(
+            f"{type(base).__name__} drops tokens at random (mask_ratio={base.config.mask_ratio}), but the columns of "
+            "a dense learnable attention mask and the segments of attention views are absolute positions. Use a "
+            "low-rank mask alone: LamConfig(rank=8)."
+        )
+    if configs.lam is not None and configs.locomt is not None and configs.locomt.bottleneck_tokens:
+        raise ValueError(
+            f"bottleneck_tokens={configs.locomt.bottleneck_tokens} appends tokens to the sequence, for which a "
+            "learnable attention mask has no rows and columns. Leave out LamConfig or the bottleneck."
+        )
+
+
+def _needs_every_token(configs: Mechanisms) -> bool:
+    """Whether something is tied to absolute positions."""
+    return configs.locomt is not None or (configs.lam is not None and configs.lam.rank is None)
+
+
+def _host_tokens_of(base: PreTrainedModel) -> HostTokens:
+    tokens = host_tokens(base, _max_length_of(base))
+    takes_token_types = "token_type_ids" in inspect.signature(type(base).forward).parameters
+    return tokens if takes_token_types else tokens._replace(token_types=0)
+
+
+def _resolved(base: PreTrainedModel, config: LocomtConfig, num_layers: int) -> LocomtConfig:
+    return resolve_locomt(config, _host_tokens_of(base), num_layers, base.config.num_attention_heads)
+
+
+def _make_views(base: PreTrainedModel, config: LocomtConfig) -> AttentionViews:
+    host = base.config
+    segment_ids = None if has_token_types(config) else segment_of_tokens(config, _host_tokens_of(base))
+    views = AttentionViews(config, segment_ids, host.hidden_size, getattr(host, "initializer_range", 0.02))
+    return views.to(device=next(base.parameters()).device, dtype=base.dtype)
+
+
+def _set_configs(base: Any, configs: Mechanisms) -> None:
+    """Write down what the encoder has, where its forward and its configuration look for it."""
+    base._hf_lam_configs = configs
+    base._hf_lam_views = None if configs.locomt is None else views_of(base).views
+    if configs.locomt is not None and has_token_types(configs.locomt):
+        # Without `self`.
+        base._hf_lam_token_types_position = (
+            list(inspect.signature(type(base).forward).parameters).index("token_type_ids") - 1
+        )
+    if hasattr(base.config, "hf_lam"):
+        base.config.hf_lam = configs.block()
+
+
+def set_views(model: ModelT, config: LocomtConfig) -> ModelT:
+    """Give a model with attention views other ones, in place: a calibrated table, for example.
+
+    Args:
+        model: a model with `LocomtConfig` in one encoder.
+        config: the new views. Segments left out (`None`) stay as they are.
+
+    Returns:
+        The same model. Its other mechanisms stay; a learned bottleneck stays if the new configuration has one of the
+        same size.
+
+    Raises:
+        ValueError: if the model has no attention views in exactly one encoder, or the new ones do not fit. The model
+            is unchanged.
+    """
+    encoders = [base for base in injected_encoders(model) if base._hf_lam_configs.locomt is not None]
+    if len(encoders) != 1:
+        raise ValueError(
+            f"{type(model).__name__} has attention views in {len(encoders)} encoders, set_views needs one; call "
+            "hf_lam.inject(model, LocomtConfig(...)) first."
+        )
+    (base,) = encoders
+    before: LocomtConfig = base._hf_lam_configs.locomt
+    if config.segments is None:
+        config = replace(config, segments=before.segments)
+    config = _resolved(base, config, len(base._hf_lam_attentions))
+    if bool(config.bottleneck_tokens) != bool(before.bottleneck_tokens) or has_token_types(config) != has_token_types(
+        before
+    ):
+        raise ValueError(
+            "set_views cannot add or take away a bottleneck or token types, which change what the encoder's layers "
+            "get; call hf_lam.remove(model) and hf_lam.inject(model, ...)."
+        )
+    views = _make_views(base, config)
+    if config.bottleneck_tokens == before.bottleneck_tokens != 0:
+        views.bottleneck = views_of(base).bottleneck
+    mechanisms_of(base).locomt = views.train(base.training)
+    _set_configs(base, base._hf_lam_configs._replace(locomt=config))
+    return model
+
+
+def say_what_changes(model: nn.Module) -> None:
+    """Log which of the mechanisms just attached change the model's outputs before any training."""
+    for base in injected_encoders(model):
+        lam, locomt = base._hf_lam_configs
+        if lam is not None and lam.init != "identity":
+            logger.warning(
+                f"LamConfig(init={lam.init!r}) starts from random masks: the outputs of {type(model).__name__} change "
+                "at once. init='identity' starts from the original model."
+            )
+        if locomt is None or locomt.annealing:
+            continue
+        everything = parse_view("full", locomt.names, locomt.is_global)
+        sparse = sum(view != everything for row in base._hf_lam_views for view in row)
+        if sparse or locomt.bottleneck_tokens:
+            heads = sum(len(row) for row in base._hf_lam_views)
+            logger.warning(
+                f"{sparse} of {heads} heads of {type(model).__name__} get a view that is not full: its outputs change "
+                "at once. LocomtConfig(views='full') or annealing=True starts from the original model."
+            )
+
+
 def _make_masks(base: PreTrainedModel, config: LamConfig, attentions: list[Any]) -> nn.ModuleList:
     host = base.config
     max_length = config.max_length or (0 if config.rank is not None else _max_length_of(base))
+    if max_length is None:
+        raise ValueError(
+            f"{type(base).__name__} does not say how long its sequences get; give LamConfig(max_length=...), or use a "
+            "low-rank mask, which takes any length: LamConfig(rank=8)."
+        )
     masks = [
         LearnableAttentionMask(
             config,
@@ -470,8 +736,8 @@ def _make_masks(base: PreTrainedModel, config: LamConfig, attentions: list[Any])
     return nn.ModuleList(masks)
 
 
-def _max_length_of(base: PreTrainedModel) -> int:
-    """The longest sequence the host is made for, in tokens, prefix tokens included."""
+def _max_length_of(base: PreTrainedModel) -> int | None:
+    """The longest sequence the host is made for, in tokens, prefix tokens included; None if it does not say."""
     text_length = getattr(base.config, "max_position_embeddings", None)
     if text_length is not None:
         return text_length
@@ -481,10 +747,7 @@ def _max_length_of(base: PreTrainedModel) -> int:
             return positions.num_embeddings
         if isinstance(positions, torch.Tensor):
             return positions.shape[-2]
-    raise ValueError(
-        f"{type(base).__name__} does not say how long its sequences get; give LamConfig(max_length=...), or use a "
-        "low-rank mask, which takes any length: LamConfig(rank=8)."
-    )
+    return None
 
 
 def _dispatching_config(host_config: Any) -> Any:
@@ -515,7 +778,7 @@ def _videomae_forward(
 
 
 def _init_weights(base: PreTrainedModel, module: nn.Module) -> None:
-    if isinstance(module, LearnableAttentionMask):
+    if isinstance(module, (LearnableAttentionMask, AttentionViews)):
         module.reset_parameters()
     else:
         type(base)._init_weights(base, module)

@@ -5,11 +5,16 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
 
-from .configuration_hf_lam import LamConfig
+from .configuration_hf_lam import LamConfig, LocomtConfig
+from .locomt_hf_lam import Layout, fixed_layout, sample_layout
+from .segments_hf_lam import bottleneck_segments, is_in_order, leading_lengths, spans_of
+from .views_hf_lam import View, parse_view
 
 
 class LearnableAttentionMask(nn.Module):
@@ -107,17 +112,109 @@ class LearnableAttentionMask(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in self.config.to_dict().items() if value is not None)
 
 
+class AttentionViews(nn.Module):
+    """What LoCoMT (arXiv 2402.15096) holds for one encoder: the views of its heads, and where its segments lie.
+
+    Args:
+        config: the options, resolved for the host (`resolve_locomt`).
+        segment_ids: the segment of each token, bottleneck tokens at the end; `None` where samples differ
+            (`token_type_ids`).
+        hidden_size: width `d` of the tokens.
+        initializer_range: standard deviation of the bottleneck's tokens.
+    """
+
+    segment_ids: torch.Tensor
+    penalty: torch.Tensor
+
+    def __init__(
+        self, config: LocomtConfig, segment_ids: list[int] | None, hidden_size: int, initializer_range: float = 0.02
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.initializer_range = initializer_range
+        self.fixed_segments = segment_ids
+        names, is_global = config.names, config.is_global
+        self.views: list[tuple[View, ...]] = [
+            tuple(parse_view(view, names, is_global) for view in row) for row in config.views
+        ]
+        self.lengths = tuple((segment_ids or []).count(segment) for segment in range(len(names)))
+        self.is_permuted = segment_ids is not None and not is_in_order(segment_ids)
+        self.bottleneck_length = len(bottleneck_segments(config))
+        if self.is_permuted:
+            self.register_buffer(
+                "segment_ids", torch.empty(len(segment_ids or ()), dtype=torch.long), persistent=False
+            )
+        if config.annealing:
+            self.register_buffer("penalty", torch.empty(()))
+        if config.bottleneck_tokens:
+            self.bottleneck = nn.Parameter(torch.empty(config.bottleneck_tokens, hidden_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Write every parameter and buffer that was not loaded (transformers marks those that were)."""
+        if self.is_permuted:
+            init.copy_(self.segment_ids, torch.tensor(self.fixed_segments, device=self.segment_ids.device))
+        if self.config.annealing:
+            init.zeros_(self.penalty)
+        if self.config.bottleneck_tokens:
+            init.normal_(self.bottleneck, std=self.initializer_range)
+
+    def layout(self, token_types: torch.Tensor | None) -> Layout:
+        """Where the segments lie in this batch; `token_types` is `(1 or B, L)` if samples differ, else None."""
+        if token_types is None:
+            return fixed_layout(self.segment_ids, self.lengths) if self.is_permuted else Layout(self.lengths)
+        leading = leading_lengths(self.config)
+        # The segments may be listed in any order of their token types.
+        types = [extent["token_type"] for _, extent in self.config.segments[len(leading) :]]
+        segment_of_type = [len(leading) + types.index(t) for t in range(len(types))]
+        device = token_types.device
+        before, after = (
+            torch.tensor(ids, dtype=torch.long, device=device).expand(token_types.shape[0], -1)
+            for ids in (spans_of(leading)[: token_types.shape[1]], bottleneck_segments(self.config))
+        )
+        of_types = torch.tensor(segment_of_type, device=device)[token_types]
+        ids = torch.cat([before, of_types[:, before.shape[1] :], after], dim=1)
+        return sample_layout(ids, len(self.config.segments))
+
+    def with_bottleneck(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(B, L, d)` with the bottleneck's tokens of every segment behind it."""
+        copies = self.bottleneck_length // self.config.bottleneck_tokens
+        tokens = self.bottleneck.to(hidden_states.dtype).repeat(copies, 1)
+        return torch.cat([hidden_states, tokens.expand(hidden_states.shape[0], -1, -1)], dim=1)
+
+    def extra_repr(self) -> str:
+        return f"segments={self.config.segments}, annealing={self.config.annealing}"
+
+
 class AttentionMechanisms(nn.Module):
-    """All new parameters of one encoder, under one name (`hf_lam`) at the root of the host.
+    """All that hf_lam adds to one encoder, under one name (`hf_lam`) at the root of the host.
 
     Everything goes through `forward`, because PEFT's `modules_to_save` replaces this module by a wrapper that forwards
     only that call to its trained copy.
     """
 
-    def __init__(self, lam: nn.ModuleList) -> None:
+    def __init__(self, lam: nn.ModuleList | None, locomt: AttentionViews | None) -> None:
         super().__init__()
         self.lam = lam
+        self.locomt = locomt
 
-    def forward(self, hidden_states: torch.Tensor, layer_index: int) -> torch.Tensor:
-        """The mask of layer `layer_index` for its source tokens `(B, L, d)`; a shared mask has only layer 0."""
+    def forward(self, part: str, *args: Any) -> Any:
+        """One part of the mechanisms: `"mask"`, `"layout"`, `"penalty"` or `"bottleneck"`."""
+        return getattr(self, f"_{part}")(*args)
+
+    def _mask(self, hidden_states: torch.Tensor, layer_index: int) -> torch.Tensor:
+        """LAM's mask of layer `layer_index` for its source tokens `(B, L, d)`; a shared mask has only layer 0."""
+        assert self.lam is not None
         return self.lam[layer_index](hidden_states)
+
+    def _layout(self, token_types: torch.Tensor | None) -> Layout:
+        assert self.locomt is not None
+        return self.locomt.layout(token_types)
+
+    def _penalty(self) -> torch.Tensor:
+        assert self.locomt is not None
+        return self.locomt.penalty
+
+    def _bottleneck(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        assert self.locomt is not None
+        return self.locomt.with_bottleneck(hidden_states)

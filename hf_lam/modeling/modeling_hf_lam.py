@@ -97,16 +97,15 @@ class HfLamMixin(PreTrainedModel):
             copy_code(Path(__file__).parent, Path(save_directory))
         # What is saved is what the model has, whatever has been written into its configuration since it was made.
         encoders = injected_encoders(self)
-        self.config.hf_lam = {"lam": encoders[0]._hf_lam_config.to_dict()} if encoders else None
+        self.config.hf_lam = encoders[0]._hf_lam_configs.block() if encoders else None
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         # A stock checkpoint has an encoder and no mechanisms: that is expected, not a finding. One that has only some
         # of their weights is damaged, and one without the encoder is something else.
         super()._adjust_missing_and_unexpected_keys(loading_info)
-        names = [name for name, _ in self.named_parameters()]
-        own = {name for name in names if _is_of_mechanism(name)}
-        encoder = {name for name in names if name.startswith(_encoder_prefix(self))} - own
+        own = {name for name in self.state_dict() if _is_of_mechanism(name)}
+        encoder = {name for name, _ in self.named_parameters() if name.startswith(_encoder_prefix(self))} - own
         if own <= loading_info.missing_keys and not encoder <= loading_info.missing_keys:
             loading_info.missing_keys -= own
 

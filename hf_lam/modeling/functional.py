@@ -1,0 +1,6 @@
+"""The attention functions under their public address; the files behind it have names that are unique when copied."""
+
+from .functional_hf_lam import lam_attention
+from .locomt_hf_lam import locomt_attention
+
+__all__ = ["lam_attention", "locomt_attention"]
