@@ -129,7 +129,7 @@ class LocomtConfig(MechanismConfig):
         views: one view for all heads; a preset (`full`, `self`, `cross`, `round_robin`, `half`, `random(seed)`,
             `low_self(k)`); or a table, layers × heads. A model's `config.json` stores the table. `"full"` leaves the
             model's outputs as they are, all others change them at once.
-        annealing: start from full attention, and let `AttentionViewAnnealingCallback` move it to the views.
+        annealing: start from full attention, and let `hf_lam.training.ViewAnnealingCallback` move it to the views.
         bottleneck_tokens: the baseline of MBT (Nagrani et al., arXiv 2107.00135) in place of views: segments see
             themselves and as many learned tokens of their own, which are averaged over the segments after each layer.
             Needs `views="self"`.
@@ -171,8 +171,8 @@ class LocomtConfig(MechanismConfig):
             object.__setattr__(self, "views", [list(row) for row in views])
         elif not isinstance(views, str):
             raise ValueError(
-                "LocomtConfig: views must be a preset, a view or a table (for every layer a list of views, one for every "
-                f"head), got {views!r}."
+                "LocomtConfig: views must be a preset, a view or a table (a list for every layer, with a view for "
+                f"every head), got {views!r}."
             )
         if isinstance(self.segments, list):
             check_views(self.views, self.names, self.is_global)

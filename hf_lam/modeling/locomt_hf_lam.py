@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -306,8 +306,11 @@ def blocks_of(views: Sequence[View], segments: int) -> list[Block]:
     for view in dict.fromkeys(views):
         heads = tuple(head for head, other in enumerate(views) if other == view)
         keys = [tuple(sorted(j for query, j in view if query == i)) for i in range(segments)]
-        for seen, run in groupby(range(segments), key=keys.__getitem__):
-            blocks.append(Block(heads, tuple(run), seen))
+        first = 0
+        for i in range(1, segments + 1):  # no itertools.groupby, which Dynamo cannot trace
+            if i == segments or keys[i] != keys[first]:
+                blocks.append(Block(heads, tuple(range(first, i)), keys[first]))
+                first = i
     return blocks
 
 
@@ -436,8 +439,9 @@ def _heads(tensor: Tensor, heads: tuple[int, ...]) -> Tensor:
     """Some heads of `(B, H, …)`; a tensor that all heads share stays as it is."""
     if tensor.shape[1] == 1 or len(heads) == tensor.shape[1]:
         return tensor
-    runs = [[h for _, h in run] for _, run in groupby(enumerate(heads), lambda pair: pair[1] - pair[0])]
-    return _joined([tensor[:, run[0] : run[-1] + 1] for run in runs], 1)
+    firsts = [head for head in heads if head - 1 not in heads]
+    lasts = [head for head in heads if head + 1 not in heads]
+    return _joined([tensor[:, first : last + 1] for first, last in zip(firsts, lasts, strict=True)], 1)
 
 
 def _segments(tensor: Tensor, lengths: Sequence[int], chosen: tuple[int, ...], dim: int) -> Tensor:
@@ -477,7 +481,8 @@ def _fits_operator(
         and 0 not in query.shape
         and not (attention_mask is not None and attention_mask.requires_grad and torch.is_grad_enabled())
         and not torch.compiler.is_exporting()  # an exported program runs where this file is not
-        and torch.backends.cuda.flash_sdp_enabled()  # what torch.nn.attention.sdpa_kernel sets, for CPU too
+        # What torch.nn.attention.sdpa_kernel sets, for CPU too; Dynamo cannot read it.
+        and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
     )
 
 
