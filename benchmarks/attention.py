@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
 from hf_lam.modeling.functional_hf_lam import lam_attention
+from hf_lam.modeling.locomt_hf_lam import Layout, locomt_attention, seen_pairs
+from hf_lam.modeling.views_hf_lam import View, bottleneck_cost, parse_view, resolve_views, view_cost
 
 LENGTHS = (197, 512, 1568)  # ViT (224 pixels, patches of 16), BERT, VideoMAE (16 frames)
 MEMORY_LENGTH = 4096
+SEGMENTS = ((196, 196), (1568, 512), (784, 784, 784), (256, 196, 1568))  # tokens of each modality
+BOTTLENECK_TOKENS = 4
 BASELINE = "sdpa"
 Contender = Callable[..., Tensor]
 
@@ -90,15 +95,59 @@ def time_case(length: int, padding: str, direction: str, args: argparse.Namespac
         if backward:
             torch.autograd.grad(out, inputs, grad_out, allow_unused=True)
 
-    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for round_ in range(-args.warmup, args.rounds):
-        for name, contender in CONTENDERS.items():
-            elapsed = timed(lambda contender=contender: step(contender), args.device)  # type: ignore[misc]
-            if round_ >= 0:
-                times[name].append(elapsed)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    medians = interleaved({name: partial(step, contender) for name, contender in CONTENDERS.items()}, args)
     ratios = {name: value / medians[BASELINE] for name, value in medians.items()}
     return {"length": length, "padding": padding, "direction": direction, "ms": medians, "ratio": ratios}
+
+
+def interleaved(steps: dict[str, Callable[[], None]], args: argparse.Namespace) -> dict[str, float]:
+    """Median milliseconds of every step, one after the other in every round."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(-args.warmup, args.rounds):
+        for name, step in steps.items():
+            elapsed = timed(step, args.device)
+            if round_ >= 0:
+                times[name].append(elapsed)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def half_views(segments: int, heads: int) -> list[View]:
+    """Half of the heads look at their own modality, the other half at one pair after the other."""
+    names = [f"modality_{i}" for i in range(segments)]
+    return [parse_view(view, names) for view in resolve_views("half", 1, heads, names)[0]]
+
+
+def time_views(lengths: tuple[int, ...], direction: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Attention views against full attention: time ratio, FLOPs ratio, and the first over the second."""
+    backward = direction == "forward+backward"
+    longer = tuple(length + BOTTLENECK_TOKENS for length in lengths)
+    views, own = half_views(len(lengths), args.heads), [parse_view("self", [str(i) for i in range(len(lengths))])]
+    inputs, long_inputs = (make_inputs(sum(tokens), args, grad=backward)[:3] for tokens in (lengths, longer))
+    per_head = seen_pairs(Layout(lengths), views, inputs[0].device)
+    contenders: dict[str, tuple[Callable[..., Tensor], Any]] = {
+        "full": (F.scaled_dot_product_attention, inputs),
+        "locomt": (lambda q, k, v: locomt_attention(q, k, v, lengths, views), inputs),
+        "per-head mask": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=per_head), inputs),
+        "bottleneck": (lambda q, k, v: locomt_attention(q, k, v, longer, own * args.heads), long_inputs),
+    }
+
+    def step(run: Callable[..., Tensor], tensors: Any) -> None:
+        out = run(*tensors)
+        if backward:
+            torch.autograd.grad(out, tensors, torch.ones_like(out))
+
+    medians = interleaved({name: partial(step, *contender) for name, contender in contenders.items()}, args)
+    full = sum(lengths) ** 2
+    flops = {
+        "full": 1.0,
+        "locomt": sum(view_cost(view, lengths) for view in views) / len(views) / full,
+        "per-head mask": 1.0,
+        "bottleneck": bottleneck_cost(lengths, BOTTLENECK_TOKENS) / full,
+    }
+    ratios = {name: value / medians["full"] for name, value in medians.items()}
+    overhead = {name: ratio / flops[name] for name, ratio in ratios.items()}
+    return {"segments": lengths, "direction": direction, "ms": medians, "ratio": ratios, "flops_ratio": flops,
+            "overhead": overhead}  # fmt: skip
 
 
 def peak_of_one_forward(name: str, args: argparse.Namespace) -> float:
@@ -152,6 +201,7 @@ def table(rows: list[list[str]]) -> str:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--mechanism", nargs="+", default=["lam", "locomt"], choices=["lam", "locomt"])
     parser.add_argument("--padding", nargs="+", default=["none", "keys", "full"], choices=["none", "keys", "full"],
                         help="keys: bool (B, 1, 1, L); full: bool (B, 1, L, L), as transformers makes it")  # fmt: skip
     parser.add_argument("--batch", type=int, default=2)
@@ -166,9 +216,42 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.segments = SEGMENTS
     if args.quick:
+        args.segments = SEGMENTS[:1]
         args.lengths, args.padding, args.rounds, args.warmup = LENGTHS[:2], ["none"], 5, 1
     return args
+
+
+def run_lam(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    rows = [["L", "padding", "direction", *(f"{name} ms" for name in CONTENDERS), *(f"{n} ratio" for n in CONTENDERS)]]
+    for length in args.lengths:
+        for padding in args.padding:
+            for direction in ("forward", "forward+backward"):
+                case = time_case(length, padding, direction, args)
+                results["times"].append(case)
+                figures = [*(f"{v:.2f}" for v in case["ms"].values()), *(f"{v:.2f}" for v in case["ratio"].values())]
+                rows.append([str(length), padding, direction, *figures])
+    print("\nLAM\n" + table(rows))
+    if not args.quick:
+        results["memory_mib"] = {name: measure_memory(name, args) for name in CONTENDERS}
+        print(f"\npeak memory of one forward at L={MEMORY_LENGTH}, beyond its inputs and its output:")
+        print(table([["", "MiB"], *([name, f"{mib:.0f}"] for name, mib in results["memory_mib"].items())]))
+
+
+def run_locomt(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    head = ["segments", "direction", "full ms", "locomt ms", "time ratio", "FLOPs ratio", "time/FLOPs"]
+    rows = [[*head, "per-head mask", f"bottleneck ({BOTTLENECK_TOKENS} tokens)"]]
+    for lengths in args.segments:
+        for direction in ("forward", "forward+backward"):
+            case = time_views(lengths, direction, args)
+            results["views"].append(case)
+            ms, ratio = case["ms"], case["ratio"]
+            figures = [ms["full"], ms["locomt"], ratio["locomt"], case["flops_ratio"]["locomt"]]
+            figures += [case["overhead"]["locomt"], ratio["per-head mask"], ratio["bottleneck"]]
+            rows.append(["+".join(map(str, lengths)), direction, *(f"{figure:.2f}" for figure in figures)])
+    print("\nLoCoMT, half of the heads self and half cross; the last two columns are times over full attention\n")
+    print(table(rows))
 
 
 def main() -> None:
@@ -178,21 +261,12 @@ def main() -> None:
     if args.memory_of:
         print(peak_of_one_forward(args.memory_of, args))
         return
-    results: dict[str, Any] = {"environment": environment(args), "times": [], "memory_mib": {}}
+    results: dict[str, Any] = {"environment": environment(args), "times": [], "memory_mib": {}, "views": []}
     print("  ".join(f"{key}={value}" for key, value in results["environment"].items()))
-    rows = [["L", "padding", "direction", *(f"{name} ms" for name in CONTENDERS), *(f"{n} ratio" for n in CONTENDERS)]]
-    for length in args.lengths:
-        for padding in args.padding:
-            for direction in ("forward", "forward+backward"):
-                case = time_case(length, padding, direction, args)
-                results["times"].append(case)
-                figures = [*(f"{v:.2f}" for v in case["ms"].values()), *(f"{v:.2f}" for v in case["ratio"].values())]
-                rows.append([str(length), padding, direction, *figures])
-    print(table(rows))
-    if not args.quick:
-        results["memory_mib"] = {name: measure_memory(name, args) for name in CONTENDERS}
-        print(f"\npeak memory of one forward at L={MEMORY_LENGTH}, beyond its inputs and its output:")
-        print(table([["", "MiB"], *([name, f"{mib:.0f}"] for name, mib in results["memory_mib"].items())]))
+    if "lam" in args.mechanism:
+        run_lam(args, results)
+    if "locomt" in args.mechanism:
+        run_locomt(args, results)
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from transformers import AutoConfig
 from transformers.models.auto import modeling_auto
 
+from .calibration import calibrate_views
 from .conversion import convert
+from .flops import cost
 from .mechanism_files import load_mechanism, save_mechanism
 from .modeling.configuration_hf_lam import (
     HfLamBertConfig,
@@ -53,7 +55,9 @@ __all__ = [
     "LearnableAttentionMask",
     "LocomtConfig",
     "__version__",
+    "calibrate_views",
     "convert",
+    "cost",
     "freeze_host",
     "inject",
     "lam_attention",

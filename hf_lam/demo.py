@@ -1,7 +1,8 @@
 """`hf-lam demo`: the whole path on real data, small enough for two CPU cores.
 
-A small ViT learns scikit-learn's handwritten digits, is converted with learnable attention masks, trained on, saved as
-a folder ready for the Hub, and loaded back by a process that cannot import hf_lam.
+A small ViT learns scikit-learn's handwritten digits, is converted with learnable attention masks and, once more, with
+attention views that halve the cost of its attention. Both are trained on, saved as folders ready for the Hub, and
+loaded back by a process that cannot import hf_lam.
 """
 
 from __future__ import annotations
@@ -32,14 +33,19 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from .calibration import calibrate_views
 from .conversion import convert
-from .modeling.configuration_hf_lam import LamConfig, __version__
+from .modeling.configuration_hf_lam import LamConfig, LocomtConfig, __version__
+from .modeling.injection_hf_lam import set_views
 from .parameters import mechanism_parameters
 
 SUMMARY_FILE = "demo.json"
 MASKS_PICTURE = "masks.png"
 PATCHES_PICTURE = "masks_on_digit.png"
+VIEWS_PICTURE = "views.png"
 SAMPLE_PICTURE = "digit.png"
+# Where the model with attention views goes, inside of the output.
+LOCOMT_FOLDER = "locomt"
 # The bound of the library's own tests, in fp32.
 TOLERANCE = 1e-5
 
@@ -54,29 +60,38 @@ class DemoSettings:
     batch_size: int = 64
     learning_rate: float = 1e-3
     more_learning_rate: float = 5e-4
+    budget: float = 0.5
+    calibration_batches: int = 4
 
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One line of the table: a model and what it reached."""
+    """One line of the table: a model and what it reached. `attention_flops` is relative to full attention."""
 
     model: str
     validation_accuracy: float
     test_accuracy: float
     parameters: int
     parameters_added: int
+    attention_flops: float
     seconds: float
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured. `files` are the names it wrote into `folder`."""
+    """What the demo measured.
+
+    conversion_difference, reload_difference: the largest difference of logits, over both converted models.
+    attention_mass: the part of the ViT's attention between patches that lies inside the views chosen for it.
+    files: what was written into `folder`.
+    """
 
     folder: str
     settings: DemoSettings
     rows: list[DemoRow]
     conversion_difference: float
     reload_difference: float
+    attention_mass: float
     seconds: float
     hf_lam_version: str
     transformers_version: str
@@ -84,7 +99,7 @@ class DemoResult:
 
     @property
     def passed(self) -> bool:
-        """Whether conversion and the reloaded model gave the same logits."""
+        """Whether conversion and the reloaded models gave the same logits."""
         return self.conversion_difference <= TOLERANCE and self.reload_difference <= TOLERANCE
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,7 +147,7 @@ class EpochLines(TrainerCallback):
 def run_demo(
     output: str | os.PathLike[str], settings: DemoSettings | None = None, console: Console | None = None
 ) -> DemoResult:
-    """Run the demo and write its model, pictures and summary to `output`.
+    """Run the demo and write its models, pictures and summary to `output`.
 
     Args:
         output: a new or empty folder, or one that an earlier demo wrote.
@@ -179,13 +194,24 @@ def check_output(output: Path) -> None:
     """Raises a `ValueError` if writing to `output` would overwrite or mix with anything but an earlier demo."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"{str(output)!r} is a file; --output needs a folder.")
-    present = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    foreign = sorted(present - _files_of_earlier_demo(output))
+    present = _names_in(output) if output.is_dir() else []
+    foreign = sorted(set(present) - _files_of_earlier_demo(output))
     if foreign:
         raise ValueError(
             f"{str(output)!r} is not empty and was not written by an earlier demo: it holds {', '.join(foreign[:5])}"
             f"{', …' if len(foreign) > 5 else ''}. Choose another folder with --output, or empty this one."
         )
+
+
+def _names_in(folder: Path) -> list[str]:
+    """What is in the folder, and in that of the model with attention views, sorted."""
+    names = []
+    for path in folder.iterdir():
+        if path.name == LOCOMT_FOLDER and path.is_dir():
+            names += [f"{LOCOMT_FOLDER}/{inner.name}" for inner in path.iterdir()]
+        else:
+            names.append(path.name)
+    return sorted(names)
 
 
 def _files_of_earlier_demo(output: Path) -> set[str]:
@@ -197,13 +223,13 @@ def _files_of_earlier_demo(output: Path) -> set[str]:
 
 def _publish(partial: Path, output: Path) -> None:
     """Move the complete files into their folder; what an earlier demo wrote goes."""
-    output.mkdir(exist_ok=True)
+    (output / LOCOMT_FOLDER).mkdir(parents=True, exist_ok=True)
     outdated = _files_of_earlier_demo(output)
-    for path in list(output.iterdir()):
-        if path.name in outdated:
-            path.unlink()
-    for path in partial.iterdir():
-        shutil.move(path, output / path.name)
+    for name in _names_in(output):
+        if name in outdated:
+            (output / name).unlink()
+    for name in _names_in(partial):
+        shutil.move(partial / name, output / name)
 
 
 def _run(
@@ -221,44 +247,60 @@ def _run(
     vit = make_vit()
     vit_seconds = _train(vit, digits, scratch, settings, settings.epochs, settings.learning_rate, console, "ViT")
 
-    console.print("[bold]3. Convert[/bold] with learnable attention masks: hf_lam.convert(vit, LamConfig())")
+    console.print("[bold]3. Convert[/bold] with learnable attention masks, and once more with attention views")
     pixels = digits.test.pixel_values
+    before = logits_of(vit, pixels)
     # A converted model shares its weights with the original, which is trained on as well.
     lam = convert(copy.deepcopy(vit), LamConfig())
-    before = logits_of(vit, pixels)
-    conversion_difference = float((logits_of(lam, pixels) - before).abs().max())
+    locomt = convert(copy.deepcopy(vit), LocomtConfig(views="full"))
+    differences = [_difference(logits_of(model, pixels), before) for model in (lam, locomt)]
     added = sum(parameter.numel() for parameter in mechanism_parameters(lam))
     console.print(
-        f"  {added:,} parameters added to {_size(vit):,}; the logits differ by at most {conversion_difference:.1e}"
+        f"  LamConfig(): {added:,} parameters added to {_size(vit):,}; logits within {differences[0]:.1e}\n"
+        f'  LocomtConfig(views="full"): none added; logits within {differences[1]:.1e}'
     )
 
-    console.print("[bold]4. Train on[/bold], the stock ViT and the converted one, for as many steps")
+    console.print("[bold]4. Choose views[/bold] of the image's quadrants: hf_lam.calibrate_views(model, …)")
+    config, report = calibrate_views(locomt, _calibration_batches(digits, settings), budget=settings.budget)
+    set_views(locomt, config)
+    mass = report.kept / report.total
+    console.print(
+        f"  {100 * report.flops_fraction:.1f} % of the attention FLOPs (budget {100 * settings.budget:.0f} %) keep "
+        f"{100 * mass:.1f} % of the attention"
+    )
+
+    console.print("[bold]5. Train on[/bold], the stock ViT and the converted ones, for as many steps")
     again = (settings, settings.more_epochs, settings.more_learning_rate, console)
     trained_on = copy.deepcopy(vit)
     stock_seconds = _train(trained_on, digits, scratch, *again, "ViT, trained on")
     lam_seconds = _train(lam, digits, scratch, *again, "ViT with LAM")
+    locomt_seconds = _train(locomt, digits, scratch, *again, "ViT with LoCoMT")
     rows = [
-        _row("ViT", vit, digits, 0, vit_seconds),
-        _row("ViT, trained on", trained_on, digits, 0, stock_seconds),
-        _row("ViT with LAM, trained on", lam, digits, added, lam_seconds),
+        _row("ViT", vit, digits, 0, 1.0, vit_seconds),
+        _row("ViT, trained on", trained_on, digits, 0, 1.0, stock_seconds),
+        _row("ViT with LAM, trained on", lam, digits, added, 1.0, lam_seconds),
+        _row("ViT with LoCoMT, trained on", locomt, digits, 0, round(report.flops_fraction, 4), locomt_seconds),
     ]
 
-    console.print("[bold]5. Save[/bold], and load in a fresh process that cannot import hf_lam")
-    _save(lam, digits, partial, rows)
-    reloaded = logits_in_fresh_process(partial, pixels, scratch)
-    reload_difference = float((reloaded - logits_of(lam, pixels)).abs().max())
-    console.print(f"  loaded with trust_remote_code=True; the logits differ by at most {reload_difference:.1e}")
+    console.print("[bold]6. Save[/bold], and load in fresh processes that cannot import hf_lam")
+    _save(lam, locomt, digits, partial, rows)
+    reloaded = [
+        _difference(logits_in_fresh_process(folder, pixels, scratch), logits_of(model, pixels))
+        for folder, model in ((partial, lam), (partial / LOCOMT_FOLDER, locomt))
+    ]
+    console.print(f"  loaded with trust_remote_code=True; the logits differ by at most {max(reloaded):.1e}")
 
     result = DemoResult(
         folder=str(output),
         settings=settings,
         rows=rows,
-        conversion_difference=conversion_difference,
-        reload_difference=reload_difference,
+        conversion_difference=max(differences),
+        reload_difference=max(reloaded),
+        attention_mass=round(mass, 4),
         seconds=round(time.perf_counter() - started, 1),
         hf_lam_version=__version__,
         transformers_version=transformers.__version__,
-        files=sorted([*(path.name for path in partial.iterdir()), SUMMARY_FILE]),
+        files=sorted([*_names_in(partial), SUMMARY_FILE]),
     )
     (partial / SUMMARY_FILE).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
     return result
@@ -312,6 +354,16 @@ def logits_of(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         return model.eval()(pixel_values=pixel_values).logits
 
 
+def _difference(logits: torch.Tensor, others: torch.Tensor) -> float:
+    return float((logits - others).abs().max())
+
+
+def _calibration_batches(digits: Digits, settings: DemoSettings) -> list[dict[str, torch.Tensor]]:
+    """The first few batches of training images."""
+    pixels = digits.train.pixel_values.split(settings.batch_size)
+    return [{"pixel_values": batch} for batch in pixels[: settings.calibration_batches]]
+
+
 def accuracy_on(model: Any, images: Images) -> float:
     return float((logits_of(model, images.pixel_values).argmax(-1) == images.labels).float().mean())
 
@@ -320,9 +372,9 @@ def _size(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _row(name: str, model: Any, digits: Digits, added: int, seconds: float) -> DemoRow:
+def _row(name: str, model: Any, digits: Digits, added: int, attention_flops: float, seconds: float) -> DemoRow:
     validation, test = (round(accuracy_on(model, images), 4) for images in (digits.validation, digits.test))
-    return DemoRow(name, validation, test, _size(model), added, seconds)
+    return DemoRow(name, validation, test, _size(model), added, attention_flops, seconds)
 
 
 def _train(
@@ -362,20 +414,25 @@ def _train(
 # --- Saving and loading back -----------------------------------------------------------------------------------------
 
 
-def _save(model: Any, digits: Digits, folder: Path, rows: list[DemoRow]) -> None:
-    from .visualization import plot_mask_on_image, plot_masks
+def _save(lam: Any, locomt: Any, digits: Digits, folder: Path, rows: list[DemoRow]) -> None:
+    from .visualization import plot_mask_on_image, plot_masks, plot_views
 
-    model.save_pretrained(folder)
-    digits.processor.save_pretrained(folder)
+    for model, place in ((lam, folder), (locomt, folder / LOCOMT_FOLDER)):
+        model.save_pretrained(place)
+        digits.processor.save_pretrained(place)
     digits.sample.save(folder / SAMPLE_PICTURE)
     inputs = {"pixel_values": digits.test.pixel_values[:1]}
-    plot_masks(model, inputs).savefig(folder / MASKS_PICTURE)
-    plot_mask_on_image(model, inputs).savefig(folder / PATCHES_PICTURE)
+    plot_masks(lam, inputs).savefig(folder / MASKS_PICTURE)
+    plot_mask_on_image(lam, inputs).savefig(folder / PATCHES_PICTURE)
+    plot_views(locomt).savefig(folder / VIEWS_PICTURE)
     (folder / "README.md").write_text(_model_card(rows))
 
 
 def _model_card(rows: list[DemoRow]) -> str:
-    table = "\n".join(f"| {row.model} | {row.test_accuracy:.4f} | {row.parameters:,} |" for row in rows)
+    table = "\n".join(
+        f"| {row.model} | {row.test_accuracy:.4f} | {row.parameters:,} | {100 * row.attention_flops:.1f} % |"
+        for row in rows
+    )
     return f"""---
 library_name: transformers
 pipeline_tag: image-classification
@@ -387,8 +444,8 @@ tags: [hf_lam, vit, learnable-attention-mask]
 Made by `hf-lam demo` (hf_lam {__version__}, transformers {transformers.__version__}): a ViT of 4 layers trained on
 scikit-learn's handwritten digits (8 × 8 pixels), converted with `hf_lam.convert(model, LamConfig())` and trained on.
 
-| model | test accuracy | parameters |
-| --- | ---: | ---: |
+| model | test accuracy | parameters | attention FLOPs |
+| --- | ---: | ---: | ---: |
 {table}
 
 ```python
@@ -398,6 +455,11 @@ model = AutoModelForImageClassification.from_pretrained("PATH_OR_ID", trust_remo
 ```
 
 ![masks of one test image, per layer]({MASKS_PICTURE})
+
+The folder `{LOCOMT_FOLDER}` holds the same ViT with attention views in place of the masks (LoCoMT), chosen by
+`hf_lam.calibrate_views`, and trained on for as many steps.
+
+![view of every head, per layer]({VIEWS_PICTURE})
 """
 
 
@@ -484,7 +546,8 @@ def _quiet_transformers() -> Iterator[None]:
 def _table(rows: list[DemoRow]) -> Table:
     table = Table(title="Accuracy on handwritten digits")
     table.add_column("model", no_wrap=True)
-    for title in ("validation", "test", "parameters added", "seconds"):
+    # Short enough for a terminal of 80 columns.
+    for title in ("val.", "test", "weights\nadded", "attn.\nFLOPs", "seconds"):
         table.add_column(title, justify="right")
     for row in rows:
         table.add_row(
@@ -492,6 +555,7 @@ def _table(rows: list[DemoRow]) -> Table:
             f"{100 * row.validation_accuracy:.1f} %",
             f"{100 * row.test_accuracy:.1f} %",
             f"{row.parameters_added:,}",
+            f"{100 * row.attention_flops:.1f} %",
             f"{row.seconds:.1f}",
         )
     return table
@@ -501,7 +565,7 @@ def _closing_lines(result: DemoResult) -> str:
     verdict = "same logits before and after conversion, and after loading" if result.passed else "LOGITS DIFFER"
     return (
         f"{result.seconds:.0f} seconds; {verdict} (bound {TOLERANCE:.0e}).\n"
-        f"Everything is in {result.folder}: the model, its code, {MASKS_PICTURE} and {PATCHES_PICTURE}. "
-        "Load it anywhere, without hf_lam:\n\n"
+        f"Everything is in {result.folder}: the model with masks, the one with views ({LOCOMT_FOLDER}), their code, "
+        f"{MASKS_PICTURE}, {PATCHES_PICTURE} and {VIEWS_PICTURE}. Load them anywhere, without hf_lam:\n\n"
         f'  AutoModelForImageClassification.from_pretrained("{result.folder}", trust_remote_code=True)'
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from hosts import mechanisms
 from lam_models import make_lam, make_samples, stacked, weights_of
 from safetensors.torch import save_file
 from torch import nn
@@ -38,8 +39,8 @@ from hf_lam import LamConfig
 PER_LAYER, SHARED, LOW_RANK = LamConfig(), LamConfig(scope="shared"), LamConfig(scope="shared", rank=2, per_head=True)
 STEPS, BATCH = 3, 8
 
-# Stock class, host, mechanism, and the `use_reentrant` of gradient checkpointing, `None` for none.
-LOOP_CASES: dict[str, tuple[Any, str, LamConfig, bool | None]] = {
+# Stock class, host, mechanisms, and the `use_reentrant` of gradient checkpointing, `None` for none.
+LOOP_CASES: dict[str, tuple[Any, str, Any, bool | None]] = {
     "per_layer": (BertForSequenceClassification, "bert", PER_LAYER, None),
     "per_layer-checkpointed": (BertForSequenceClassification, "bert", PER_LAYER, False),
     "shared": (BertForSequenceClassification, "bert", SHARED, None),
@@ -49,13 +50,24 @@ LOOP_CASES: dict[str, tuple[Any, str, LamConfig, bool | None]] = {
     "vit-per_layer": (ViTForImageClassification, "vit", PER_LAYER, None),
     "vit-shared-checkpointed": (ViTForImageClassification, "vit", LOW_RANK, False),
     "videomae-shared": (VideoMAEForVideoClassification, "videomae", SHARED, None),
+    "bert-token_types": (BertForSequenceClassification, "bert", mechanisms("half", "bert"), None),
+    "bert-lam_and_views-checkpointed": (BertForSequenceClassification, "bert", mechanisms("lam", "bert"), False),
+    "vit-bottleneck": (ViTForImageClassification, "vit", mechanisms("bottleneck", "vit"), None),
+    "videomae-annealing-reentrant": (
+        VideoMAEForVideoClassification,
+        "videomae",
+        mechanisms("annealing", "videomae"),
+        True,
+    ),
 }
-TRAINER_CASES: dict[str, tuple[Any, str, LamConfig]] = {
+TRAINER_CASES: dict[str, tuple[Any, str, Any]] = {
     "bert": (BertForSequenceClassification, "bert", PER_LAYER),
     "bert_masked_lm": (BertForMaskedLM, "bert", SHARED),
     "bert_tokens": (BertForTokenClassification, "bert", PER_LAYER),
     "vit": (ViTForImageClassification, "vit", SHARED),
     "videomae": (VideoMAEForVideoClassification, "videomae", PER_LAYER),
+    "bert_views": (BertForMaskedLM, "bert", mechanisms("lam", "bert")),
+    "vit_views": (ViTForImageClassification, "vit", mechanisms("half", "vit")),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from transformers import (
     ViTModel,
 )
 
-from hf_lam import LamConfig, mechanism_parameters
+from hf_lam import LamConfig, LocomtConfig, mechanism_parameters
+from hf_lam.modeling.injection_hf_lam import injected_encoders, views_of
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -96,6 +98,51 @@ LAM_CONFIGS: dict[str, LamConfig] = {
     "shared_rank_per_head": LamConfig(scope="shared", rank=2, per_head=True),
 }
 
+CLS = {"length": 1, "global": True}
+# Segments other than the host's own.
+SEGMENTS: dict[str, list[Any]] = {
+    "bert": [["cls", CLS], ["question", 4], ["answer", 6]],
+    "vit": [["left", {"rectangle": [0, 0, 4, 1]}], ["right", {"rectangle": [0, 1, 4, 3]}]],
+    "videomae": [["early", 3], ["late", 5]],
+}
+DIRECTED = [["type_0>type_1", "self", "full", "self:type_1"], ["type_1>type_0+self:type_0"] * 4, ["self"] * 4]
+
+# Attention views, alone and with what they combine with; made by `mechanisms`.
+VIEW_CONFIGS: dict[str, tuple[Any, ...]] = {
+    "half": (LocomtConfig(views="half"),),
+    "cross": (LocomtConfig(views="cross"),),
+    "directed": (LocomtConfig(segments="token_type_ids", views=DIRECTED),),
+    "explicit": (LocomtConfig(views="round_robin"),),
+    "annealing": (LocomtConfig(views="half", annealing=True),),
+    "bottleneck": (LocomtConfig(views="self", bottleneck_tokens=2),),
+    "lam": (LamConfig(per_head=True), LocomtConfig(views="random(1)")),
+    "shared_lam": (LocomtConfig(views="half"), LamConfig(scope="shared", rank=2)),
+}
+
+# Every mechanism with views on the three backbones, or where it differs; some on the others.
+VIEW_CASES: list[tuple[str, str]] = [
+    *((host, name) for host in ("bert", "vit", "videomae") for name in ("half", "explicit", "bottleneck")),
+    ("bert", "directed"),
+    ("bert", "annealing"),
+    ("bert", "lam"),
+    ("vit", "annealing"),
+    ("vit", "shared_lam"),
+    ("videomae", "annealing"),
+    ("videomae", "lam"),
+    ("roberta", "shared_lam"),
+    ("deit", "cross"),
+    ("ast", "half"),
+]
+
+
+def mechanisms(name: str, host: str) -> tuple[Any, ...]:
+    """The configurations behind a name of `LAM_CONFIGS` or `VIEW_CONFIGS`."""
+    if name in LAM_CONFIGS:
+        return (LAM_CONFIGS[name],)
+    if name == "explicit":
+        return tuple(replace(config, segments=SEGMENTS[host]) for config in VIEW_CONFIGS[name])
+    return VIEW_CONFIGS[name]
+
 
 def make_model(model_class: type[PreTrainedModel], host: str, seed: int = 0, **config: Any) -> PreTrainedModel:
     """A tiny model in eval mode, all of whose parameters are random: biases too, which start at zero otherwise."""
@@ -110,14 +157,17 @@ def make_host(host: str, **config: Any) -> PreTrainedModel:
     return make_model(BASES[host], host, **config)
 
 
-def make_inputs(host: str, batch: int = 2, seed: int = 1) -> dict[str, torch.Tensor]:
-    """Inputs of a tiny host; text is right-padded in every second sample."""
+def make_inputs(host: str, batch: int = 2, seed: int = 1, token_types: bool = False) -> dict[str, torch.Tensor]:
+    """Inputs of a tiny host; text is right-padded in every second sample, and its token types come in any order."""
     generator = torch.Generator().manual_seed(seed)
     if host in ("bert", "roberta"):
         attention_mask = torch.ones(batch, 11, dtype=torch.long)
         attention_mask[1::2, 7:] = 0
         input_ids = torch.randint(2, 99, (batch, 11), generator=generator)
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_types:
+            inputs["token_type_ids"] = torch.randint(0, 2, (batch, 11), generator=generator)
+        return inputs
     shape, name = {
         "vit": ((3, 16, 16), "pixel_values"),
         "deit": ((3, 16, 16), "pixel_values"),
@@ -139,6 +189,9 @@ def perturb_mechanisms(model: nn.Module, scale: float = 0.3, seed: int = 2) -> N
     generator = torch.Generator().manual_seed(seed)
     for parameter in mechanism_parameters(model):
         parameter.data += scale * torch.randn(parameter.shape, generator=generator).to(parameter)
+    for base in injected_encoders(model):
+        if (base._hf_lam_configs.locomt or LocomtConfig()).annealing:
+            views_of(base).penalty.fill_(2.0)
 
 
 def max_difference(left: torch.Tensor, right: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Tiny HfLam models whose masks matter, and labelled samples for their heads."""
+"""Tiny HfLam models whose mechanisms matter, and labelled samples for their heads."""
 
 from __future__ import annotations
 
@@ -10,22 +10,33 @@ from transformers import PreTrainedModel
 
 import hf_lam
 from hf_lam import LamConfig
+from hf_lam.modeling.injection_hf_lam import injected_encoders
 
 
 def make_lam(
-    stock_class: type[PreTrainedModel], host: str, lam: LamConfig | None = None, seed: int = 0, **config: Any
+    stock_class: type[PreTrainedModel],
+    host: str,
+    mechanisms: LamConfig | tuple[Any, ...] | None = None,
+    seed: int = 0,
+    **config: Any,
 ) -> Any:
-    """A converted tiny model with sharp attention and masks far from the identity, so that losing one shows."""
-    model = hf_lam.convert(
-        make_model(stock_class, host, seed=seed, **{"initializer_range": 0.2, **config}), lam or LamConfig()
-    )
+    """A converted tiny model with sharp attention and mechanisms far from the identity, so that losing one shows.
+
+    mechanisms: one `LamConfig`, the default one unless given, or several configurations.
+    """
+    configs = mechanisms if isinstance(mechanisms, tuple) else (mechanisms or LamConfig(),)
+    model = hf_lam.convert(make_model(stock_class, host, seed=seed, **{"initializer_range": 0.2, **config}), *configs)
     perturb_mechanisms(model, seed=seed + 2)
     return model
 
 
 def make_samples(model: PreTrainedModel, host: str, count: int, seed: int = 1) -> list[dict[str, Any]]:
-    """`count` labelled samples for a head. Token labels differ in number from sample to sample, some have none."""
-    inputs = make_inputs(host, batch=count, seed=seed)
+    """`count` labelled samples for a head. Token labels differ in number from sample to sample, some have none.
+
+    Text has token types if the model has attention views.
+    """
+    has_views = any(base._hf_lam_views for base in injected_encoders(model))
+    inputs = make_inputs(host, batch=count, seed=seed, token_types=has_views)
     generator = torch.Generator().manual_seed(seed + 1)
     task = type(model).__name__.partition("For")[2]
     if task in ("MaskedLM", "TokenClassification"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import hf_lam
-from hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig, LamConfig
+from hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig, LamConfig, LocomtConfig
 
 CONFIG_CLASSES = [HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig]
 FULL_BLOCK = {"version": hf_lam.__version__, "lam": LamConfig().to_dict()}
@@ -100,3 +100,47 @@ def test_saving_to_a_file_is_refused(tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(ValueError, match="is a file"):
         HfLamBertConfig(hf_lam=LamConfig()).save_pretrained(file)
+
+
+TABLE = [["self", "cross:a-b"], ["full", "a>b"]]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LocomtConfig(),
+        LocomtConfig("token_type_ids", "low_self(2)", annealing=True),
+        LocomtConfig([("a", 3), ("b", 4)], [tuple(row) for row in TABLE]),
+        LocomtConfig([["cls", {"length": 1, "global": True}], ["a", {"rectangle": (0, 0, 2, 2)}]], "self"),
+        LocomtConfig([["a", {"frames": (0, 2)}], ["b", {"frames": [2, 4]}]], "self", bottleneck_tokens=4),
+    ],
+)
+def test_locomt_config_round_trips_through_json(config: LocomtConfig) -> None:
+    assert LocomtConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("config_class", CONFIG_CLASSES)
+def test_both_mechanisms_in_one_block(config_class) -> None:
+    locomt = LocomtConfig([["a", 3], ["b", 4]], TABLE)
+    expected = FULL_BLOCK | {"locomt": locomt.to_dict()}
+    for given in ([LamConfig(), locomt], [locomt, LamConfig()], {"lam": {}, "locomt": locomt.to_dict()}):
+        assert config_class(hf_lam=given).hf_lam == expected
+    for given in (locomt, {"views": TABLE, "segments": [["a", 3], ["b", 4]]}):
+        assert config_class(hf_lam=given).hf_lam == {"version": hf_lam.__version__, "locomt": locomt.to_dict()}
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"locomt": {"views": "diagonal"}, "lam": {}}, None),
+        ({"locomt": {"view": "self"}}, r"no option \['view'\]"),
+        ({"locomt": {"bottleneck_tokens": 2}}, "needs views='self'"),
+        ([LocomtConfig(), LamConfig(), LocomtConfig()], "LocomtConfig was given twice"),
+    ],
+)
+def test_nonsense_views_are_refused(block, message: str | None) -> None:
+    if message is None:  # which views there are is known only with the segments
+        assert HfLamBertConfig(hf_lam=block).hf_lam["locomt"]["views"] == "diagonal"
+        block, message = {"locomt": {**block["locomt"], "segments": [["a", 1], ["b", 2]]}}, "diagonal.*presets"
+    with pytest.raises(ValueError, match=message):
+        HfLamBertConfig(hf_lam=block)

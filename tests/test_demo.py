@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 import hf_lam
 from hf_lam import cli
 from hf_lam import demo as demo_module
-from hf_lam.demo import DemoSettings, check_output, load_data, logits_in_fresh_process, logits_of, run_demo
+from hf_lam.demo import DemoSettings, accuracy_on, check_output, load_data, logits_in_fresh_process, run_demo
+from hf_lam.modeling.views_hf_lam import parse_view, view_cost
 
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
@@ -40,42 +41,65 @@ def test_conversion_and_the_fresh_process_give_the_same_logits(finished):
 
 def test_the_table_has_the_model_before_and_after(finished):
     result, _, printed = finished
-    assert [row.model for row in result.rows] == ["ViT", "ViT, trained on", "ViT with LAM, trained on"]
+    names = ["ViT", "ViT, trained on", "ViT with LAM, trained on", "ViT with LoCoMT, trained on"]
+    assert [row.model for row in result.rows] == names
     assert all(0.1 < row.test_accuracy <= 1 for row in result.rows)
-    stock, _, lam = result.rows
-    assert stock.parameters_added == 0
+    stock, _, lam, locomt = result.rows
+    assert stock.parameters_added == locomt.parameters_added == 0
+    assert locomt.parameters == stock.parameters
     # Per layer: 16 × 64 + 16 of the hidden layer and 17 × 16 + 17 of the output.
     assert lam.parameters_added == lam.parameters - stock.parameters == 4 * (16 * 64 + 16 + 17 * 16 + 17)
     for row in result.rows:
         assert row.model in printed
         assert f"{100 * row.test_accuracy:.1f} %" in printed
+        assert f"{100 * row.attention_flops:.1f} %" in printed
     assert f"{lam.parameters_added:,}" in printed
     assert "training loss" in printed
     assert "trust_remote_code=True" in printed.splitlines()[-1]
 
 
+def test_the_attention_flops_are_those_of_the_views_that_were_saved(finished):
+    result, folder, printed = finished
+    *others, locomt = result.rows
+    assert [row.attention_flops for row in others] == [1, 1, 1]
+    stored = json.loads((folder / "locomt" / "config.json").read_text())["hf_lam"]["locomt"]
+    names = [name for name, _ in stored["segments"]]
+    assert names == ["cls", "top_left", "top_right", "bottom_left", "bottom_right"]
+    views = [parse_view(view, names, [True] + 4 * [False]) for row in stored["views"] for view in row]
+    assert len(views) == 4 * 4
+    # [CLS], and four quadrants of 2 × 2 patches.
+    cost = sum(view_cost(view, [1, 4, 4, 4, 4]) for view in views)
+    assert locomt.attention_flops == pytest.approx(cost / (16 * 17**2), abs=1e-4)
+    assert 0.3 < locomt.attention_flops <= result.settings.budget
+    # What attention without any preference would keep with these views.
+    uniform = sum(view_cost(view, [0, 4, 4, 4, 4]) for view in views) / (16 * 16**2)
+    assert uniform < result.attention_mass < 1
+    assert f"{100 * result.attention_mass:.1f} % of the attention" in printed
+
+
 def test_the_folder_is_complete_and_loads(finished):
     result, folder, _ = finished
-    present = sorted(path.name for path in folder.iterdir())
+    present = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     assert present == result.files
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "demo.json"} <= set(present)
     assert {"configuration_hf_lam.py", "modeling_hf_lam.py"} <= set(present)
+    assert {"locomt/config.json", "locomt/model.safetensors", "locomt/modeling_hf_lam.py"} <= set(present)
     assert not list(folder.parent.glob(".*")), "nothing is left beside the folder"
     assert hf_lam.__version__ in (folder / "README.md").read_text()
 
-    model = AutoModelForImageClassification.from_pretrained(folder)
-    assert isinstance(model, hf_lam.HfLamViTForImageClassification)
     digits = load_data(seed=0)
     processor = AutoImageProcessor.from_pretrained(folder)
     pixels = processor(Image.open(folder / "digit.png"), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels[0], digits.test.pixel_values[0])
-    accuracy = (logits_of(model, digits.test.pixel_values).argmax(-1) == digits.test.labels).float().mean()
-    assert float(accuracy) == pytest.approx(result.rows[-1].test_accuracy, abs=1e-4)
+    for row, place in zip(result.rows[2:], (folder, folder / "locomt"), strict=True):
+        model = AutoModelForImageClassification.from_pretrained(place)
+        assert isinstance(model, hf_lam.HfLamViTForImageClassification)
+        assert accuracy_on(model, digits.test) == pytest.approx(row.test_accuracy, abs=1e-4)
 
 
 def test_the_pictures_are_pictures(finished):
     _, folder, _ = finished
-    for name in ("masks.png", "masks_on_digit.png"):
+    for name in ("masks.png", "masks_on_digit.png", "views.png"):
         with Image.open(folder / name) as picture:
             assert picture.width > 500
             assert len(picture.convert("RGB").getcolors(maxcolors=1 << 24)) > 50
@@ -104,6 +128,24 @@ def test_it_replaces_an_earlier_demo_and_nothing_else(finished, tmp_path, monkey
     (tmp_path / "demo.json").write_text((folder / "demo.json").read_text())
     with pytest.raises(ValueError, match=r"thesis\.txt"):
         check_output(tmp_path)
+    mine.unlink()
+    (tmp_path / "locomt").mkdir()
+    (tmp_path / "locomt" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"it holds locomt/notes\.txt"):
+        check_output(tmp_path)
+
+
+def test_an_earlier_demo_is_replaced(tmp_path):
+    partial, output = tmp_path / "partial", tmp_path / "out"
+    for folder, names in ((output, ["old.png", "locomt/old.py", "both.py"]), (partial, ["both.py", "locomt/new.py"])):
+        (folder / "locomt").mkdir(parents=True)
+        for name in names:
+            (folder / name).write_text(folder.name)
+        (folder / "demo.json").write_text(json.dumps({"files": [*names, "demo.json"]}))
+    demo_module._publish(partial, output)
+    left = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert left == {"both.py", "locomt/new.py", "demo.json"}
+    assert (output / "both.py").read_text() == "partial"
 
 
 def test_an_interrupted_demo_leaves_nothing(tmp_path, monkeypatch):

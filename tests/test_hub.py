@@ -12,14 +12,9 @@ from hub_server import HubServer
 from processes import run_code
 from safetensors.torch import load_file
 
-CODE_FILES = {
-    "configuration_hf_lam.py",
-    "functional_hf_lam.py",
-    "injection_hf_lam.py",
-    "mechanisms_hf_lam.py",
-    "modeling_hf_lam.py",
-}
-# Repository, stock class, host, Auto class of what is pushed, whether it is a head.
+from hf_lam.modeling.configuration_hf_lam import TRAVELLING_FILES
+
+# Repository, stock class, host, Auto class of what is pushed. All but the first have attention views.
 CASES = [
     ("user/lam-bert", "BertForSequenceClassification", "bert", "AutoModelForSequenceClassification"),
     ("user/lam-vit", "ViTForImageClassification", "vit", "AutoModelForImageClassification"),
@@ -31,14 +26,14 @@ import json, sys
 import torch, transformers
 from safetensors.torch import save_file
 import hf_lam
-from hosts import first_output, make_inputs, make_model
+from hosts import first_output, make_inputs, make_model, mechanisms
 from lam_models import make_lam
 
 folder, cases = sys.argv[1], json.loads(sys.argv[2])
 tensors = {}
 for repo, stock_class, host, auto_class in cases:
     stock, inputs = getattr(transformers, stock_class), make_inputs(host)
-    model = make_lam(stock, host)
+    model = make_lam(stock, host, mechanisms("per_layer" if host == "bert" else "lam", host))
     with torch.no_grad():
         tensors |= {f"{repo}:{name}": tensor for name, tensor in inputs.items()}
         tensors[repo] = first_output(model, inputs)
@@ -108,7 +103,7 @@ def pushed(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_a_pushed_repository_has_code_auto_map_and_safetensors(hub: HubServer, pushed) -> None:
     for repo, _, _, auto_class in CASES:
         files = hub.repos[repo].files()
-        assert {"README.md", "config.json", "model.safetensors", *CODE_FILES} == set(files)
+        assert {"README.md", "config.json", "model.safetensors", *TRAVELLING_FILES} == set(files)
         auto_map = json.loads(files["config.json"])["auto_map"]
         assert {"AutoConfig", "AutoModel", auto_class} <= set(auto_map)
 

@@ -3,18 +3,23 @@ from __future__ import annotations
 import copy
 import io
 import threading
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hosts import (
     BASES,
     LAM_CONFIGS,
+    SEGMENTS,
     SIZES,
+    VIEW_CASES,
     first_output,
     make_host,
     make_inputs,
     make_model,
     max_difference,
+    mechanisms,
     perturb_mechanisms,
 )
 from torch import nn
@@ -32,6 +37,7 @@ from transformers import (
     GPT2Model,
     ModernBertConfig,
     ModernBertModel,
+    PreTrainedModel,
     RobertaForSequenceClassification,
     T5Config,
     T5Model,
@@ -41,9 +47,20 @@ from transformers import (
     VJEPA2Model,
 )
 
-from hf_lam import LamConfig, freeze_host, inject, lam_attention, mechanism_parameters, remove
+from hf_lam import (
+    LamConfig,
+    LocomtConfig,
+    convert,
+    freeze_host,
+    inject,
+    lam_attention,
+    mechanism_parameters,
+    remove,
+    set_views,
+)
 from hf_lam.modeling import injection_hf_lam
 
+BACKBONES = ("bert", "vit", "videomae")
 IMPLEMENTATIONS = ("eager", "sdpa", "hf_lam")
 # transformers compiles the block masks of flex_attention, which takes half a minute.
 FLEX = pytest.param("flex_attention", marks=pytest.mark.slow)
@@ -52,6 +69,20 @@ FLEX = pytest.param("flex_attention", marks=pytest.mark.slow)
 @pytest.fixture(params=list(BASES))
 def host(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+def assert_no_trace(model: nn.Module) -> None:
+    assert not any("hf_lam" in key for key in model.state_dict())
+    assert not any("hf_lam" in key for module in model.modules() for key in module.__dict__)
+    assert not any("_init_weights" in module.__dict__ or "forward" in module.__dict__ for module in model.modules())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def injected(host: str, name: str) -> PreTrainedModel:
+    """A host with mechanisms that are not the identity."""
+    model = inject(make_host(host), *mechanisms(name, host))
+    perturb_mechanisms(model)
+    return model
 
 
 @pytest.mark.parametrize("name", LAM_CONFIGS)
@@ -64,8 +95,31 @@ def test_identity_then_effect_then_removal(host: str, name: str) -> None:
     assert max_difference(first_output(model, inputs), original) > 1e-3
     assert remove(model) is model
     assert torch.equal(first_output(model, inputs), original)
-    assert not any("hf_lam" in key for key in model.state_dict())
-    assert not any("hf_lam" in key for module in model.modules() for key in module.__dict__)
+    assert_no_trace(model)
+
+
+@pytest.mark.parametrize("lam", [(), (LamConfig(),)], ids=["alone", "with_lam"])
+def test_full_views_are_the_identity(host: str, lam: tuple[LamConfig, ...]) -> None:
+    model, inputs = make_host(host), make_inputs(host, token_types=True)
+    original = first_output(model, inputs)
+    for config in (LocomtConfig(), LocomtConfig(views="half", annealing=True)):
+        inject(model, *lam, config)
+        for implementation in IMPLEMENTATIONS:
+            model.set_attn_implementation(implementation)
+            assert max_difference(first_output(model, inputs), original) < 1e-5
+        remove(model)
+
+
+@pytest.mark.parametrize(("host", "name"), VIEW_CASES)
+def test_views_have_an_effect_and_can_be_removed(host: str, name: str) -> None:
+    model, inputs = make_host(host), make_inputs(host, token_types=True)
+    original = first_output(model, inputs)
+    inject(model, *mechanisms(name, host))
+    perturb_mechanisms(model)
+    assert max_difference(first_output(model, inputs), original) > 1e-3
+    remove(model)
+    assert torch.equal(first_output(model, inputs), original)
+    assert_no_trace(model)
 
 
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, FLEX])
@@ -75,6 +129,15 @@ def test_no_attention_implementation_drops_the_mechanism(host: str, implementati
     expected = first_output(model, inputs)
     model.set_attn_implementation(implementation)
     assert model.config._attn_implementation == implementation
+    assert max_difference(first_output(model, inputs), expected) < 1e-5
+
+
+@pytest.mark.parametrize("implementation", ["eager", "hf_lam", FLEX])
+@pytest.mark.parametrize(("host", "name"), VIEW_CASES)
+def test_no_attention_implementation_drops_the_views(host: str, name: str, implementation: str) -> None:
+    model, inputs = injected(host, name), make_inputs(host, token_types=True)
+    expected = first_output(model, inputs)
+    model.set_attn_implementation(implementation)
     assert max_difference(first_output(model, inputs), expected) < 1e-5
 
 
@@ -91,6 +154,20 @@ def test_eager_selects_the_reference_and_everything_else_the_fast_path(monkeypat
         model.set_attn_implementation(implementation)
         model(**inputs)
     assert chosen == ["eager"] * 3 + ["auto"] * 6
+
+
+def test_eager_selects_the_reference_of_views_and_everything_else_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+    for name in ("attend_eager", "attend_blocks"):
+        original = getattr(injection_hf_lam, name)
+        monkeypatch.setattr(
+            injection_hf_lam, name, lambda *args, name=name, original=original: chosen.append(name) or original(*args)
+        )
+    model, inputs = injected("vit", "half"), make_inputs("vit")
+    for implementation in ("eager", "sdpa", "hf_lam"):
+        model.set_attn_implementation(implementation)
+        model(**inputs)
+    assert chosen == ["attend_eager"] * 3 + ["attend_blocks"] * 6
 
 
 def test_the_head_around_an_injected_base_cannot_drop_the_mechanism_either() -> None:
@@ -122,6 +199,94 @@ def test_attention_maps_are_those_of_the_masked_attention(host: str) -> None:
     assert max_difference(changed[0], stock.attentions[0]) > 1e-3
     torch.testing.assert_close(changed[0].sum(-1), torch.ones_like(changed[0].sum(-1)))
     assert model(**inputs).get("attentions") is None
+
+
+SELF, CROSS, FULL = (lambda i, j: i == j), (lambda i, j: i != j), (lambda i, j: True)
+# For a few cases, by hand: the segment of each token, `None` for a global one, and what the first layer's heads see.
+MAPS: dict[tuple[str, str], tuple[Any, list[Any]]] = {
+    ("bert", "half"): (None, [SELF, SELF, CROSS, CROSS]),
+    ("bert", "directed"): (None, [lambda i, j: i < j, SELF, FULL, lambda i, j: i == j == 1]),
+    ("bert", "explicit"): ([None, *[0] * 4, *[1] * 6], [SELF, CROSS, SELF, CROSS]),
+    ("vit", "half"): (
+        [None, *[2 * (row // 2) + column // 2 for row in range(4) for column in range(4)]],
+        [SELF, SELF, lambda i, j: i != j and {i, j} == {0, 1}, lambda i, j: i != j and {i, j} == {0, 2}],
+    ),
+    ("vit", "explicit"): ([None, *[min(column, 1) for _ in range(4) for column in range(4)]], [SELF, CROSS] * 2),
+    ("videomae", "half"): ([0] * 4 + [1] * 4, [SELF, SELF, CROSS, CROSS]),
+    ("videomae", "explicit"): ([0] * 3 + [1] * 5, [SELF, CROSS] * 2),
+}
+
+
+@pytest.mark.parametrize(("host", "name"), MAPS)
+def test_attention_maps_are_zero_outside_of_the_views_and_nowhere_else(host: str, name: str) -> None:
+    segments, heads = MAPS[host, name]
+    inputs = make_inputs(host, token_types=True)
+    model = injected(host, name)
+    outputs = model(**inputs, output_attentions=True)
+    assert len(outputs.attentions) == 3
+    assert max_difference(outputs[0], first_output(model, inputs)) < 1e-5
+    attention = outputs.attentions[0]
+    tokens = inputs.get("attention_mask", torch.ones(attention.shape[::3]))
+    for sample in range(2):
+        where = inputs["token_type_ids"][sample].tolist() if segments is None else segments
+        for head, sees in enumerate(heads):
+            expected = torch.tensor([[None in (i, j) or sees(i, j) for j in where] for i in where])
+            expected &= tokens[sample].bool()
+            assert torch.equal(attention[sample, head] > 0, expected), (sample, head)
+            assert torch.equal(attention[sample, head] == 0, ~expected), (sample, head)
+            torch.testing.assert_close(attention[sample, head].sum(-1), expected.any(-1).float())
+
+
+def test_attention_maps_of_a_bottleneck_hold_its_tokens() -> None:
+    model, inputs = injected("videomae", "bottleneck"), make_inputs("videomae")
+    attention = model(**inputs, output_attentions=True).attentions[-1]
+    where = torch.tensor([0] * 4 + [1] * 4 + [0] * 2 + [1] * 2)
+    assert torch.equal(attention > 0, (where[:, None] == where).expand_as(attention))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", [n for host, n in VIEW_CASES if host == "bert" and n != "explicit"])
+def test_right_padding_is_exact_with_views(name: str, implementation: str) -> None:
+    model, inputs = injected("bert", name), make_inputs("bert", batch=4, token_types=True)
+    model.set_attn_implementation(implementation)
+    together = model(**inputs).last_hidden_state
+    for i, length in enumerate(inputs["attention_mask"].sum(-1).tolist()):
+        alone = {key: tensor[i : i + 1, :length] for key, tensor in inputs.items() if key != "attention_mask"}
+        assert max_difference(together[i, :length], model(**alone).last_hidden_state[0]) < 1e-5
+
+
+@pytest.mark.parametrize(("host", "name"), VIEW_CASES)
+def test_no_sample_sees_another_with_views(host: str, name: str) -> None:
+    model, inputs = injected(host, name), make_inputs(host, batch=3, token_types=True)
+    expected = first_output(model, inputs)[0]
+    other = make_inputs(host, batch=3, seed=9, token_types=True)
+    for key, tensor in inputs.items():
+        other[key][0] = tensor[0]
+    assert max_difference(first_output(model, other)[0], expected) < 1e-6
+
+
+def test_absent_token_types_are_one_segment_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings = []
+    monkeypatch.setattr(injection_hf_lam.logger, "warning_once", warnings.append)
+    for name in ("half", "bottleneck", "lam"):
+        model, inputs = injected("bert", name), make_inputs("bert")
+        zeros = torch.zeros_like(inputs["input_ids"])
+        expected = model(**inputs, token_type_ids=zeros).last_hidden_state
+        assert not warnings
+        assert max_difference(model(**inputs).last_hidden_state, expected) < 1e-6
+        assert "without token_type_ids" in warnings.pop()
+    assert not warnings
+
+
+def test_token_types_by_position() -> None:
+    model, inputs = injected("bert", "half"), make_inputs("bert", token_types=True)
+    ids, padding, token_types = inputs.values()
+    assert torch.equal(model(ids, padding, token_types)[0], model(**inputs)[0])
+    assert max_difference(model(ids, padding, 1 - token_types)[0], model(**inputs)[0]) > 1e-3
+    # Embeddings in place of ids, for which BERT itself needs none of the ids' shape.
+    embeddings = model.embeddings.word_embeddings(ids)
+    found = model(inputs_embeds=embeddings, attention_mask=padding, token_type_ids=token_types)[0]
+    assert max_difference(found, model(**inputs)[0]) < 1e-6
 
 
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, FLEX])
@@ -164,11 +329,36 @@ def test_copies_and_pickles_use_masks_of_their_own(host: str, name: str) -> None
         remove(twin)
 
 
-@pytest.mark.parametrize("name", ["per_layer", "embeddings", "shared"])
-def test_threads_do_not_mix_up_their_inputs(name: str) -> None:
-    model = inject(make_host("videomae"), LAM_CONFIGS[name])
-    perturb_mechanisms(model)
-    batches = [make_inputs("videomae", seed=seed) for seed in range(4)]
+@pytest.mark.parametrize(
+    ("host", "name"), [("bert", "directed"), ("vit", "annealing"), ("videomae", "lam"), ("vit", "bottleneck")]
+)
+def test_copies_and_pickles_use_views_of_their_own(host: str, name: str) -> None:
+    model, inputs = injected(host, name), make_inputs(host, token_types=True)
+    expected = first_output(model, inputs)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for twin in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+        assert torch.equal(first_output(twin, inputs), expected)
+        bottleneck = twin._hf_lam_configs.locomt.bottleneck_tokens
+        set_views(twin, LocomtConfig(views="self", bottleneck_tokens=3 if bottleneck else 0))
+        assert max_difference(first_output(twin, inputs), expected) > 1e-3
+        assert torch.equal(first_output(model, inputs), expected)
+        remove(twin)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        *(("videomae", name) for name in ("per_layer", "embeddings", "shared")),
+        ("bert", "half"),
+        ("vit", "shared_lam"),
+        ("videomae", "bottleneck"),
+    ],
+)
+def test_threads_do_not_mix_up_their_inputs(host: str, name: str) -> None:
+    model = injected(host, name)
+    batches = [make_inputs(host, seed=seed, token_types=True) for seed in range(4)]
     expected = [first_output(model, inputs) for inputs in batches]
     failures = []
 
@@ -185,8 +375,12 @@ def test_threads_do_not_mix_up_their_inputs(name: str) -> None:
     assert not failures
 
 
-def test_autocast_and_half_precision(host: str) -> None:
-    model, inputs = inject(make_host(host), LamConfig()), make_inputs(host)
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [*((host, "per_layer") for host in BASES), *(case for case in VIEW_CASES if case[0] in BACKBONES)],
+)
+def test_autocast_and_half_precision(host: str, name: str) -> None:
+    model, inputs = inject(make_host(host), *mechanisms(name, host)), make_inputs(host, token_types=True)
     perturb_mechanisms(model, scale=0.05)
     expected = first_output(model, inputs)
     with torch.autocast("cpu", torch.bfloat16):
@@ -338,3 +532,157 @@ def test_freeze_host(train_head: bool) -> None:
     masks = {name for name in trained if name.startswith("bert.hf_lam.")}
     assert len(masks) == len(mechanism_parameters(model)) == 12
     assert trained - masks == ({"classifier.weight", "classifier.bias"} if train_head else set())
+
+
+def test_freeze_host_with_views_alone_trains_the_head_or_nothing() -> None:
+    model = inject(make_model(BertForSequenceClassification, "bert"), LocomtConfig(views="self"))
+    assert mechanism_parameters(model) == []
+    freeze_host(model)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    freeze_host(model, train_head=True)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"classifier.weight", "classifier.bias"}
+    with_bottleneck = inject(make_host("vit"), LocomtConfig(views="self", bottleneck_tokens=2))
+    freeze_host(with_bottleneck)
+    assert [n for n, p in with_bottleneck.named_parameters() if p.requires_grad] == ["hf_lam.locomt.bottleneck"]
+
+
+@pytest.mark.parametrize("through", [inject, convert])
+@pytest.mark.parametrize(
+    ("configs", "said"),
+    [
+        ((LocomtConfig(),), None),
+        ((LocomtConfig(views="half", annealing=True),), None),
+        ((LamConfig(), LocomtConfig(views=[["full"] * 4] * 3)), None),
+        ((LocomtConfig(views="half"),), "12 of 12 heads"),
+        ((LocomtConfig(views=[["full", "full", "full", "self"]] * 3),), "3 of 12 heads"),
+        ((LocomtConfig(views="self", bottleneck_tokens=1),), "12 of 12 heads"),
+        ((LamConfig(init="normal"), LocomtConfig()), "random masks"),
+    ],
+)
+def test_what_changes_the_outputs_at_once_is_said(
+    through: Any, configs: tuple[Any, ...], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(injection_hf_lam.logger, "warning", warnings.append)
+    through(make_host("vit"), *configs)
+    assert len(warnings) == (0 if said is None else 1)
+    assert said is None or (said in warnings[0] and "at once" in warnings[0])
+
+
+@pytest.mark.parametrize(("host", "name"), [("bert", "half"), ("vit", "shared_lam"), ("videomae", "annealing")])
+def test_set_views_is_like_injecting_them(host: str, name: str) -> None:
+    model, inputs = injected(host, name), make_inputs(host, token_types=True)
+    table = [["full", "self", "self", "full"], ["self"] * 4, ["full"] * 4]
+    others = [config for config in mechanisms(name, host) if isinstance(config, LamConfig)]
+    twin = inject(make_host(host), *others, LocomtConfig(views=table))
+    perturb_mechanisms(twin)
+    assert set_views(model, LocomtConfig(views=table)) is model
+    assert torch.equal(first_output(model, inputs), first_output(twin, inputs))
+    remove(model)
+    assert_no_trace(model)
+
+
+def test_set_views_keeps_segments_and_a_bottleneck_of_the_same_size() -> None:
+    model, inputs = injected("vit", "explicit"), make_inputs("vit")
+    set_views(model, LocomtConfig(views="cross:left-right"))
+    assert model._hf_lam_configs.locomt.names == ["cls", "left", "right"]
+    assert model._hf_lam_configs.locomt.views == [["cross:left-right"] * 4] * 3
+    model = injected("vit", "bottleneck")
+    expected = first_output(model, inputs)
+    kept = model.hf_lam.locomt.bottleneck
+    set_views(model, LocomtConfig(views="self", bottleneck_tokens=2))
+    assert model.hf_lam.locomt.bottleneck is kept
+    assert torch.equal(first_output(model, inputs), expected)
+    set_views(model, LocomtConfig(views="self", bottleneck_tokens=3))
+    assert model.hf_lam.locomt.bottleneck.shape == (3, 32)
+    assert first_output(model, inputs).shape == expected.shape
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LocomtConfig(views=[["self"] * 4] * 2), r"2 rows of 4 views.*3 layers of 4 heads"),
+        (LocomtConfig(views="cross:left-right"), "'left'"),
+        (LocomtConfig(segments=[["a", 8], ["b", 8]]), r"add up to 16 tokens.*17"),
+        (LocomtConfig(views="self", bottleneck_tokens=1), "remove"),
+    ],
+)
+def test_set_views_refuses_and_leaves_the_model_alone(config: LocomtConfig, message: str) -> None:
+    model, inputs = injected("vit", "half"), make_inputs("vit")
+    expected, before = first_output(model, inputs), model._hf_lam_configs
+    with pytest.raises(ValueError, match=message):
+        set_views(model, config)
+    assert model._hf_lam_configs == before
+    assert torch.equal(first_output(model, inputs), expected)
+
+
+def test_set_views_needs_views_of_the_same_kind() -> None:
+    with pytest.raises(ValueError, match="in 0 encoders"):
+        set_views(make_host("vit"), LocomtConfig())
+    with pytest.raises(ValueError, match="in 0 encoders"):
+        set_views(inject(make_host("vit"), LamConfig()), LocomtConfig())
+    with pytest.raises(ValueError, match="token types"):
+        set_views(injected("bert", "half"), LocomtConfig(segments=SEGMENTS["bert"]))
+
+
+@pytest.mark.parametrize(
+    ("host", "configs", "message"),
+    [
+        ("vit", (LamConfig(), LocomtConfig(views="self", bottleneck_tokens=2)), "bottleneck_tokens=2"),
+        ("vit", (LocomtConfig(segments=[["a", 9], ["b", 9]]),), r"add up to 18 tokens, and it has 17"),
+        ("vit", (LocomtConfig(segments=[["a", {"rectangle": [0, 0, 4, 3]}]]),), r"4 × 4 = 16 patches.* 12"),
+        ("vit", (LocomtConfig(segments=[["a", {"frames": [0, 4]}]]),), "no frames"),
+        ("vit", (LocomtConfig(segments="token_type_ids"),), "takes no token_type_ids"),
+        (
+            "videomae",
+            (LocomtConfig(segments=[["a", {"frames": [0, 1]}], ["b", {"frames": [1, 4]}]]),),
+            "cut some in two",
+        ),
+        ("videomae", (LocomtConfig(segments=[["a", {"frames": [0, 2]}]]),), "to frame 4"),
+        ("bert", (LocomtConfig(segments=[["a", 30], ["b", 20]]),), r"add up to 50 tokens, and it takes at most 40"),
+        ("bert", (LocomtConfig(segments=[["a", {"token_type": 0}]]),), r"token types \[0\], and it has 2"),
+        ("bert", (LocomtConfig(views=[["self"] * 3] * 3),), r"3 rows of 3 views.*3 layers of 4 heads"),
+        ("bert", (LocomtConfig(views="self:image"),), r"'image'; the segments are \['type_0', 'type_1'\]"),
+        ("bert", (LocomtConfig(), LocomtConfig()), "given twice"),
+    ],
+)
+def test_views_that_do_not_fit_are_refused_and_the_host_left_alone(
+    host: str, configs: tuple[Any, ...], message: str
+) -> None:
+    model = make_host(host)
+    before = set(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        inject(model, *configs)
+    assert set(model.state_dict()) == before
+    assert_no_trace(model)
+
+
+def test_views_refuse_hosts_that_drop_tokens() -> None:
+    model = ViTMAEModel(ViTMAEConfig(**SIZES, image_size=16, patch_size=4))
+    with pytest.raises(ValueError, match="mask_ratio"):
+        inject(model, LocomtConfig())
+    assert_no_trace(model)
+    model, inputs = injected("videomae", "half"), make_inputs("videomae")
+    hidden = torch.zeros(2, 8, dtype=torch.bool)
+    hidden[:, 4:] = True
+    with pytest.raises(ValueError, match="bool_masked_pos"):
+        model(**inputs, bool_masked_pos=hidden)
+    inject(remove(model), LamConfig(rank=2), LocomtConfig())
+    with pytest.raises(ValueError, match="bool_masked_pos"):
+        model(inputs["pixel_values"], hidden)
+    remove(model)
+    assert model(**inputs, bool_masked_pos=hidden).last_hidden_state.shape[1] == 4
+
+
+@pytest.mark.parametrize("name", ["half", "annealing", "bottleneck"])
+def test_sequences_of_another_length_than_the_segments(name: str) -> None:
+    model = injected("vit", name)
+    with pytest.raises(ValueError, match=r"add up to (17|25) tokens.*(37|45)"):
+        model(torch.randn(1, 3, 24, 24), interpolate_pos_encoding=True)
+    config = mechanisms(name, "bert")[0]
+    model = inject(make_host("bert"), replace(config, segments=[["a", 4], ["b", 8]]))
+    for length in (11, 13):
+        with pytest.raises(ValueError, match=r"add up to .* tokens, but the sequence has"):
+            model(torch.ones(2, length, dtype=torch.long))
+    assert model(torch.ones(2, 12, dtype=torch.long)).last_hidden_state.shape[1] == 12

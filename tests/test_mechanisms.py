@@ -4,7 +4,9 @@ import pytest
 import torch
 from hosts import LAM_CONFIGS
 
-from hf_lam import LamConfig, LearnableAttentionMask
+from hf_lam import LamConfig, LearnableAttentionMask, LocomtConfig
+from hf_lam.modeling.mechanisms_hf_lam import AttentionViews
+from hf_lam.modeling.segments_hf_lam import bottleneck_segments
 
 WIDTH, HEADS, LENGTH = 12, 3, 7
 
@@ -87,3 +89,50 @@ def test_a_longer_sequence_names_both_lengths_and_the_way_out() -> None:
 @pytest.mark.parametrize("name", LAM_CONFIGS)
 def test_all_values_are_written(name: str, poisoned_empty: None) -> None:
     assert all(parameter.isfinite().all() for parameter in make_mask(LAM_CONFIGS[name]).parameters())
+
+
+def make_views(**options) -> AttentionViews:
+    config = LocomtConfig(segments=[["a", 2], ["b", 3]], **{"views": [["self"] * HEADS], **options})
+    return AttentionViews(config, [0, 0, 1, 1, 1, *bottleneck_segments(config)], WIDTH)
+
+
+def test_plain_views_have_no_tensors_of_their_own() -> None:
+    assert not make_views().state_dict()
+    assert set(make_views(annealing=True).state_dict()) == {"penalty"}
+    assert set(make_views(bottleneck_tokens=4).state_dict()) == {"bottleneck"}
+
+
+def test_views_start_without_penalty_and_with_random_bottleneck_tokens(poisoned_empty: None) -> None:
+    assert make_views(annealing=True).penalty == 0
+    bottleneck = make_views(bottleneck_tokens=4).bottleneck
+    assert bottleneck.shape == (4, WIDTH)
+    assert 0 < bottleneck.abs().max() < 0.2
+
+
+def test_every_segment_gets_the_same_bottleneck_tokens() -> None:
+    views = make_views(bottleneck_tokens=4)
+    tokens = torch.randn(2, 5, WIDTH)
+    longer = views.with_bottleneck(tokens)
+    assert longer.shape == (2, 13, WIDTH)
+    assert torch.equal(longer[:, :5], tokens)
+    assert torch.equal(longer[1, 5:9], views.bottleneck)
+    assert torch.equal(longer[1, 9:], views.bottleneck)
+    assert views.lengths == (6, 7)
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_the_layout_of_token_types_follows_each_sample(order: list[int]) -> None:
+    config = LocomtConfig(
+        [["cls", {"length": 1, "global": True}], *([f"t{t}", {"token_type": t}] for t in order)], [["self"]]
+    )
+    token_types = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 0, 0, 0]])
+    layout = AttentionViews(config, None, WIDTH).layout(token_types)
+    first, second = 1 + order.index(0), 1 + order.index(1)
+    assert layout.segment_ids.tolist() == [[0, second, second, first, second], [0] + [first] * 4]
+    lengths = [1, 0, 0]
+    lengths[first], lengths[second] = 4, 3
+    assert list(layout.lengths) == lengths
+    # Into order and back, every token is itself again.
+    tokens = torch.arange(5).expand(2, -1)
+    assert torch.equal(tokens.gather(1, layout.order).gather(1, layout.places), tokens)
+    assert layout.is_token.sum(1).tolist() == [5, 5]

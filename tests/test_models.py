@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hosts import (
+    BASES,
     CONVERTIBLE,
     LAM_CONFIGS,
+    VIEW_CASES,
     first_output,
     make_inputs,
     make_model,
     max_difference,
+    mechanisms,
     perturb_mechanisms,
 )
 from safetensors.torch import load_file, save_file
@@ -36,15 +41,18 @@ from hf_lam import (
     HfLamViTForMaskedImageModeling,
     HfLamViTModel,
     LamConfig,
+    LocomtConfig,
     convert,
     inject,
     load_mechanism,
     mechanism_parameters,
     remove,
     save_mechanism,
+    set_views,
 )
 
 BLOCK = {"lam": {}}
+FULL_VIEWS = {"locomt": {"annealing": True}}
 
 
 @pytest.fixture(params=list(CONVERTIBLE), ids=lambda stock: stock.__name__)
@@ -56,10 +64,11 @@ def hf_lam_class(stock: type) -> type:
     return getattr(hf_lam, f"HfLam{stock.__name__}")
 
 
-def test_convert_keeps_outputs_and_shares_the_weights(stock: type) -> None:
-    model, inputs = make_model(stock, CONVERTIBLE[stock]), make_inputs(CONVERTIBLE[stock])
+@pytest.mark.parametrize("views", [(), (LocomtConfig(),)], ids=["lam", "lam_and_full_views"])
+def test_convert_keeps_outputs_and_shares_the_weights(stock: type, views: tuple[Any, ...]) -> None:
+    model, inputs = make_model(stock, CONVERTIBLE[stock]), make_inputs(CONVERTIBLE[stock], token_types=True)
     original = first_output(model, inputs)
-    converted = convert(model, LamConfig())
+    converted = convert(model, LamConfig(), *views)
     assert type(converted) is hf_lam_class(stock)
     assert isinstance(converted, stock)
     assert not converted.training
@@ -71,11 +80,17 @@ def test_convert_keeps_outputs_and_shares_the_weights(stock: type) -> None:
     assert max_difference(first_output(converted, inputs), original) > 1e-6
 
 
-@pytest.mark.parametrize("name", ["per_layer", "shared_rank_per_head"])
+@pytest.mark.parametrize(
+    ("stock", "name"),
+    [
+        *((stock, name) for stock in CONVERTIBLE for name in ("per_layer", "shared_rank_per_head", "half")),
+        *((BASES[host], name) for host, name in VIEW_CASES if BASES[host] in CONVERTIBLE and name != "half"),
+    ],
+)
 def test_saved_and_loaded_is_the_same(stock: type, name: str, tmp_path: Path, poisoned_empty: None) -> None:
-    model = convert(make_model(stock, CONVERTIBLE[stock]), LAM_CONFIGS[name])
+    model = convert(make_model(stock, CONVERTIBLE[stock]), *mechanisms(name, CONVERTIBLE[stock]))
     perturb_mechanisms(model)
-    inputs = make_inputs(CONVERTIBLE[stock])
+    inputs = make_inputs(CONVERTIBLE[stock], token_types=True)
     model.save_pretrained(tmp_path)
     loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
@@ -87,10 +102,33 @@ def test_saved_and_loaded_is_the_same(stock: type, name: str, tmp_path: Path, po
     assert not list(tmp_path.glob("*.bin"))
 
 
-def test_a_stock_checkpoint_loads_straight(stock: type, tmp_path: Path, poisoned_empty: None) -> None:
-    model, inputs = make_model(stock, CONVERTIBLE[stock]), make_inputs(CONVERTIBLE[stock])
+def test_the_configuration_stores_the_segments_and_the_table_of_views(tmp_path: Path) -> None:
+    model = convert(make_model(ViTForImageClassification, "vit"), LocomtConfig(views="low_self(2)"))
+    assert set(model.state_dict()) == set(make_model(ViTForImageClassification, "vit").state_dict())
     model.save_pretrained(tmp_path)
-    loaded, info = hf_lam_class(stock).from_pretrained(tmp_path, hf_lam=BLOCK, output_loading_info=True)
+    stored = json.loads((tmp_path / "config.json").read_text())["hf_lam"]["locomt"]
+    corners = [[0, 0, 2, 2], [0, 2, 2, 2], [2, 0, 2, 2], [2, 2, 2, 2]]
+    assert stored["segments"][0] == ["cls", {"length": 1, "global": True}]
+    assert [extent["rectangle"] for _, extent in stored["segments"][1:]] == corners
+    assert stored["views"][:2] == [["self"] * 4] * 2
+    pairs = {f"cross:{a}-{b}" for a, b in combinations([name for name, _ in stored["segments"][1:]], 2)}
+    assert len(stored["views"]) == 3 and len(stored["views"][2]) == 4
+    assert set(stored["views"][2]) <= {"self", *pairs}
+
+
+def test_new_views_are_saved(tmp_path: Path) -> None:
+    model, inputs = convert(make_model(BertModel, "bert"), LocomtConfig()), make_inputs("bert", token_types=True)
+    expected = first_output(set_views(model, LocomtConfig(views="half")), inputs)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["hf_lam"]["locomt"]["views"][0][0] == "self"
+    assert torch.equal(first_output(HfLamBertModel.from_pretrained(tmp_path), inputs), expected)
+
+
+@pytest.mark.parametrize("block", [BLOCK, FULL_VIEWS], ids=["lam", "full_views"])
+def test_a_stock_checkpoint_loads_straight(stock: type, block: dict, tmp_path: Path, poisoned_empty: None) -> None:
+    model, inputs = make_model(stock, CONVERTIBLE[stock]), make_inputs(CONVERTIBLE[stock], token_types=True)
+    model.save_pretrained(tmp_path)
+    loaded, info = hf_lam_class(stock).from_pretrained(tmp_path, hf_lam=block, output_loading_info=True)
     assert not info["missing_keys"]
     assert max_difference(first_output(loaded, inputs), first_output(model, inputs)) < 1e-5
     assert all(parameter.isfinite().all() for parameter in loaded.parameters())
@@ -104,12 +142,29 @@ def test_a_base_checkpoint_loads_into_a_head_and_back(tmp_path: Path, poisoned_e
         (ViTForImageClassification, HfLamViTForMaskedImageModeling, "vit"),
         (BertForSequenceClassification, HfLamBertModel, "bert"),
     ):
-        model, inputs = make_model(base, host), make_inputs(host)
+        model, inputs = make_model(base, host), make_inputs(host, token_types=True)
         model.save_pretrained(tmp_path / base.__name__)
-        loaded = head.from_pretrained(tmp_path / base.__name__, hf_lam=BLOCK)
         expected = model(**inputs, output_hidden_states=True).hidden_states[-1]
-        assert max_difference(loaded(**inputs, output_hidden_states=True).hidden_states[-1], expected) < 1e-5
-        assert all(parameter.isfinite().all() for parameter in loaded.parameters())
+        for block in (BLOCK, FULL_VIEWS):
+            loaded = head.from_pretrained(tmp_path / base.__name__, hf_lam=block)
+            assert max_difference(loaded(**inputs, output_hidden_states=True).hidden_states[-1], expected) < 1e-5
+            assert all(parameter.isfinite().all() for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize(("host", "name"), [("bert", "bottleneck"), ("vit", "half"), ("videomae", "shared_lam")])
+def test_loading_a_stock_checkpoint_with_views_is_like_converting_it(
+    host: str, name: str, tmp_path: Path, poisoned_empty: None
+) -> None:
+    model, inputs = make_model(BASES[host], host), make_inputs(host, token_types=True)
+    model.save_pretrained(tmp_path)
+    loaded = hf_lam_class(BASES[host]).from_pretrained(tmp_path, hf_lam=list(mechanisms(name, host)))
+    assert all(parameter.isfinite().all() for parameter in loaded.parameters())
+    converted = convert(model, *mechanisms(name, host))
+    for twin in (loaded, converted):  # the bottleneck starts random
+        for parameter in mechanism_parameters(twin):
+            parameter.data.fill_(0.1)
+    assert max_difference(first_output(loaded, inputs), first_output(converted, inputs)) < 1e-6
+    assert loaded.config.hf_lam == converted.config.hf_lam
 
 
 def test_a_checkpoint_of_an_older_transformers_loads(tmp_path: Path) -> None:
@@ -278,7 +333,16 @@ def test_what_is_saved_is_what_the_model_has(change: str, tmp_path: Path) -> Non
     assert max_difference(first_output(HfLamBertModel.from_pretrained(tmp_path), inputs), expected) < 1e-6
 
 
-@pytest.mark.parametrize("block", [{"lam": {"rank": 2}}, {"lam": {"scope": "shared"}}, None])
+def test_a_lost_bottleneck_is_an_error_and_a_trained_one_is_never_dropped(tmp_path: Path) -> None:
+    configs = mechanisms("bottleneck", "bert")
+    convert(make_model(BertForSequenceClassification, "bert"), *configs).save_pretrained(tmp_path)
+    for block in (None, [LocomtConfig(views="self")], [LocomtConfig(views="self", bottleneck_tokens=3)]):
+        with pytest.raises(RuntimeError, match=r"hf_lam\.locomt\.bottleneck|size mismatch|mismatch"):
+            HfLamBertForSequenceClassification.from_pretrained(tmp_path, hf_lam=block)
+    assert HfLamBertForSequenceClassification.from_pretrained(tmp_path).bert.hf_lam.locomt.bottleneck.shape == (2, 32)
+
+
+@pytest.mark.parametrize("block", [{"lam": {"rank": 2}}, {"lam": {"scope": "shared"}}, {"locomt": {}}, None])
 def test_trained_masks_are_never_dropped_on_loading(block: dict | None, tmp_path: Path) -> None:
     convert(make_model(BertModel, "bert"), LamConfig()).save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match=r"hf_lam\.lam\."):
@@ -306,17 +370,17 @@ def test_bias_parameters_are_not_decayed() -> None:
 # --- The mechanism alone ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LAM_CONFIGS)
+@pytest.mark.parametrize("name", [*LAM_CONFIGS, *(name for host, name in VIEW_CASES if host == "vit")])
 def test_a_mechanism_is_saved_and_loaded_without_its_host(name: str, tmp_path: Path) -> None:
     inputs = make_inputs("vit")
-    trained = convert(make_model(ViTForImageClassification, "vit"), LAM_CONFIGS[name])
+    trained = convert(make_model(ViTForImageClassification, "vit"), *mechanisms(name, "vit"))
     perturb_mechanisms(trained)
     save_mechanism(trained, tmp_path / "masks")
     assert sorted(file.name for file in (tmp_path / "masks").iterdir()) == [
         "mechanism_config.json",
         "mechanism_model.safetensors",
     ]
-    size = sum(p.numel() for p in mechanism_parameters(trained))
+    size = sum(p.numel() for p in mechanism_parameters(trained)) + (name == "annealing")  # its penalty
     assert sum(t.numel() for t in load_file(tmp_path / "masks" / "mechanism_model.safetensors").values()) == size
     host = make_model(ViTForImageClassification, "vit")
     assert load_mechanism(host, tmp_path / "masks") is host

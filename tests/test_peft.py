@@ -9,7 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from hosts import first_output, make_inputs, make_model, max_difference, perturb_mechanisms
+from hosts import first_output, make_inputs, make_model, max_difference, mechanisms, perturb_mechanisms
 from lam_models import make_lam, make_samples, stacked
 from transformers import (
     BertForSequenceClassification,
@@ -20,15 +20,18 @@ from transformers import (
 
 import hf_lam
 from hf_lam import LamConfig
+from hf_lam.modeling.injection_hf_lam import views_of
 
 SHARED = LamConfig(scope="shared", rank=2)
-# Stock class, host, target modules, mechanism.
-CASES: dict[str, tuple[Any, str, list[str], LamConfig]] = {
+# Stock class, host, target modules, mechanisms.
+CASES: dict[str, tuple[Any, str, list[str], Any]] = {
     "bert": (BertForSequenceClassification, "bert", ["query", "value"], LamConfig()),
     "bert_shared": (BertForSequenceClassification, "bert", ["query", "value"], SHARED),
     "vit": (ViTForImageClassification, "vit", ["q_proj", "v_proj"], LamConfig(source="embeddings")),
     "videomae": (VideoMAEForVideoClassification, "videomae", ["query", "value"], LamConfig()),
     "roberta_injected": (RobertaForSequenceClassification, "roberta", ["query", "value"], LamConfig()),
+    "bert_bottleneck": (BertForSequenceClassification, "bert", ["query", "value"], mechanisms("bottleneck", "bert")),
+    "vit_lam_and_views": (ViTForImageClassification, "vit", ["q_proj", "v_proj"], mechanisms("shared_lam", "vit")),
 }
 
 
@@ -63,7 +66,7 @@ def train(model: Any, host: str, steps: int = 3) -> list[float]:
 
 def outputs_of(model: Any, host: str) -> torch.Tensor:
     with torch.no_grad():
-        return first_output(model, make_inputs(host))
+        return first_output(model, make_inputs(host, token_types=True))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -111,7 +114,7 @@ def test_a_merged_model_is_an_ordinary_one(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "non_reentrant"])
-@pytest.mark.parametrize("case", ["bert", "bert_shared", "vit", "roberta_injected"])
+@pytest.mark.parametrize("case", ["bert", "bert_shared", "vit", "roberta_injected", "bert_bottleneck"])
 def test_gradient_checkpointing_with_lora(case: str, use_reentrant: bool) -> None:
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -145,3 +148,36 @@ def test_the_trained_copy_of_the_masks_can_be_kept_alone(tmp_path: Path) -> None
     loaded = hf_lam.load_mechanism(make_model(BertForSequenceClassification, host), tmp_path)
     for name, tensor in loaded.bert.hf_lam.state_dict().items():
         assert torch.equal(tensor, trained.state_dict()[name])
+
+
+@pytest.mark.parametrize("name", ["half", "annealing"])
+def test_lora_over_views_that_have_nothing_to_train(name: str, tmp_path: Path) -> None:
+    def make() -> Any:
+        return make_lam(BertForSequenceClassification, "bert", mechanisms(name, "bert"))
+
+    config = peft.LoraConfig(r=4, target_modules=["query", "value"], modules_to_save=["classifier"])
+    model = peft.get_peft_model(make(), config)
+    assert not [key for key, parameter in model.named_parameters() if "hf_lam" in key and parameter.requires_grad]
+    losses = train(model, "bert")
+    assert losses[-1] < losses[0]
+    trained = outputs_of(model, "bert")
+    model.save_pretrained(tmp_path)
+    reloaded = peft.PeftModel.from_pretrained(make(), tmp_path)
+    assert torch.equal(outputs_of(reloaded, "bert"), trained)
+    merged = reloaded.merge_and_unload()
+    torch.testing.assert_close(outputs_of(merged, "bert"), trained, rtol=0, atol=1e-5)
+    with_full_views = hf_lam.set_views(merged, hf_lam.LocomtConfig())
+    assert max_difference(outputs_of(with_full_views, "bert"), trained) > 1e-3
+
+
+def test_the_penalty_of_a_trained_copy_is_the_one_that_counts(tmp_path: Path) -> None:
+    model = make_lam(ViTForImageClassification, "vit", (*mechanisms("annealing", "vit"), LamConfig()))
+    model = add_lora(model, ["q_proj", "v_proj"])
+    before = outputs_of(model, "vit")
+    views_of(model.get_base_model().vit).penalty.fill_(50.0)
+    annealed = outputs_of(model, "vit")
+    assert max_difference(annealed, before) > 1e-3
+    merged = model.merge_and_unload()
+    assert torch.equal(outputs_of(merged, "vit"), annealed)
+    hf_lam.set_views(merged, hf_lam.LocomtConfig(views="half"))
+    assert max_difference(outputs_of(merged, "vit"), annealed) < 1e-4

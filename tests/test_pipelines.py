@@ -21,7 +21,7 @@ from transformers import (
     pipeline,
 )
 
-from hf_lam import LamConfig
+from hf_lam import LamConfig, LocomtConfig
 
 try:
     from transformers import ViTImageProcessorPil as ImageProcessor  # needs no torchvision
@@ -60,6 +60,19 @@ def test_text_classification(batch_size: int, tmp_path: Path) -> None:
         for row in found:
             index = next(i for i, name in names.items() if name == row["label"])
             assert row["score"] == pytest.approx(expected[index].item(), abs=1e-5)
+
+
+def test_pairs_of_texts_bring_their_token_types(tmp_path: Path) -> None:
+    model = make_lam(BertForSequenceClassification, "bert", (LocomtConfig(views="half"),))
+    tokenizer = save_with_tokenizer(model, tmp_path / "model")
+    classify = pipeline("text-classification", model=str(tmp_path / "model"), top_k=None, batch_size=2)
+    pairs = [("the film is long", "but good"), ("dull", "a very wonderful film but not short")]
+    found = classify([{"text": text, "text_pair": other} for text, other in pairs])
+    for rows, (text, other) in zip(found, pairs, strict=True):
+        inputs = tokenizer(text, other, return_tensors="pt")
+        assert inputs["token_type_ids"].unique().tolist() == [0, 1]
+        expected = model(**inputs).logits.softmax(-1)[0].sort(descending=True).values
+        assert [row["score"] for row in rows] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_token_classification_and_fill_mask(tmp_path: Path) -> None:
@@ -106,10 +119,14 @@ def test_image_features(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("lam", [LamConfig(), LamConfig(scope="shared", rank=2)], ids=["per_layer", "shared_rank"])
-def test_sentence_transformers_gives_the_models_own_embeddings(lam: LamConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "configs",
+    [(LamConfig(),), (LamConfig(scope="shared", rank=2),), (LocomtConfig(views="half"),)],
+    ids=["per_layer", "shared_rank", "views"],
+)
+def test_sentence_transformers_gives_the_models_own_embeddings(configs: tuple[Any, ...], tmp_path: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    model = make_lam(BertModel, "bert", lam)
+    model = make_lam(BertModel, "bert", configs)
     tokenizer = save_with_tokenizer(model, tmp_path / "model")
     # A folder without sentence-transformers' own files gets a mean over the tokens.
     embedder = sentence_transformers.SentenceTransformer(str(tmp_path / "model"), device="cpu")

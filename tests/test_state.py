@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from hosts import BASES, LAM_CONFIGS, make_host, make_inputs, perturb_mechanisms
+from hosts import BASES, LAM_CONFIGS, VIEW_CASES, make_host, make_inputs, mechanisms, perturb_mechanisms
 from torch import nn
 
-from hf_lam import LamConfig, inject, remove
+from hf_lam import LamConfig, LocomtConfig, inject, remove
 
 COMPILED = ["bert", "vit", "videomae"]
+slow = pytest.mark.slow
+COMPILED_CASES = [
+    *((host, "shared") for host in COMPILED),
+    ("bert", "half"),
+    ("vit", "half"),
+    *(pytest.param(host, "per_layer", marks=slow) for host in COMPILED),
+    *(pytest.param(*case, marks=slow) for case in VIEW_CASES if case[0] in COMPILED and case[1] != "half"),
+    pytest.param("videomae", "half", marks=slow),
+]
 
 
 def gradients(
@@ -32,14 +43,13 @@ def gradients(
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
-    assert any("hf_lam" in name for name in found)
     for name, gradient in expected.items():
         scale = gradient.abs().max().clamp(min=1e-3)
         assert ((found[name] - gradient).abs().max() / scale) < 1e-5, name
 
 
-def make_batches(host: str) -> list[dict]:
-    batches = [make_inputs(host, seed=1), make_inputs(host, seed=2)]
+def make_batches(host: str, token_types: bool = False) -> list[dict]:
+    batches = [make_inputs(host, seed=seed, token_types=token_types) for seed in (1, 2)]
     if host in ("bert", "roberta"):
         # transformers' BERT makes a cache in training unless told not to, which checkpointing then switches off.
         batches = [{**batch, "use_cache": False} for batch in batches]
@@ -47,20 +57,25 @@ def make_batches(host: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("use_reentrant", [None, False, True])
-@pytest.mark.parametrize("name", LAM_CONFIGS)
-@pytest.mark.parametrize("host", list(BASES))
+@pytest.mark.parametrize(("host", "name"), [*((host, name) for host in BASES for name in LAM_CONFIGS), *VIEW_CASES])
 def test_two_forwards_then_one_backward(host: str, name: str, use_reentrant: bool | None) -> None:
-    model, batches = inject(make_host(host), LAM_CONFIGS[name]), make_batches(host)
+    configs = mechanisms(name, host)
+    model, batches = inject(make_host(host), *configs), make_batches(host, token_types=name not in LAM_CONFIGS)
     perturb_mechanisms(model)
     single = [gradients(model, [batch]) for batch in batches]
+    assert {key for key in single[0] if "hf_lam" in key} == {
+        key for key, _ in model.named_parameters() if "hf_lam" in key
+    }
     expected = {key: single[0][key] + single[1][key] for key in single[0]}
     assert_same(gradients(model, batches, use_reentrant), expected)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointing_with_dropout_recomputes_the_same_masks(use_reentrant: bool) -> None:
+@pytest.mark.parametrize("name", ["shared", "half", "shared_lam"])
+def test_checkpointing_with_dropout_recomputes_the_same_masks(name: str, use_reentrant: bool) -> None:
     dropout = {"attention_probs_dropout_prob": 0.2, "hidden_dropout_prob": 0.1}
-    model, batches = inject(make_host("bert", **dropout), LamConfig(scope="shared")), make_batches("bert")
+    model = inject(make_host("bert", **dropout), *mechanisms(name, "bert"))
+    batches = make_batches("bert", token_types=True)
     perturb_mechanisms(model)
     torch.manual_seed(3)
     expected = gradients(model, batches[:1])
@@ -70,7 +85,7 @@ def test_checkpointing_with_dropout_recomputes_the_same_masks(use_reentrant: boo
 
 def test_remove_while_checkpointing_gives_the_host_back() -> None:
     model, batches = make_host("vit"), make_batches("vit")
-    inject(model, LamConfig(scope="shared"))
+    inject(model, LamConfig(scope="shared"), LocomtConfig(views="half"))
     gradients(model, batches, use_reentrant=False)
     remove(model)
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -78,31 +93,53 @@ def test_remove_while_checkpointing_gives_the_host_back() -> None:
 
 
 @pytest.mark.parametrize("use_reentrant", [None, False])
-@pytest.mark.parametrize("name", ["shared", pytest.param("per_layer", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("host", COMPILED)
+@pytest.mark.parametrize(("host", "name"), COMPILED_CASES)
 def test_compiled_without_a_graph_break(host: str, name: str, use_reentrant: bool | None) -> None:
     torch._dynamo.reset()
-    model, batches = inject(make_host(host), LAM_CONFIGS[name]), make_batches(host)
+    configs = mechanisms(name, host)
+    model, batches = inject(make_host(host), *configs), make_batches(host, token_types=name not in LAM_CONFIGS)
     perturb_mechanisms(model)
     expected = gradients(model, batches[:1])
     assert_same(gradients(model, batches[:1], use_reentrant, compiled=True), expected)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("host", COMPILED)
-def test_compiled_with_inductor(host: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        *((host, "per_layer") for host in COMPILED),
+        ("bert", "half"),
+        ("bert", "lam"),
+        ("vit", "half"),
+        ("vit", "bottleneck"),
+        ("videomae", "explicit"),
+        ("videomae", "annealing"),
+    ],
+)
+def test_compiled_with_inductor(host: str, name: str) -> None:
     torch._dynamo.reset()
-    model, inputs = inject(make_host(host), LamConfig()), make_inputs(host)
+    configs = mechanisms(name, host)
+    model, inputs = inject(make_host(host), *configs), make_inputs(host, token_types=name not in LAM_CONFIGS)
     perturb_mechanisms(model)
     expected = model(**inputs).last_hidden_state
     found = torch.compile(model, fullgraph=True)(**inputs).last_hidden_state
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["per_layer", "shared"])
-@pytest.mark.parametrize("host", COMPILED)
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        *((host, name) for host in COMPILED for name in ("per_layer", "shared")),
+        ("bert", "half"),
+        ("bert", "lam"),
+        ("vit", "half"),
+        ("videomae", "explicit"),
+        *(pytest.param(host, name, marks=slow) for host in COMPILED for name in ("bottleneck", "annealing")),
+    ],
+)
 def test_exported_programs_need_nothing_of_ours(host: str, name: str) -> None:
-    model, inputs = inject(make_host(host), LAM_CONFIGS[name]), make_inputs(host)
+    configs = mechanisms(name, host)
+    model, inputs = inject(make_host(host), *configs), make_inputs(host, token_types=name not in LAM_CONFIGS)
     perturb_mechanisms(model)
     program = torch.export.export(model, (), inputs)
     operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
@@ -112,8 +149,9 @@ def test_exported_programs_need_nothing_of_ours(host: str, name: str) -> None:
     )
 
 
-def test_exported_with_a_dynamic_length() -> None:
-    model, inputs = inject(make_host("bert"), LamConfig()), make_inputs("bert")
+@pytest.mark.parametrize("configs", [(LamConfig(),), (LocomtConfig(views="half"),)], ids=["lam", "views"])
+def test_exported_with_a_dynamic_length(configs: tuple[Any, ...]) -> None:
+    model, inputs = inject(make_host("bert"), *configs), make_inputs("bert", token_types=True)
     perturb_mechanisms(model)
     length = torch.export.Dim("length", min=2, max=40)
     dynamic = {name: {1: length} for name in inputs}

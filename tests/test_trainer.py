@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosts import first_output, make_inputs
+from hosts import first_output, make_inputs, mechanisms
 from lam_models import assert_same_weights, changed_names, make_lam, make_samples, stacked, weights_of
 from processes import run_code
 from safetensors.torch import save_file
@@ -32,13 +32,15 @@ from hf_lam import LamConfig
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 SHARED = LamConfig(scope="shared")
 SHARED_LOW_RANK = LamConfig(scope="shared", rank=2, per_head=True)
-# Stock class, host, mechanism, changes to the host's configuration.
-CASES: dict[str, tuple[type, str, LamConfig, dict[str, Any]]] = {
+# Stock class, host, mechanisms, changes to the host's configuration.
+CASES: dict[str, tuple[type, str, Any, dict[str, Any]]] = {
     "bert": (BertForSequenceClassification, "bert", LamConfig(), DROPOUT),
     "bert_masked_lm": (BertForMaskedLM, "bert", SHARED_LOW_RANK, DROPOUT),
     "bert_tokens": (BertForTokenClassification, "bert", LamConfig(source="embeddings"), {"num_labels": 3}),
     "vit": (ViTForImageClassification, "vit", LamConfig(), {"num_labels": 3}),
     "videomae": (VideoMAEForVideoClassification, "videomae", SHARED, {"num_labels": 3}),
+    "bert_views": (BertForSequenceClassification, "bert", mechanisms("lam", "bert"), DROPOUT),
+    "vit_bottleneck": (ViTForImageClassification, "vit", mechanisms("bottleneck", "vit"), {"num_labels": 3}),
 }
 
 
@@ -307,3 +309,18 @@ def test_evaluation_loss_is_the_mean_over_labelled_tokens(tmp_path: Path) -> Non
     logits = model(**stacked(samples)).logits.detach()
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), stacked(samples)["labels"].flatten())
     assert trainer.evaluate(samples)["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("host", "name"), [("bert", "half"), ("videomae", "annealing")])
+def test_views_without_parameters_of_their_own(host: str, name: str, tmp_path: Path) -> None:
+    stock_class = BertForSequenceClassification if host == "bert" else VideoMAEForVideoClassification
+    model = make_lam(stock_class, host, mechanisms(name, host))
+    trainer = make_trainer(model, tmp_path, max_steps=15, learning_rate=3e-3, save_strategy="steps", save_steps=15)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    inputs = make_inputs(host, token_types=True)
+    expected = first_output(model.eval(), inputs)
+    loaded = type(model).from_pretrained(tmp_path / "checkpoint-15")
+    assert torch.equal(first_output(loaded, inputs), expected)
+    assert loaded.config.hf_lam == model.config.hf_lam

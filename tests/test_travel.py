@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from hosts import CONVERTIBLE, first_output, make_inputs, make_model, perturb_mechanisms
+from hosts import CONVERTIBLE, first_output, make_inputs, make_model, mechanisms, perturb_mechanisms
 from processes import run_code
 from transformers import AutoModel, BertModel, ViTModel
 
 import hf_lam
-from hf_lam import HfLamBertModel, LamConfig, convert, mechanism_parameters, remove
+from hf_lam import HfLamBertModel, LamConfig, LocomtConfig, convert, mechanism_parameters, remove
 from hf_lam.modeling.configuration_hf_lam import TRAVELLING_FILES
 
 MODELING = Path(hf_lam.__file__).parent / "modeling"
@@ -42,10 +43,11 @@ assert not [name for name, module in sys.modules.items() if module and name.part
 
 def test_every_class_loads_without_hf_lam(tmp_path: Path) -> None:
     cases = []
-    for stock, host in CONVERTIBLE.items():
-        model = convert(make_model(stock, host), LamConfig(scope="shared", rank=2) if host == "vit" else LamConfig())
+    names = itertools.cycle(["shared_rank_per_head", "half", "bottleneck", "per_layer", "lam", "annealing"])
+    for (stock, host), name in zip(CONVERTIBLE.items(), names, strict=False):
+        model = convert(make_model(stock, host), *mechanisms(name, host))
         perturb_mechanisms(model)
-        inputs = make_inputs(host)
+        inputs = make_inputs(host, token_types=True)
         auto_class = next(auto for auto, name in model.config.auto_classes.items() if name == type(model).__name__)
         if "MultipleChoice" in stock.__name__:
             inputs = {name: tensor.unsqueeze(1) for name, tensor in inputs.items()}
@@ -56,17 +58,35 @@ def test_every_class_loads_without_hf_lam(tmp_path: Path) -> None:
     assert printed.count("loaded") == len(CONVERTIBLE)
 
 
+def test_a_configuration_loaded_alone_saves_what_it_needs_to_load_again(tmp_path: Path) -> None:
+    model = convert(make_model(BertModel, "bert"), *mechanisms("lam", "bert"))
+    model.save_pretrained(tmp_path / "model")
+    code = """
+import sys, transformers
+config = transformers.AutoConfig.from_pretrained(sys.argv[1] + "/model", trust_remote_code=True)
+table = config.hf_lam["locomt"]["views"]
+config.save_pretrained(sys.argv[1] + "/config")
+again = transformers.AutoConfig.from_pretrained(sys.argv[1] + "/config", trust_remote_code=True)
+assert type(again).__module__.startswith("transformers_modules.")
+assert again.hf_lam == config.hf_lam and len(table) == 3 and len(table[0]) == 4
+print("again")
+"""
+    assert "again" in run_code(code, tmp_path, hf_lam=False, environment={"HF_MODULES_CACHE": str(tmp_path / "cache")})
+
+
 def test_the_installed_package_and_two_pushed_models_work_side_by_side(tmp_path: Path) -> None:
     inputs = make_inputs("vit")
     expected = {}
     for name, seed in (("one", 1), ("two", 2)):
-        model = convert(make_model(ViTModel, "vit", seed=seed), LamConfig(scope="shared"))
+        configs = LamConfig(scope="shared"), LocomtConfig(views=f"random({seed})")
+        model = convert(make_model(ViTModel, "vit", seed=seed), *configs)
         perturb_mechanisms(model, seed=seed)
         model.save_pretrained(tmp_path / name)
         expected[name] = first_output(model, inputs)
-    # Another version of the code: the same, but for a comment in one file.
-    changed = tmp_path / "two" / "functional_hf_lam.py"
-    changed.write_text(changed.read_text() + "# another version\n")
+    # Another version of the code: the same, but for a comment in the files with operators.
+    for name in ("functional_hf_lam.py", "locomt_hf_lam.py"):
+        changed = tmp_path / "two" / name
+        changed.write_text(changed.read_text() + "# another version\n")
     code = """
 import sys, torch, transformers
 root = sys.argv[1]
@@ -140,11 +160,11 @@ from transformers import BertConfig, ViTConfig, VideoMAEConfig
 importlib.metadata.version = lambda name: "5.17.0" if name == "transformers" else version(name)
 sys.path.insert(0, sys.argv[1])
 try:
-    import configuration_hf_lam
+    import modeling.configuration_hf_lam
 except ImportError as error:
     print(error)
 """
-    assert "5.18.0" in run_code(code, MODELING)
+    assert "5.18.0" in run_code(code, MODELING.parent)
 
 
 def test_with_hf_lam_imported_a_folder_gives_the_installed_class(tmp_path: Path) -> None:

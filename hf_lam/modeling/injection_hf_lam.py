@@ -122,10 +122,8 @@ class AttentionCall:
                 f"the segments {call.configs.locomt.segments} add up to {expected} tokens, but the sequence has "
                 f"{query.shape[2]}. Attention views need the length that they were made for."
             )
-        if padding is not None and padding.shape[-1] < key.shape[2]:  # the bottleneck's tokens are no padding
-            added = key.shape[2] - padding.shape[-1]
-            rows = 0 if padding.shape[-2] == 1 else added
-            padding = nn.functional.pad(padding, (0, added, 0, rows), value=padding.dtype == torch.bool)
+        if padding is not None and padding.shape[-1] < key.shape[2]:
+            padding = _padding_with_bottleneck(padding, key.shape[2] - padding.shape[-1])
         arguments = (query, key, value, layout, views, mask, padding, scaling, dropout)
         if call.penalty is not None:
             implementation = "eager" if call.implementation == "eager" else "auto"
@@ -512,6 +510,15 @@ def _dense_padding_mask(
     if attention_mask is not None and attention_mask.dim() == 2:
         return attention_mask[:, None, None, :].bool()
     return attention_mask
+
+
+def _padding_with_bottleneck(padding: torch.Tensor, added: int) -> torch.Tensor:
+    """Padding `(…, 1 or L, L)` with `added` tokens more, which are none, and see what any other token sees."""
+    is_bool = padding.dtype == torch.bool
+    if padding.shape[-2] > 1:
+        row = padding.any(-2, keepdim=True) if is_bool else padding.amax(-2, keepdim=True)
+        padding = torch.cat([padding, row.expand(*row.shape[:-2], added, -1)], dim=-2)
+    return nn.functional.pad(padding, (0, added), value=is_bool)
 
 
 def _refuse_dropped_tokens(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
 """Attention views (LoCoMT) as plain functions: tensors in, tensors out.
 
-Source: Park & Choi, "LoCoMT: Low-cost multimodal transformer", ICASSP 2024, arXiv 2402.15096. Tokens belong to `m`
-segments (modalities). A head with the view `V ⊆ {(i, j)}` lets queries of segment `i` see keys of segment `j`:
+Source: Park & Choi, "Multimodal Transformer With a Low-Computational-Cost Guarantee" (LoCoMT), ICASSP 2024,
+arXiv 2402.15096. Tokens belong to `m` segments (modalities). A head with the view `V ⊆ {(i, j)}` lets queries of
+segment `i` see keys of segment `j`:
 
     out_i = softmax( Q_i K_Uᵀ · scaling + P ) V_U,    U = all j with (i, j) ∈ V, one softmax over the union
     out_i = 0                                         where U is empty
@@ -195,8 +196,8 @@ def seen_pairs(layout: Layout, views: Sequence[View], device: torch.device) -> T
             table[head, i, j] = True
     segment_ids = layout.segment_ids
     if segment_ids is None:
-        segment_ids = torch.arange(segments).repeat_interleave(torch.tensor(layout.lengths))[None]
-    segment_ids = segment_ids.to(device)
+        segment_ids = torch.tensor([[i for i, length in enumerate(layout.lengths) for _ in range(length)]])
+    segment_ids = segment_ids.to(device, torch.long)
     by_query = table.to(device)[:, segment_ids]  # (H, b, L, m)
     keys = segment_ids[None, :, None, :].expand(*by_query.shape[:3], -1)
     return by_query.gather(3, keys).transpose(0, 1)
@@ -268,18 +269,19 @@ def attend_annealed(
     is multiplied by `e^−μ` instead. With `μ = 0` this is full attention, with `μ → ∞` attention with views.
     """
     seen = seen_pairs(layout, views, query.device)
-    full = (*query.shape[:3], key.shape[2])
+    padding = None if attention_mask is None else _checked_padding(attention_mask, (*query.shape[:3], key.shape[2]))
     dtype = _softmax_dtype(value.dtype)
     penalty = penalty.to(dtype)
-    is_blind = ~seen.any(-1, keepdim=True)  # (b, H, L, 1)
+    visible = seen
+    if padding is not None:
+        is_key = padding if padding.dtype == torch.bool else padding > torch.finfo(padding.dtype).min
+        visible = seen & is_key
+    is_blind = ~visible.any(-1, keepdim=True)  # (B or 1, H, L, 1)
     bias = torch.where(seen | is_blind, torch.zeros_like(penalty), -penalty)
-    if attention_mask is not None:
-        padding = _checked_padding(attention_mask, full)
-        if padding.dtype == torch.bool:
-            bias = bias.masked_fill(~padding, -float("inf"))
-        else:
-            lowest = torch.finfo(padding.dtype).min
-            bias = (bias + padding.to(dtype)).masked_fill(padding <= lowest, -float("inf"))
+    if padding is not None:
+        if padding.dtype != torch.bool:
+            bias = bias + padding.to(dtype)
+        bias = bias.masked_fill(~is_key, -float("inf"))
     fade = torch.where(is_blind, torch.exp(-penalty), torch.ones_like(penalty)).to(value.dtype)
     options: dict[str, Any] = {"attention_mask": bias, "scaling": scaling, "dropout_p": dropout_p}
     mask = _ones(query, key) if mask is None else mask

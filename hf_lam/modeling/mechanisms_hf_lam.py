@@ -170,8 +170,9 @@ class AttentionViews(nn.Module):
         device = token_types.device
         before, after = (
             torch.tensor(ids, dtype=torch.long, device=device).expand(token_types.shape[0], -1)
-            for ids in (spans_of(leading)[: token_types.shape[1]], bottleneck_segments(self.config))
+            for ids in (spans_of(leading), bottleneck_segments(self.config))
         )
+        before = before[:, : token_types.shape[1]]  # of the tensor: cutting the list would fix an exported length
         of_types = torch.tensor(segment_of_type, device=device)[token_types]
         ids = torch.cat([before, of_types[:, before.shape[1] :], after], dim=1)
         return sample_layout(ids, len(self.config.segments))

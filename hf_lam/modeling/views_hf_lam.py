@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
 """Attention views (LoCoMT): their grammar, the presets, and what they cost. Plain Python, no tensors.
 
-Source: Park & Choi, "LoCoMT: Low-cost multimodal transformer", ICASSP 2024, arXiv 2402.15096. A sequence is made of
-segments (modalities). A *view* says which segment's queries see which segment's keys; every head of every layer has
-one. It is written as terms joined by `+`:
+Source: Park & Choi, "Multimodal Transformer With a Low-Computational-Cost Guarantee" (LoCoMT), ICASSP 2024,
+arXiv 2402.15096. A sequence is made of segments (modalities). A *view* says which segment's queries see which
+segment's keys; every head of every layer has one. It is written as terms joined by `+`:
 
     self      every segment sees itself           self:a     segment a sees itself
     full      every segment sees every segment    a>b        queries of a see keys of b

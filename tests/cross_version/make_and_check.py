@@ -6,7 +6,7 @@
 
 The commands are separate processes, and may run under different versions of transformers. What FOLDER holds:
 
-    models/CASE/                 a converted model with a mask that is not the identity, as a user would push it
+    models/CASE/                 a converted model with mechanisms that are not the identity, as a user would push it
     references/CASE.safetensors  its inputs and outputs
     stock/CLASS/                 a checkpoint of the stock class, saved by the same version of transformers
     references/CLASS.safetensors its inputs and outputs
@@ -25,7 +25,7 @@ from pathlib import Path
 LOAD_TOLERANCE = 2e-6
 # A converted model takes other kernels than its stock original.
 STOCK_TOLERANCE = 1e-5
-# A case whose mask changes the outputs by less would pass with the mask lost.
+# A case whose mechanisms change the outputs by less would pass with them lost.
 LEAST_EFFECT = 1e-3
 
 
@@ -33,7 +33,8 @@ LEAST_EFFECT = 1e-3
 class Case:
     stock_class: str
     auto_class: str
-    lam: dict = field(default_factory=dict)
+    lam: dict | None = field(default_factory=dict)
+    locomt: dict | None = None
 
     @property
     def hf_lam_class(self):
@@ -41,7 +42,21 @@ class Case:
 
     @property
     def name(self):
-        return "-".join([self.hf_lam_class, *(f"{key}_{value}" for key, value in self.lam.items())])
+        options = {key: value for key, value in (self.lam or {}).items()}
+        if self.locomt is not None:
+            options = {"lam": "too", **options} if self.lam is not None else options
+            options |= {key: "given" if isinstance(value, list) else value for key, value in self.locomt.items()}
+        return "-".join([self.hf_lam_class, *(f"{key}_{value}" for key, value in options.items())])
+
+    @property
+    def block(self):
+        given = {"lam": self.lam, "locomt": self.locomt}
+        return {key: dict(options) for key, options in given.items() if options is not None}
+
+    @property
+    def starts_as_the_original(self):
+        views = (self.locomt or {}).get("views", "full")
+        return views == "full" or self.locomt.get("annealing", False)
 
     @property
     def host(self):
@@ -68,11 +83,33 @@ OPTIONS = (
     {"rank": 3},
     {"scope": "shared", "per_head": True, "rank": 2},
 )
+HEADS = ("BertForSequenceClassification", "ViTForImageClassification", "VideoMAEForVideoClassification")
 # Every class with the default mask; every option on one head of each backbone, which is loaded as a base too.
 CASES = [Case(stock, auto) for stock, auto in CLASSES.items()] + [
-    Case(stock, CLASSES[stock], lam)
-    for lam in OPTIONS
-    for stock in ("BertForSequenceClassification", "ViTForImageClassification", "VideoMAEForVideoClassification")
+    Case(stock, CLASSES[stock], lam) for lam in OPTIONS for stock in HEADS
+]
+# Attention views on one head of each backbone. BERT's segments are its token types unless given.
+VIEW_OPTIONS = {
+    "BertForSequenceClassification": [
+        {"segments": [["cls", {"length": 1, "global": True}], ["question", 4], ["answer", 7]], "views": "cross"}
+    ],
+    "ViTForImageClassification": [
+        {
+            "segments": [["left", {"rectangle": [0, 0, 4, 1]}], ["right", {"rectangle": [0, 1, 4, 3]}]],
+            "views": "round_robin",
+        }
+    ],
+    "VideoMAEForVideoClassification": [{"segments": [["a", 3], ["b", 5]], "views": "low_self(1)"}],
+}
+CASES += [
+    Case(stock, CLASSES[stock], lam, locomt)
+    for stock in HEADS
+    for lam, locomt in [
+        (None, {"views": "half"}),
+        ({"per_head": True}, {"views": "half", "annealing": True}),
+        (None, {"views": "self", "bottleneck_tokens": 2}),
+        *((None, options) for options in VIEW_OPTIONS[stock]),
+    ]
 ]
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -174,18 +211,19 @@ def save(folder):
         reference = read_reference(folder / "references" / f"{case.stock_class}.safetensors")
         inputs = reference["inputs"]
         stock = getattr(transformers, case.stock_class).from_pretrained(folder / "stock" / case.stock_class)
-        model = hf_lam.convert(stock, hf_lam.LamConfig(**case.lam)).eval()
+        kinds = {"lam": hf_lam.LamConfig, "locomt": hf_lam.LocomtConfig}
+        model = hf_lam.convert(stock, *(kinds[key](**options) for key, options in case.block.items())).eval()
         if type(model).__name__ != case.hf_lam_class:
             raise AssertionError(f"convert made a {type(model).__name__}, expected {case.hf_lam_class}")
         error = difference(outputs_of(model, inputs), reference["outputs"])
-        if error > STOCK_TOLERANCE:
+        if case.starts_as_the_original and error > STOCK_TOLERANCE:
             raise AssertionError(f"{case.name}: {error:.1e} from the stock model right after convert()")
 
         add_noise(hf_lam.mechanism_parameters(model), seed=200 + seed)
         outputs = outputs_of(model, inputs)
         effect = difference(outputs, reference["outputs"])
         if effect < LEAST_EFFECT:
-            raise AssertionError(f"{case.name}: the changed mask moves the outputs by {effect:.1e} only")
+            raise AssertionError(f"{case.name}: the mechanisms move the outputs by {effect:.1e} only")
         model.save_pretrained(folder / "models" / case.name)
         hidden = model.base_model(**base_inputs(case, inputs)).last_hidden_state.detach().contiguous()
         write_reference(
@@ -227,7 +265,7 @@ def load(folder):
         written = json.loads((path / "config.json").read_text())
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=True)
         found, expected = config.to_dict()["hf_lam"], written["hf_lam"]
-        if found != expected or "lam" not in expected:
+        if found != expected or set(expected) != {"version", *case.block}:
             raise AssertionError(f"hf_lam is {found} in the loaded config, {expected} in the file")
 
         auto_class = getattr(transformers, case.auto_class)
@@ -256,7 +294,10 @@ def load_stock(folder):
     def check(case):
         reference = read_reference(folder / "references" / f"{case.stock_class}.safetensors")
         hf_lam_class = getattr(hf_lam, case.hf_lam_class)
-        model = hf_lam_class.from_pretrained(folder / "stock" / case.stock_class, hf_lam={"lam": dict(case.lam)})
+        block = case.block
+        if not case.starts_as_the_original:
+            block["locomt"] = {**block["locomt"], "views": "full", "bottleneck_tokens": 0}
+        model = hf_lam_class.from_pretrained(folder / "stock" / case.stock_class, hf_lam=block)
         return difference(outputs_of(model.eval(), reference["inputs"]), reference["outputs"])
 
     report("stock checkpoints into HfLam classes", CASES, check, STOCK_TOLERANCE)

@@ -1,0 +1,130 @@
+"""Callbacks for transformers' `Trainer`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+from ..modeling.injection_hf_lam import injected_encoders, set_views, views_of
+
+logger = logging.get_logger(__name__)
+
+
+def penalty_at(progress: float, start: float = 0.0, end: float = 0.8, max_penalty: float = 30.0) -> float:
+    """The penalty `μ` on scores outside of the views, after a fraction of the training.
+
+    Args:
+        progress: steps done, as a fraction of all steps, in [0, 1].
+        start: until then, `μ` is 0.
+        end: from then on, `μ` is `max_penalty`; in between it grows linearly.
+        max_penalty: the last `μ`, in units of the attention scores (natural logarithm of the weights' ratio).
+    """
+    if progress >= end:
+        return max_penalty
+    return max_penalty * max(0.0, (progress - start) / (end - start))
+
+
+class ViewAnnealingCallback(TrainerCallback):
+    """Move a model from full attention to its attention views during training, without a jump.
+
+    The model has `LocomtConfig(views=..., annealing=True)` and starts as the original model. Scores outside of the
+    views get `−μ`; `μ` grows linearly with the step, from 0 to `max_penalty`. Then the block form replaces it by
+    `hf_lam.set_views`: weights outside of the views are at most `e^−max_penalty` by then, so the outputs stay as they
+    are, and from there on the model costs what its views show. What is saved afterwards is a plain model with views.
+
+    `μ` depends on `state.global_step` alone, so a resumed run goes on where it was; resume with a model made as for
+    the first run, with `annealing=True`, even after the switch. A checkpoint written on the way holds its `μ` and
+    loads with `from_pretrained`. With PEFT, load the final adapter on a base model with `annealing=False`, or merge.
+
+    `attention_view_penalty` is added to the logs, in `state.log_history` and for the callbacks that come after this
+    one (those of `report_to` come before).
+
+    Args:
+        start: fraction of all steps until which the model stays as it is.
+        end: fraction of all steps at which the views are reached and the block form takes over.
+        max_penalty: the last `μ`, in units of the attention scores.
+
+    Raises:
+        ValueError: for fractions that are not `0 <= start < end <= 1`, or a `max_penalty` that is not positive and
+            finite; when training begins, if the model does not have annealing views in exactly one encoder.
+    """
+
+    def __init__(self, start: float = 0.0, end: float = 0.8, max_penalty: float = 30.0) -> None:
+        if not 0 <= start < end <= 1:
+            raise ValueError(
+                f"start and end are fractions of all steps with 0 <= start < end <= 1, got start={start}, end={end}."
+            )
+        if not 0 < max_penalty < math.inf:
+            raise ValueError(f"max_penalty must be positive and finite, got {max_penalty}; 30 is exact in fp32.")
+        self.start, self.end, self.max_penalty = start, end, max_penalty
+
+    def penalty(self, state: TrainerState) -> float:
+        """`μ` after the steps done so far."""
+        return penalty_at(self._progress(state), self.start, self.end, self.max_penalty)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model: nn.Module = kwargs["model"]
+        encoders = [base for base in injected_encoders(model) if base._hf_lam_configs.locomt is not None]
+        annealing = [base for base in encoders if base._hf_lam_configs.locomt.annealing]
+        # A model loaded from a checkpoint that was written after the switch has nothing left to anneal.
+        if len(encoders) != 1 or not (annealing or self._progress(state) >= self.end):
+            raise ValueError(
+                f"{type(model).__name__} has attention views that are annealing in {len(annealing)} encoders, "
+                "ViewAnnealingCallback needs one: give it LocomtConfig(views=..., annealing=True)."
+            )
+        self._follow(model, state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # At the end of a step rather than at the beginning of the next one, so that evaluation and checkpoints in
+        # between see what belongs to their step.
+        self._follow(kwargs["model"], state)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or not state.max_steps:  # an evaluation before any training
+            return
+        # `Trainer` writes its history before it calls back.
+        for entry in (logs, *state.log_history[-1:]):
+            entry["attention_view_penalty"] = self.penalty(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        best = getattr(state, "best_global_step", None)
+        if args.load_best_model_at_end and best is not None and best / state.max_steps < self.end:
+            logger.warning(
+                f"The best checkpoint is of step {best}, before the attention views were reached (step "
+                f"{math.ceil(self.end * state.max_steps)} of {state.max_steps}). Its weights now run with the views, "
+                "which is not what was evaluated. Evaluate again, or choose the best model among later checkpoints."
+            )
+
+    def _progress(self, state: TrainerState) -> float:
+        return state.global_step / state.max_steps
+
+    def _follow(self, model: nn.Module, state: TrainerState) -> None:
+        """Bring the model to where it should be after `state.global_step` steps."""
+        for base in injected_encoders(model):
+            locomt = base._hf_lam_configs.locomt
+            if locomt is None or not locomt.annealing:
+                continue
+            if self._progress(state) >= self.end:
+                set_views(base, replace(locomt, annealing=False))
+            else:
+                with torch.no_grad():
+                    views_of(base).penalty.fill_(self.penalty(state))
