@@ -284,7 +284,10 @@ def attach(model: PreTrainedModel, block: dict[str, Any] | None) -> None:
     if _needs_every_token(configs) and base.config.model_type in ("videomae", "hf_lam_videomae"):
         handles.append(base.register_forward_pre_hook(_refuse_dropped_tokens, with_kwargs=True))
     if configs.locomt is not None and has_token_types(configs.locomt):
-        handles.append(base.register_forward_pre_hook(_enter_base, with_kwargs=True))
+        # Not a hook: sentence-transformers calls `forward` itself.
+        host_forward = base.forward
+        base.forward = functools.partial(_forward_with_token_types, base)
+        base.forward.__signature__ = inspect.signature(host_forward)
     if configs.locomt is not None and configs.locomt.bottleneck_tokens:
         handles.append(layers[0].register_forward_pre_hook(_append_bottleneck, with_kwargs=True))
         handles += [layer.register_forward_hook(_average_bottleneck, with_kwargs=True) for layer in layers[:-1]]
@@ -325,6 +328,8 @@ def remove(model: ModelT) -> ModelT:
         del base._hf_lam_stack, base._hf_lam_layers, base._hf_lam_attentions, base._hf_lam_handles
         del base.hf_lam, base._hf_lam_configs, base._hf_lam_views, base._init_weights
         base.__dict__.pop("_hf_lam_token_types_position", None)
+        if _is_partial_of(base.__dict__.get("forward"), _forward_with_token_types):
+            del base.forward
         if getattr(base.config, "hf_lam", None) is not None:
             base.config.hf_lam = None
     return model
@@ -384,7 +389,7 @@ def _enter_stack(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     return args, {**kwargs, CALL: call}
 
 
-def _enter_base(base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _forward_with_token_types(base: Any, *args: Any, **kwargs: Any) -> Any:
     """Hand the token types down to the stack: the host itself uses them for its embeddings only."""
     position = base._hf_lam_token_types_position
     token_types = args[position] if len(args) > position else kwargs.get("token_type_ids")
@@ -393,7 +398,7 @@ def _enter_base(base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
             f"{type(base).__name__} was called without token_type_ids, so all tokens belong to one segment, that of "
             "token type 0. Pass what the tokenizer returns for pairs of texts."
         )
-    return args, {**kwargs, TOKEN_TYPES: token_types}
+    return type(base).forward(base, *args, **{**kwargs, TOKEN_TYPES: token_types})
 
 
 def _append_bottleneck(
