@@ -333,9 +333,10 @@ def attend_blocks(
     )
     query, key, value, attention_mask = checked.query, checked.key, checked.value, checked.attention_mask
     if layout.order is not None:
-        query, key, value = (_gathered(x, layout.order, 2) for x in (query, key, value))
+        length = query.shape[2]
+        query, key, value = (_gathered(x, layout.order, 2, length) for x in (query, key, value))
         mask, attention_mask = (
-            None if x is None else _gathered(_gathered(x, layout.order, 3), layout.order, 2)
+            None if x is None else _gathered(_gathered(x, layout.order, 3, length), layout.order, 2, length)
             for x in (mask, attention_mask)
         )
     if layout.is_token is not None:
@@ -356,12 +357,12 @@ def attend_blocks(
             )
         else:
             out = _composed(query, key, value, layout.lengths, views, mask, attention_mask, checked.scaling, dropout_p)
-    return out if layout.places is None else _gathered(out, layout.places, 2)
+    return out if layout.places is None else _gathered(out, layout.places, 2, out.shape[2])
 
 
-def _gathered(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
-    """Take `index`, `(1 or B, P)`, along a dimension of `(B, H, …)`; one that is broadcast stays as it is."""
-    if tensor.shape[dim] == 1 and dim > 1:
+def _gathered(tensor: Tensor, index: Tensor, dim: int, length: int) -> Tensor:
+    """Take `index`, `(1 or B, P)`, along a dimension of `(B, H, …)`; one that is broadcast to `length` stays."""
+    if tensor.shape[dim] != length:
         return tensor
     if index.shape[0] == 1:
         return tensor.index_select(dim, index[0])
@@ -536,7 +537,9 @@ def _adjacent_joined(parts: list[slice]) -> list[slice]:
 
 
 def _rows(tensor: Tensor, plan: _Plan, rows: list[slice]) -> Tensor:
-    return _joined([tensor[:, plan.heads, part] for part in rows], 2)
+    joined = _joined([tensor[:, plan.heads, part] for part in rows], 2)
+    # The kernel takes features for neighbours in memory, and does not check.
+    return joined if joined.stride(-1) == 1 else joined.contiguous()
 
 
 def _block_addend(attention_mask: Tensor | None, plan: _Plan, dtype: torch.dtype) -> Tensor | None:

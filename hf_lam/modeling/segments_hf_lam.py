@@ -127,7 +127,7 @@ def _check_segments(segments: list[Any], kind: str, tokens: HostTokens) -> None:
             )
         return
     if spanned != tokens.prefix:
-        raise ValueError(f"{where}: {spanned} tokens come before the {kind}s, and it has {tokens.prefix}.")
+        raise ValueError(f"{where}: {spanned} tokens come before the {kind.rstrip('s')}s, and it has {tokens.prefix}.")
     if kind == "frames":
         _check_frames(special, where, tokens)
     else:
