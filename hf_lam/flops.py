@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from .modeling.configuration_hf_lam import LocomtConfig
@@ -22,6 +21,9 @@ from .modeling.segments_hf_lam import bottleneck_segments, has_token_types, lead
 from .modeling.views_hf_lam import View, parse_view, view_cost
 from .modes import evaluation_mode
 from .parameters import only_injected_encoder
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 # For every feature of a head: a multiply-add is two, and there are two products, queries by keys and weights by
 # values.
@@ -299,6 +301,8 @@ def _counted(head: _Head, head_size: int) -> int:
 @contextmanager
 def _counter() -> Iterator[FlopCounterMode]:
     """Count, with attention in products that the counter sees: it gives 0 for torch's fused kernels on CPU."""
+    from torch.utils.flop_counter import FlopCounterMode  # not with the package: it loads more of torch
+
     with (
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),

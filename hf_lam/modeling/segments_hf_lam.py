@@ -77,6 +77,8 @@ def resolve_locomt(config: LocomtConfig, tokens: HostTokens, num_layers: int, nu
     if segments is None:
         segments = _default_segments(tokens)
     elif segments == "token_type_ids":
+        if not tokens.token_types:
+            raise ValueError(f"segments='token_type_ids' do not fit {tokens.host}: it takes no token_type_ids.")
         segments = [[f"type_{t}", {"token_type": t}] for t in range(tokens.token_types)]
     kind = segment_kind(segments[-1][1]) if segments else "token_type"
     if kind in ("rectangle", "frames") and segment_kind(segments[0][1]) != "length" and tokens.prefix > 0:
