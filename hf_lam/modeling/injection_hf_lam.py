@@ -511,7 +511,9 @@ def _dense_padding_mask(
     """Padding in any form that transformers' attention implementations use, as a 4-D boolean or additive mask."""
     if isinstance(attention_mask, BlockMask):
         batch, heads = attention_mask.shape[:2]
-        return create_mask(attention_mask.mask_mod, batch, heads, query.shape[2], key.shape[2], str(query.device))
+        # A bottleneck makes the sequence longer than what the host made its mask for.
+        rows, columns = map(min, attention_mask.seq_lengths, (query.shape[2], key.shape[2]))
+        return create_mask(attention_mask.mask_mod, batch, heads, rows, columns, str(query.device))
     if attention_mask is not None and attention_mask.dim() == 2:
         return attention_mask[:, None, None, :].bool()
     return attention_mask
