@@ -132,7 +132,8 @@ class LocomtConfig(MechanismConfig):
         annealing: start from full attention, and let `hf_lam.training.ViewAnnealingCallback` move it to the views.
         bottleneck_tokens: the baseline of MBT (Nagrani et al., arXiv 2107.00135) in place of views: segments see
             themselves and as many learned tokens of their own, which are averaged over the segments after each layer.
-            Needs `views="self"`.
+            Needs `views="self"`. Attention maps and the hidden states between layers hold these tokens at their end;
+            the last hidden state does not.
 
     Raises:
         ValueError: for a value outside the above; the message names it.
@@ -168,6 +169,12 @@ class LocomtConfig(MechanismConfig):
     def _check_views(self) -> None:
         views = self.views
         if isinstance(views, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in views):
+            for layer, row in enumerate(views):
+                for head, view in enumerate(row):
+                    if not isinstance(view, str):
+                        raise ValueError(
+                            f"LocomtConfig: views[{layer}][{head}] must be a string such as 'self', got {view!r}."
+                        )
             object.__setattr__(self, "views", [list(row) for row in views])
         elif not isinstance(views, str):
             raise ValueError(

@@ -124,10 +124,12 @@ class AttentionCall:
             )
         if padding is not None and padding.shape[-1] < key.shape[2]:
             padding = _padding_with_bottleneck(padding, key.shape[2] - padding.shape[-1])
+        layout = layout.to(query.device)  # the layers of one model may lie on several devices
         arguments = (query, key, value, layout, views, mask, padding, scaling, dropout)
         if call.penalty is not None:
             implementation = "eager" if call.implementation == "eager" else "auto"
-            return attend_annealed(*arguments, call.penalty, call.output_attentions, implementation)
+            penalty = call.penalty.to(query.device)
+            return attend_annealed(*arguments, penalty, call.output_attentions, implementation)
         if call.output_attentions:
             return attend_with_weights(*arguments)
         return (attend_eager if call.implementation == "eager" else attend_blocks)(*arguments), None
@@ -284,8 +286,9 @@ def attach(model: PreTrainedModel, block: dict[str, Any] | None) -> None:
     if _needs_every_token(configs) and base.config.model_type in ("videomae", "hf_lam_videomae"):
         handles.append(base.register_forward_pre_hook(_refuse_dropped_tokens, with_kwargs=True))
     if configs.locomt is not None and has_token_types(configs.locomt):
-        # Not a hook: sentence-transformers calls `forward` itself.
+        # Not a hook: sentence-transformers calls `forward` itself. What accelerate may have put there stays beneath.
         host_forward = base.forward
+        base._hf_lam_host_forward = base.__dict__.get("forward")
         base.forward = functools.partial(_forward_with_token_types, base)
         base.forward.__signature__ = inspect.signature(host_forward)
     if configs.locomt is not None and configs.locomt.bottleneck_tokens:
@@ -329,7 +332,10 @@ def remove(model: ModelT) -> ModelT:
         del base.hf_lam, base._hf_lam_configs, base._hf_lam_views, base._init_weights
         base.__dict__.pop("_hf_lam_token_types_position", None)
         if _is_partial_of(base.__dict__.get("forward"), _forward_with_token_types):
+            host_forward = base.__dict__.pop("_hf_lam_host_forward")
             del base.forward
+            if host_forward is not None:
+                base.forward = host_forward
         if getattr(base.config, "hf_lam", None) is not None:
             base.config.hf_lam = None
     return model
@@ -347,6 +353,12 @@ def mechanisms_of(base: Any) -> nn.Module:
         return base.hf_lam
     active = base.hf_lam.active_adapter
     return copies[active if isinstance(active, str) else active[0]]
+
+
+def _all_containers(base: Any) -> list[Any]:
+    """The container of an encoder; where PEFT's `modules_to_save` wrapped it, the original and every copy."""
+    copies = getattr(base.hf_lam, "modules_to_save", None)
+    return [base.hf_lam] if copies is None else [base.hf_lam.original_module, *copies.values()]
 
 
 def views_of(base: Any) -> AttentionViews:
@@ -391,6 +403,10 @@ def _enter_stack(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 
 def _forward_with_token_types(base: Any, *args: Any, **kwargs: Any) -> Any:
     """Hand the token types down to the stack: the host itself uses them for its embeddings only."""
+    host_forward = base.__dict__.get("_hf_lam_host_forward")
+    run = functools.partial(type(base).forward, base) if host_forward is None else host_forward
+    if "_hf_lam_configs" not in base.__dict__:  # removed while something had wrapped this function
+        return run(*args, **kwargs)
     position = base._hf_lam_token_types_position
     token_types = args[position] if len(args) > position else kwargs.get("token_type_ids")
     if token_types is None and not torch.compiler.is_compiling():
@@ -398,7 +414,7 @@ def _forward_with_token_types(base: Any, *args: Any, **kwargs: Any) -> Any:
             f"{type(base).__name__} was called without token_type_ids, so all tokens belong to one segment, that of "
             "token type 0. Pass what the tokenizer returns for pairs of texts."
         )
-    return type(base).forward(base, *args, **{**kwargs, TOKEN_TYPES: token_types})
+    return run(*args, **{**kwargs, TOKEN_TYPES: token_types})
 
 
 def _append_bottleneck(
@@ -700,10 +716,12 @@ def set_views(model: ModelT, config: LocomtConfig) -> ModelT:
             "set_views cannot add or take away a bottleneck or token types, which change what the encoder's layers "
             "get; call hf_lam.remove(model) and hf_lam.inject(model, ...)."
         )
-    views = _make_views(base, config)
-    if config.bottleneck_tokens == before.bottleneck_tokens != 0:
-        views.bottleneck = views_of(base).bottleneck
-    mechanisms_of(base).locomt = views.train(base.training)
+    containers = _all_containers(base)
+    new = [_make_views(base, config).train(base.training) for _ in containers]
+    for container, views in zip(containers, new, strict=True):
+        if config.bottleneck_tokens == before.bottleneck_tokens != 0:
+            views.bottleneck = container.locomt.bottleneck
+        container.locomt = views
     _set_configs(base, base._hf_lam_configs._replace(locomt=config))
     return model
 
@@ -760,7 +778,8 @@ def _max_length_of(base: PreTrainedModel) -> int | None:
         if isinstance(positions, nn.Embedding):
             return positions.num_embeddings
         if isinstance(positions, torch.Tensor):
-            return positions.shape[-2]
+            # DINOv2 inserts its registers after the positions have been added.
+            return positions.shape[-2] + (getattr(base.config, "num_register_tokens", None) or 0)
     return None
 
 

@@ -56,6 +56,11 @@ class Layout(NamedTuple):
     places: Tensor | None = None
     is_token: Tensor | None = None
 
+    def to(self, device: torch.device) -> Layout:
+        """The same layout on another device."""
+        tensors = (None if tensor is None else tensor.to(device) for tensor in self[1:])
+        return Layout(self.lengths, *tensors)
+
 
 def fixed_layout(segment_ids: Tensor, lengths: Sequence[int]) -> Layout:
     """The layout of segments that are the same for all samples: ids `(L,)`, and how often each occurs."""

@@ -46,9 +46,10 @@ def host_tokens(base: Any, length: int | None) -> HostTokens:
     if length is None:
         return HostTokens(name, length, token_types=getattr(config, "type_vocab_size", 0))
     if hasattr(config, "tubelet_size"):
-        rows, columns = _divided(_pair(config.image_size), _pair(config.patch_size))
-        grid: tuple[int, ...] = (config.num_frames // config.tubelet_size, rows, columns)
-        return HostTokens(name, length, length - prod(grid), grid, config.tubelet_size)
+        tubelet = config.tubelet_size  # in ViViT, its patch is a part of it
+        steps, patch = (tubelet, config.patch_size) if isinstance(tubelet, int) else (tubelet[0], tuple(tubelet[1:]))
+        grid: tuple[int, ...] = (config.num_frames // steps, *_divided(_pair(config.image_size), _pair(patch)))
+        return HostTokens(name, length, length - prod(grid), grid, steps)
     if hasattr(config, "frequency_stride"):
         rows = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
         columns = (config.max_length - config.patch_size) // config.time_stride + 1
