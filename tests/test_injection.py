@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from hosts import (
     BASES,
     LAM_CONFIGS,
@@ -33,6 +34,8 @@ from transformers import (
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
     GPT2Config,
     GPT2Model,
     ModernBertConfig,
@@ -43,6 +46,8 @@ from transformers import (
     T5Model,
     ViTMAEConfig,
     ViTMAEModel,
+    VivitConfig,
+    VivitModel,
     VJEPA2Config,
     VJEPA2Model,
 )
@@ -686,3 +691,40 @@ def test_sequences_of_another_length_than_the_segments(name: str) -> None:
         with pytest.raises(ValueError, match=r"add up to .* tokens, but the sequence has"):
             model(torch.ones(2, length, dtype=torch.long))
     assert model(torch.ones(2, 12, dtype=torch.long)).last_hidden_state.shape[1] == 12
+
+
+@pytest.mark.parametrize("wrapped_first", [True, False])
+def test_a_forward_that_accelerate_wraps_stays_wrapped(wrapped_first: bool) -> None:
+    calls: list[str] = []
+
+    class Counting(ModelHook):
+        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            calls.append(type(module).__name__)
+            return args, kwargs
+
+    model, inputs = make_host("bert"), make_inputs("bert", token_types=True)
+    expected = first_output(model, inputs)
+    steps = [lambda: add_hook_to_module(model, Counting()), lambda: inject(model, LocomtConfig())]
+    for step in steps if wrapped_first else reversed(steps):
+        step()
+    assert max_difference(first_output(model, inputs), expected) < 1e-5
+    assert calls == ["BertModel"]
+    remove(model)
+    assert torch.equal(first_output(model, inputs), expected)
+    assert calls == ["BertModel"] * 2
+
+
+def test_views_on_hosts_with_registers_and_with_tubelets_of_three_sizes() -> None:
+    registers = Dinov2WithRegistersModel(
+        Dinov2WithRegistersConfig(**SIZES, image_size=16, patch_size=4, num_register_tokens=4)
+    )
+    tubelets = VivitModel(VivitConfig(**SIZES, image_size=16, num_frames=4, tubelet_size=[2, 8, 8]))
+    for model, shape, prefix in ((registers, (1, 3, 16, 16), 5), (tubelets, (1, 4, 3, 16, 16), 1)):
+        pixels = torch.randn(shape)
+        expected = model.eval()(pixels).last_hidden_state
+        for config in (LocomtConfig(), LamConfig()):
+            inject(model, config)
+            assert max_difference(model(pixels).last_hidden_state, expected) < 1e-5
+            if isinstance(config, LocomtConfig):
+                assert model._hf_lam_configs.locomt.segments[0][1] == {"length": prefix, "global": True}
+            remove(model)

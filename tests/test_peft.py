@@ -179,5 +179,17 @@ def test_the_penalty_of_a_trained_copy_is_the_one_that_counts(tmp_path: Path) ->
     assert max_difference(annealed, before) > 1e-3
     merged = model.merge_and_unload()
     assert torch.equal(outputs_of(merged, "vit"), annealed)
-    hf_lam.set_views(merged, hf_lam.LocomtConfig(views="half"))
+    hf_lam.hf_lam.set_views(merged, hf_lam.hf_lam.LocomtConfig(views="half"))
     assert max_difference(outputs_of(merged, "vit"), annealed) < 1e-4
+
+
+def test_new_views_reach_every_copy_of_the_mechanisms() -> None:
+    model = make_model(BertForSequenceClassification, "bert", initializer_range=0.5)
+    hf_lam.inject(model, hf_lam.LocomtConfig(segments=[["a", 5], ["b", 6]], views="self"))
+    tuned = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"], modules_to_save=["hf_lam"])).eval()
+    before = tuned(**make_inputs("bert")).logits
+    hf_lam.set_views(tuned, hf_lam.LocomtConfig(segments=[["a", 2], ["b", 9]], views="self"))
+    logits = tuned(**make_inputs("bert")).logits
+    assert max_difference(logits, before) > 1e-4
+    with tuned.disable_adapter():
+        assert torch.equal(tuned(**make_inputs("bert")).logits, logits)

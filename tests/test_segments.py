@@ -298,3 +298,9 @@ def test_a_converted_model_stores_the_resolved_table(host: str) -> None:
     stored = LocomtConfig.from_dict(block["locomt"])
     assert stored == resolve_locomt(LocomtConfig(views="low_self(1)"), _host_tokens_of(make_host(host)), 3, 4)
     assert stored.views[0] == ["self"] * 4 and set(stored.views[1] + stored.views[2]) - {"self"}
+
+
+@pytest.mark.parametrize("views", [[[["self"]]], [[1]]])
+def test_a_table_of_something_else_than_views(views: Any) -> None:
+    with pytest.raises(ValueError, match=r"views\[0\]\[0\] must be a string"):
+        LocomtConfig(views=views)
