@@ -179,7 +179,7 @@ def test_the_penalty_of_a_trained_copy_is_the_one_that_counts(tmp_path: Path) ->
     assert max_difference(annealed, before) > 1e-3
     merged = model.merge_and_unload()
     assert torch.equal(outputs_of(merged, "vit"), annealed)
-    hf_lam.hf_lam.set_views(merged, hf_lam.hf_lam.LocomtConfig(views="half"))
+    hf_lam.set_views(merged, hf_lam.LocomtConfig(views="half"))
     assert max_difference(outputs_of(merged, "vit"), annealed) < 1e-4
 
 
