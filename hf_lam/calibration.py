@@ -282,16 +282,13 @@ class _ObservingCall:
 
     def _segment_of(self, batch: int, length: int, device: torch.device) -> Tensor:
         layout = self.call.forward_call.layout
-        segments = torch.arange(len(layout.lengths), device=device)
-        ids = layout.segment_ids
-        if ids is None:
-            ids = segments.repeat_interleave(torch.tensor(layout.lengths, device=device))[None]
-        if ids.shape[1] != length:
+        if layout.length != length:
             raise ValueError(
-                f"the segments {self.call.forward_call.configs.locomt.segments} add up to {ids.shape[1]} tokens, but "
+                f"the segments {self.call.forward_call.configs.locomt.segments} add up to {layout.length} tokens, but "
                 f"the sequence has {length}. Calibrate on batches of the length that the segments were made for."
             )
-        return (ids.unsqueeze(-1) == segments).float().expand(batch, -1, -1)
+        segments = torch.arange(len(layout.lengths), device=device)
+        return (layout.ids().to(device).unsqueeze(-1) == segments).float().expand(batch, -1, -1)
 
 
 def _valid_tokens(padding: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from .modeling.configuration_hf_lam import LocomtConfig, segment_kind
 from .modeling.injection_hf_lam import injected_encoders, views_of
-from .modeling.segments_hf_lam import has_token_types
+from .modeling.segments_hf_lam import has_token_types, span_length
 from .modeling.views_hf_lam import View, parse_view
 from .modes import evaluation_mode
 
@@ -275,7 +275,7 @@ def _lengths_in(config: LocomtConfig) -> tuple[int, ...] | None:
     for (_, extent), everywhere in zip(config.segments, config.is_global, strict=True):
         kind = segment_kind(extent)
         if kind == "length":
-            length = extent if isinstance(extent, int) else extent["length"]
+            length = span_length(extent)
         elif kind == "rectangle":
             length = extent[kind][2] * extent[kind][3]
         else:

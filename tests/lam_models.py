@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from hosts import make_inputs, make_model, perturb_mechanisms
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 import hf_lam
 from hf_lam import LamConfig
@@ -68,3 +69,30 @@ def assert_same_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Te
 
 def changed_names(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def make_trainer(
+    model: Any, folder: Path, *callbacks: TrainerCallback, samples: Any = None, more: Any = None, **arguments: Any
+) -> Trainer:
+    """A short run on the CPU that logs every step; `arguments` go to `TrainingArguments`, `more` to `Trainer`."""
+    host = model.config.model_type.removeprefix("hf_lam_")
+    options = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "seed": 3,
+    }
+    return Trainer(
+        model=model,
+        args=TrainingArguments(**{**options, **arguments}),
+        train_dataset=samples or make_samples(model, host, 16),
+        callbacks=list(callbacks),
+        **(more or {}),
+    )

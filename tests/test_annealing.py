@@ -12,12 +12,11 @@ import peft
 import pytest
 import torch
 from hosts import first_output, make_inputs, make_model, max_difference, perturb_mechanisms
-from lam_models import assert_same_weights, make_samples, stacked, weights_of
+from lam_models import assert_same_weights, make_samples, make_trainer, stacked, weights_of
 from transformers import (
     BertForSequenceClassification,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
     ViTForImageClassification,
 )
 
@@ -67,28 +66,10 @@ def samples_of(model: Any, host: str) -> list[dict[str, Any]]:
     return samples
 
 
-def make_trainer(model: Any, host: str, folder: Path, *callbacks: TrainerCallback, **arguments: Any) -> Trainer:
-    options = {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "max_steps": 6,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "seed": 3,
-    }
+def annealing_trainer(model: Any, host: str, folder: Path, *callbacks: TrainerCallback, **arguments: Any) -> Trainer:
     samples = samples_of(model, host)
-    return Trainer(
-        model=model,
-        args=TrainingArguments(**{**options, **arguments}),
-        train_dataset=samples,
-        eval_dataset=samples,
-        callbacks=list(callbacks),
-    )
+    options = {"samples": samples, "more": {"eval_dataset": samples}, "learning_rate": 1e-3}
+    return make_trainer(model, folder, *callbacks, **{**options, **arguments})
 
 
 def only_encoder(model: Any) -> Any:
@@ -178,7 +159,7 @@ def test_outputs_do_not_jump_at_the_switch(case: str, tmp_path: Path) -> None:
 
     model = make_annealing(case)
     callback = ViewAnnealingCallback(end=4 / 6)
-    make_trainer(model, host, tmp_path, Jump("before"), callback, Jump("after")).train()
+    annealing_trainer(model, host, tmp_path, Jump("before"), callback, Jump("after")).train()
     assert len(jumps) == 2
     assert max_difference(*jumps) < 1e-4
 
@@ -189,7 +170,7 @@ def test_follows_its_schedule_and_saves_a_plain_model(case: str, tmp_path: Path)
     model = make_annealing(case)
     views = only_encoder(model)._hf_lam_configs.locomt.views
     watcher = Watcher()
-    trainer = make_trainer(model, host, tmp_path, ViewAnnealingCallback(start=1 / 6, end=5 / 6), watcher)
+    trainer = annealing_trainer(model, host, tmp_path, ViewAnnealingCallback(start=1 / 6, end=5 / 6), watcher)
     trainer.train()
     expected = {0: 0.0, 1: 0.0, 2: 7.5, 3: 15.0, 4: 22.5, 5: None}
     assert watcher.penalties == {step: p if p is None else pytest.approx(p) for step, p in expected.items()}
@@ -211,7 +192,7 @@ def test_follows_its_schedule_and_saves_a_plain_model(case: str, tmp_path: Path)
 def test_switches_with_the_last_step_if_asked(tmp_path: Path) -> None:
     model = make_annealing("vit")
     watcher = Watcher()
-    make_trainer(
+    annealing_trainer(
         model, "vit", tmp_path, ViewAnnealingCallback(end=1.0), watcher, save_strategy="steps", save_steps=6
     ).train()
     assert watcher.penalties[5] == pytest.approx(25.0)
@@ -229,7 +210,7 @@ def test_checkpoints_on_the_way_load_with_the_same_outputs(tmp_path: Path) -> No
 
     model = make_annealing("bert")
     callbacks = (ViewAnnealingCallback(), Keep())
-    make_trainer(model, "bert", tmp_path, *callbacks, save_strategy="steps", save_steps=1).train()
+    annealing_trainer(model, "bert", tmp_path, *callbacks, save_strategy="steps", save_steps=1).train()
     for step in (2, 5):
         loaded = type(model).from_pretrained(tmp_path / f"checkpoint-{step}")
         assert is_annealing(loaded) == (step < 5)
@@ -244,17 +225,19 @@ def test_resumed_equals_uninterrupted(case: str, step: int, tmp_path: Path) -> N
     """Killed before and after the switch, which comes with step 5."""
     host, _ = CASES[case]
     uninterrupted = Watcher()
-    trainer = make_trainer(make_annealing(case), host, tmp_path / "whole", ViewAnnealingCallback(), uninterrupted)
+    trainer = annealing_trainer(make_annealing(case), host, tmp_path / "whole", ViewAnnealingCallback(), uninterrupted)
     trainer.train()
 
     folder = tmp_path / "killed"
     saving = {"save_strategy": "steps", "save_steps": step}
     with pytest.raises(RuntimeError, match="killed"):
         # Killed in the step after, once the checkpoint is complete.
-        make_trainer(make_annealing(case), host, folder, ViewAnnealingCallback(), Killer(step + 1), **saving).train()
+        annealing_trainer(
+            make_annealing(case), host, folder, ViewAnnealingCallback(), Killer(step + 1), **saving
+        ).train()
     resumed = Watcher()
     model = make_annealing(case, seed=1)
-    make_trainer(model, host, folder, ViewAnnealingCallback(), resumed).train(resume_from_checkpoint=True)
+    annealing_trainer(model, host, folder, ViewAnnealingCallback(), resumed).train(resume_from_checkpoint=True)
     assert sorted(resumed.penalties) == list(range(step, 6))
     assert resumed.penalties == {step: uninterrupted.penalties[step] for step in resumed.penalties}
     for after, weights in resumed.weights.items():
@@ -265,10 +248,10 @@ def test_resumed_equals_uninterrupted(case: str, step: int, tmp_path: Path) -> N
 def test_resumes_a_model_loaded_from_a_checkpoint_after_the_switch(tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 5}
     model = make_annealing("vit")
-    make_trainer(model, "vit", tmp_path, ViewAnnealingCallback(), **saving).train()
+    annealing_trainer(model, "vit", tmp_path, ViewAnnealingCallback(), **saving).train()
     loaded = type(model).from_pretrained(tmp_path / "checkpoint-5")
     checkpoint = str(tmp_path / "checkpoint-5")
-    make_trainer(loaded, "vit", tmp_path, ViewAnnealingCallback()).train(resume_from_checkpoint=checkpoint)
+    annealing_trainer(loaded, "vit", tmp_path, ViewAnnealingCallback()).train(resume_from_checkpoint=checkpoint)
     assert max_difference(outputs(loaded, "vit"), outputs(model, "vit")) == 0
 
 
@@ -277,7 +260,7 @@ def test_anneals_the_active_copy_of_a_peft_model(tmp_path: Path) -> None:
     base = make_annealing("bert_lam")
     model = peft.get_peft_model(base, config)
     watcher = Watcher()
-    make_trainer(model, "bert", tmp_path, ViewAnnealingCallback(), watcher).train()
+    annealing_trainer(model, "bert", tmp_path, ViewAnnealingCallback(), watcher).train()
     assert watcher.penalties[2] == pytest.approx(12.5) and watcher.penalties[5] is None
     expected = outputs(model, "bert")
     merged = model.merge_and_unload()
@@ -318,7 +301,7 @@ def test_says_that_the_best_checkpoint_was_not_evaluated_with_the_views(
         "greater_is_better": True,
         "learning_rate": 1e-2,
     }
-    trainer = make_trainer(model, "vit", tmp_path, ViewAnnealingCallback(end=1.0), **options)
+    trainer = annealing_trainer(model, "vit", tmp_path, ViewAnnealingCallback(end=1.0), **options)
     library = logging.getLogger("hf_lam")
     library.propagate = True
     with caplog.at_level(logging.WARNING):
@@ -329,7 +312,7 @@ def test_says_that_the_best_checkpoint_was_not_evaluated_with_the_views(
 
 
 def test_evaluation_before_training_is_left_alone(tmp_path: Path) -> None:
-    trainer = make_trainer(make_annealing("vit"), "vit", tmp_path, ViewAnnealingCallback())
+    trainer = annealing_trainer(make_annealing("vit"), "vit", tmp_path, ViewAnnealingCallback())
     metrics = trainer.evaluate()
     assert "attention_view_penalty" not in metrics
 
@@ -351,7 +334,7 @@ def test_models_without_annealing_views(configs: Any, tmp_path: Path) -> None:
     model = make_model(ViTForImageClassification, "vit")
     if configs:
         model = hf_lam.convert(model, *configs)
-    trainer = make_trainer(model, "vit", tmp_path, ViewAnnealingCallback())
+    trainer = annealing_trainer(model, "vit", tmp_path, ViewAnnealingCallback())
     with pytest.raises(ValueError, match="annealing=True"):
         trainer.train()
 

@@ -317,15 +317,20 @@ def test_no_sample_sees_another(host: str, name: str) -> None:
     assert max_difference(first_output(model, other)[0], expected) < 1e-6
 
 
+def pickled(model: nn.Module) -> Any:
+    """The model after a way through pickle."""
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
 @pytest.mark.parametrize("name", ["per_layer", "embeddings", "shared"])
 def test_copies_and_pickles_use_masks_of_their_own(host: str, name: str) -> None:
     model, inputs = inject(make_host(host), LAM_CONFIGS[name]), make_inputs(host)
     perturb_mechanisms(model)
     expected = first_output(model, inputs)
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    for twin in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+    for twin in (copy.deepcopy(model), pickled(model)):
         assert torch.equal(first_output(twin, inputs), expected)
         for parameter in mechanism_parameters(twin):
             parameter.data.zero_()
@@ -340,10 +345,7 @@ def test_copies_and_pickles_use_masks_of_their_own(host: str, name: str) -> None
 def test_copies_and_pickles_use_views_of_their_own(host: str, name: str) -> None:
     model, inputs = injected(host, name), make_inputs(host, token_types=True)
     expected = first_output(model, inputs)
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    for twin in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+    for twin in (copy.deepcopy(model), pickled(model)):
         assert torch.equal(first_output(twin, inputs), expected)
         bottleneck = twin._hf_lam_configs.locomt.bottleneck_tokens
         set_views(twin, LocomtConfig(views="self", bottleneck_tokens=3 if bottleneck else 0))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hosts import first_output, make_inputs, mechanisms
-from lam_models import assert_same_weights, changed_names, make_lam, make_samples, stacked, weights_of
+from lam_models import assert_same_weights, changed_names, make_lam, make_samples, make_trainer, stacked, weights_of
 from processes import run_code
 from safetensors.torch import save_file
 from transformers import (
@@ -19,9 +19,7 @@ from transformers import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
-    Trainer,
     TrainerCallback,
-    TrainingArguments,
     VideoMAEForVideoClassification,
     ViTForImageClassification,
 )
@@ -47,32 +45,6 @@ CASES: dict[str, tuple[type, str, Any, dict[str, Any]]] = {
 def make_case(name: str, seed: int = 0, **config: Any) -> Any:
     stock_class, host, lam, changes = CASES[name]
     return make_lam(stock_class, host, lam, seed=seed, **{**changes, **config})
-
-
-def make_trainer(
-    model: Any, folder: Path, *callbacks: TrainerCallback, samples: Any = None, more: Any = None, **arguments: Any
-) -> Trainer:
-    host = model.config.model_type.removeprefix("hf_lam_")
-    options = {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "max_steps": 6,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "seed": 3,
-    }
-    return Trainer(
-        model=model,
-        args=TrainingArguments(**{**options, **arguments}),
-        train_dataset=samples or make_samples(model, host, 16),
-        callbacks=list(callbacks),
-        **(more or {}),
-    )
 
 
 class Recorder(TrainerCallback):

@@ -17,7 +17,7 @@ import hashlib
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -246,6 +246,12 @@ def _softmax_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Autocast would compute in its own dtype, not in value's. Switched off only where it is on: export records it."""
+    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if is_on else nullcontext()
+
+
 def _additive(attention_mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The padding as finite addends, and which query rows it blocks completely.
 
@@ -269,10 +275,7 @@ def _eager(call: _Call) -> tuple[Tensor, Tensor]:
     """Output and weights by the formula as it stands; every operator is a plain, differentiable one."""
     query, key, value, mask, attention_mask, scaling, dropout_p = call
     dtype = _softmax_dtype(value.dtype)
-    # Autocast would compute in its own dtype, not in value's. (Switched off only where it is on: export records it.)
-    device = query.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+    with without_autocast(query.device.type):
         scores = torch.matmul(query, key.transpose(-2, -1)).to(dtype) * scaling * mask.to(dtype)
         if attention_mask is None or key.shape[2] == 0:
             weights = torch.softmax(scores, dim=-1)

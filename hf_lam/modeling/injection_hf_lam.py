@@ -116,10 +116,9 @@ class AttentionCall:
         call = self.forward_call
         layout, views = call.layout, self.views
         assert layout is not None and views is not None and call.configs.locomt is not None
-        expected = sum(layout.lengths) if layout.segment_ids is None else layout.segment_ids.shape[1]
-        if query.shape[2] != expected:
+        if query.shape[2] != layout.length:
             raise ValueError(
-                f"the segments {call.configs.locomt.segments} add up to {expected} tokens, but the sequence has "
+                f"the segments {call.configs.locomt.segments} add up to {layout.length} tokens, but the sequence has "
                 f"{query.shape[2]}. Attention views need the length that they were made for."
             )
         if padding is not None and padding.shape[-1] < key.shape[2]:

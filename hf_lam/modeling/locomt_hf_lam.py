@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ from .functional_hf_lam import (
     lam_attention,
     lam_attention_with_weights,
     operator_namespace,
+    without_autocast,
 )
 from .views_hf_lam import View
 
@@ -55,6 +55,18 @@ class Layout(NamedTuple):
     order: Tensor | None = None
     places: Tensor | None = None
     is_token: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """`L`, the tokens of the sequence."""
+        return sum(self.lengths) if self.segment_ids is None else self.segment_ids.shape[1]
+
+    def ids(self) -> Tensor:
+        """The segment of each token, `(1 or B, L)`, also where the tokens are in order."""
+        if self.segment_ids is not None:
+            return self.segment_ids
+        ids = [segment for segment, length in enumerate(self.lengths) for _ in range(length)]
+        return torch.tensor([ids], dtype=torch.long)
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
@@ -199,10 +211,7 @@ def seen_pairs(layout: Layout, views: Sequence[View], device: torch.device) -> T
     for head, view in enumerate(views):
         for i, j in view:
             table[head, i, j] = True
-    segment_ids = layout.segment_ids
-    if segment_ids is None:
-        segment_ids = torch.tensor([[i for i, length in enumerate(layout.lengths) for _ in range(length)]])
-    segment_ids = segment_ids.to(device, torch.long)
+    segment_ids = layout.ids().to(device)
     by_query = table.to(device)[:, segment_ids]  # (H, b, L, m)
     keys = segment_ids[None, :, None, :].expand(*by_query.shape[:3], -1)
     return by_query.gather(3, keys).transpose(0, 1)
@@ -352,9 +361,7 @@ def attend_blocks(
             attention_mask = attention_mask & is_token
         else:
             attention_mask = attention_mask.masked_fill(~is_token, -float("inf"))
-    device = query.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+    with without_autocast(query.device.type):
         if _fits_operator(query, value, mask, attention_mask, dropout_p):
             pairs = [number for head, view in enumerate(views) for i, j in sorted(view) for number in (head, i, j)]
             out, _ = _OPERATORS.locomt_forward(
@@ -392,7 +399,6 @@ def _composed(
     """Block by block, in differentiable operators of torch; `split` and `cat` copy gradients once, slices would add
     up one full-size tensor for each block."""
     segments = len(lengths)
-    views = list(views)
     parts: dict[tuple[int, ...], list[Tensor]] = {}
     for block in blocks_of(views, segments):
         parts.setdefault(block.heads, [])

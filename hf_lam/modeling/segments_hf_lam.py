@@ -115,7 +115,7 @@ def _default_segments(tokens: HostTokens) -> list[Any]:
 def _check_segments(segments: list[Any], kind: str, tokens: HostTokens) -> None:
     where = f"the segments {segments} do not fit {tokens.host}"
     spans = [extent for _, extent in segments if segment_kind(extent) == "length"]
-    spanned = sum(map(_span_length, spans))
+    spanned = sum(map(span_length, spans))
     special = [extent[kind] for _, extent in segments[len(spans) :]]
     if kind == "length":
         if tokens.length is not None and (spanned > tokens.length or (tokens.grid and spanned != tokens.length)):
@@ -167,7 +167,8 @@ def _cells(rectangle: list[int]) -> list[tuple[int, int]]:
     return [(r, c) for r in range(top, top + height) for c in range(left, left + width)]
 
 
-def _span_length(extent: Any) -> int:
+def span_length(extent: Any) -> int:
+    """The tokens of an extent of the kind `"length"`."""
     return extent if isinstance(extent, int) else extent["length"]
 
 
@@ -178,7 +179,7 @@ def has_token_types(config: LocomtConfig) -> bool:
 
 def leading_lengths(config: LocomtConfig) -> list[int]:
     """The lengths of the spans of tokens with which the segments begin."""
-    return [_span_length(extent) for _, extent in config.segments if segment_kind(extent) == "length"]
+    return [span_length(extent) for _, extent in config.segments if segment_kind(extent) == "length"]
 
 
 def spans_of(lengths: list[int]) -> list[int]:
