@@ -5,9 +5,12 @@ from __future__ import annotations
 from transformers import AutoConfig
 from transformers.models.auto import modeling_auto
 
+from .attention2d import SttAttention2d
 from .calibration import calibrate_views
 from .conversion import convert
+from .fitting import fit_synthesizers
 from .flops import cost
+from .hardening import harden
 from .mechanism_files import load_mechanism, save_mechanism
 from .modeling.configuration_hf_lam import (
     HfLamBertConfig,
@@ -15,6 +18,7 @@ from .modeling.configuration_hf_lam import (
     HfLamViTConfig,
     LamConfig,
     LocomtConfig,
+    SttConfig,
     __version__,
 )
 from .modeling.functional_hf_lam import lam_attention
@@ -34,6 +38,7 @@ from .modeling.modeling_hf_lam import (
     HfLamViTForMaskedImageModeling,
     HfLamViTModel,
 )
+from .modeling.stt_hf_lam import stt_attention
 from .parameters import freeze_host, mechanism_parameters
 
 __all__ = [
@@ -54,11 +59,15 @@ __all__ = [
     "LamConfig",
     "LearnableAttentionMask",
     "LocomtConfig",
+    "SttAttention2d",
+    "SttConfig",
     "__version__",
     "calibrate_views",
     "convert",
     "cost",
+    "fit_synthesizers",
     "freeze_host",
+    "harden",
     "inject",
     "lam_attention",
     "load_mechanism",
@@ -67,6 +76,7 @@ __all__ = [
     "remove",
     "save_mechanism",
     "set_views",
+    "stt_attention",
 ]
 
 for _config_class in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig):

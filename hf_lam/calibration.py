@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 
 from .modeling.configuration_hf_lam import LocomtConfig
 from .modeling.functional_hf_lam import lam_attention_with_weights
-from .modeling.injection_hf_lam import CALL, _dense_padding_mask, injected_encoders
+from .modeling.injection_hf_lam import _valid_tokens, injected_encoders
 from .modeling.segments_hf_lam import has_token_types
 from .modeling.views_hf_lam import parse_view
-from .modes import evaluation_mode
+from .observing import evaluation_mode, observing, run_batches
 
 # Most attention weights that the measurement forms at once.
 _CHUNK = 2**22
@@ -236,9 +235,9 @@ class _Mass:
 class _ObservingCall:
     """Stands in for the call of one attention layer: full attention, some rows at a time, whose weights it adds up."""
 
-    def __init__(self, call: Any, layer: int, mass: _Mass) -> None:
+    def __init__(self, call: Any, mass: _Mass) -> None:
         self.call = call
-        self.layer = layer
+        self.layer = call.layer_index
         self.mass = mass
 
     def attend(
@@ -251,15 +250,17 @@ class _ObservingCall:
         dropout: float,
     ) -> tuple[Tensor, None]:
         batch, heads, length, _ = query.shape
-        padding = _dense_padding_mask(attention_mask, query, key)
+        mask, padding = self.call.modifiers(query, key, attention_mask)
         segment_of = self._segment_of(batch, length, query.device)
-        is_valid = _valid_tokens(padding, batch, length, query.device)
+        is_valid = query.new_ones(batch, length, dtype=torch.bool)
+        if padding is not None:
+            is_valid = _valid_tokens(padding, batch, length)
         if self.layer == 0:
             self.mass.count(segment_of, is_valid)
         is_local = self.mass.is_local.to(query.device)
         counted_keys = segment_of * is_local
         counted_rows = counted_keys * is_valid.unsqueeze(-1)
-        mask = query.new_ones(1, 1, 1, 1) if self.call.mask is None else self.call.mask.to(query.device)
+        mask = query.new_ones(1, 1, 1, 1) if mask is None else mask
         mask = mask.expand(*mask.shape[:2], length, length)
         total = segment_of.new_zeros(heads, *self.mass.pairs.shape[2:])
         contexts = []
@@ -291,44 +292,15 @@ class _ObservingCall:
         return (layout.ids().to(device).unsqueeze(-1) == segments).float().expand(batch, -1, -1)
 
 
-def _valid_tokens(padding: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
-    """Which tokens are not padding, `(B, L)`: those that some query may see."""
-    if padding is None:
-        return torch.ones(batch, length, dtype=torch.bool, device=device)
-    allowed = padding if padding.dtype == torch.bool else padding > torch.finfo(padding.dtype).min
-    return allowed.flatten(1, 2).any(1).expand(batch, length)
-
-
 def _measured(model: nn.Module, base: Any, batches: Iterable[Mapping[str, Any]]) -> _Mass:
     mass = _Mass(base._hf_lam_configs.locomt)
-    device = next(base.parameters()).device
-    with torch.no_grad(), evaluation_mode(model), _observing(base, mass):
-        for batch in batches:
-            if not isinstance(batch, Mapping):
-                raise TypeError(
-                    "batches must be an iterable of dictionaries that the model is called with, such as "
-                    f"[{{'input_ids': ...}}, ...]; one of them is {type(batch).__name__}."
-                )
-            model(**{name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()})
+    with torch.no_grad(), evaluation_mode(model), observing(base, lambda call: _ObservingCall(call, mass)):
+        run_batches(model, base, batches)
     if mass.rows == 0:
         raise ValueError(
             f"batches held {mass.samples} samples without any token to measure; give at least one that is not padding."
         )
     return mass
-
-
-@contextmanager
-def _observing(base: Any, mass: _Mass) -> Iterator[None]:
-    def observe(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        # Runs after the hook that made the call of this layer: hooks run in the order of their registration.
-        return args, {**kwargs, CALL: _ObservingCall(kwargs[CALL], attention._hf_lam_layer, mass)}
-
-    handles = [module.register_forward_pre_hook(observe, with_kwargs=True) for module in base._hf_lam_attentions]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------

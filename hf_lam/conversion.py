@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from .modeling import modeling_hf_lam
@@ -30,7 +31,7 @@ def convert(
 
     Args:
         model_or_id: a loaded transformers model, a local folder, or a Hub id.
-        *configs: the mechanisms, one of each kind: `LamConfig()`, `LocomtConfig()`.
+        *configs: the mechanisms, one of each kind: `LamConfig()`, `LocomtConfig()`, `SttConfig()`.
         auto_class: for a folder or an id, which head to load: an Auto class or its name, for example
             `AutoModelForSequenceClassification`. The default is the encoder alone (`AutoModel`).
         **from_pretrained_kwargs: for a folder or an id, passed to `from_pretrained` (`revision`, `dtype`,
@@ -39,7 +40,7 @@ def convert(
     Returns:
         The converted model. Made from a loaded model, it shares its parameters with it: there are never two copies,
         and training one trains the other. With the defaults its outputs are those of the original; what changes them
-        at once (sparse views, random masks) is logged.
+        at once (sparse views, pure STT, random masks) is logged.
 
     Raises:
         TypeError: if `model_or_id` is neither a model nor a name.
@@ -144,6 +145,8 @@ def _share_tensors(source: PreTrainedModel, target: Any) -> None:
     """
     for path, module in source.named_modules():
         twin = target.get_submodule(path)
+        if type(twin) is not type(module) and isinstance(twin, nn.Identity):
+            continue  # a projection that a pure STT does without
         checkpointing = ("gradient_checkpointing", "_gradient_checkpointing_func")
         twin.__dict__.update({key: value for key, value in module.__dict__.items() if key in checkpointing})
         twin._parameters.update(module._parameters)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,11 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from .modeling.configuration_hf_lam import LocomtConfig
-from .modeling.injection_hf_lam import CALL, _self_attentions, injected_encoders, mechanisms_of
+from .modeling.injection_hf_lam import CALL, _self_attentions, injected_encoders, is_pure_stt, mechanisms_of
 from .modeling.locomt_hf_lam import locomt_attention
 from .modeling.segments_hf_lam import bottleneck_segments, has_token_types, leading_lengths
+from .modeling.stt_hf_lam import stt_attention
 from .modeling.views_hf_lam import View, parse_view, view_cost
-from .modes import evaluation_mode
+from .observing import evaluation_mode
 from .parameters import only_injected_encoder
 
 if TYPE_CHECKING:
@@ -29,21 +31,27 @@ if TYPE_CHECKING:
 # values.
 FLOPS_PER_PAIR = 4
 
+# A synthesised map has one product, weights by values.
+FLOPS_PER_WEIGHT = 2
+
 
 @dataclass(frozen=True)
 class LayerCost:
     """FLOPs of one layer's attention products, for the whole batch; every tuple has one number for each head.
 
     views: the view of each head; None without attention views.
-    formula: by kind of attention (`full`, `self`, `bottleneck`, `own`), `4 · D · Σ_{(i,j)∈V} L_i L_j` times the batch.
+    formula: by kind of attention (`full`, `self`, `bottleneck`, `own`), `4 · D · Σ_{(i,j)∈V} L_i L_j` times the batch;
+        for a synthesised map, `2 · D · stt_products(grid, prefix)`.
     counted: the same as counted by torch for one head with that view.
     forward: all heads, as counted in a forward pass of the model.
+    synthesis: what making the synthetic map took besides, as counted in a forward pass.
     """
 
     views: tuple[str, ...] | None
     formula: dict[str, tuple[int, ...]]
     counted: dict[str, tuple[int, ...]]
     forward: int
+    synthesis: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,11 @@ class CostReport:
         return sum(layer.forward for layer in self.layers)
 
     @property
+    def synthesis(self) -> int:
+        """FLOPs of making the synthetic maps of all layers, as counted in a forward pass."""
+        return sum(layer.synthesis for layer in self.layers)
+
+    @property
     def agrees(self) -> bool:
         """Whether formula and counts are equal, for every layer and head."""
         return all(
@@ -95,7 +108,12 @@ class CostReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: the fields and the properties."""
-        totals = {"attention": self.attention, "forward_attention": self.forward_attention, "agrees": self.agrees}
+        totals = {
+            "attention": self.attention,
+            "forward_attention": self.forward_attention,
+            "synthesis": self.synthesis,
+            "agrees": self.agrees,
+        }
         return {**asdict(self), **totals}
 
 
@@ -109,9 +127,9 @@ def cost(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None, *, bot
         full         of the original model: every token sees all
         self         every segment sees itself
         bottleneck   and `bottleneck_tokens` more of its own (MBT, arXiv 2107.00135)
-        own          the views that the model has
+        own          the views that the model has, or its synthesised attention (STT, arXiv 2201.01410)
 
-    A model without attention views has no segments, and `full` alone.
+    A model without attention views has no segments, and `full` alone, or with a pure STT `full` and `own`.
 
     Args:
         model: an encoder, or a task model on top of one, with or without mechanisms.
@@ -239,14 +257,34 @@ def _layer_cost(base: Any, call: _Call, bottleneck_tokens: int) -> LayerCost:
     if locomt is not None:
         kinds |= _kinds_of(locomt, base._hf_lam_views[call.layer], call.lengths, bottleneck_tokens)
     scale = FLOPS_PER_PAIR * call.head_size
+    formula = {kind: tuple(batch_size * scale * head.pairs for head in heads) for kind, heads in kinds.items()}
+    counted = {
+        kind: tuple(batch_size * _counted(head, call.head_size) for head in heads) for kind, heads in kinds.items()
+    }
+    if call.grid:
+        prefix = length - prod(call.grid)
+        products = FLOPS_PER_WEIGHT * call.head_size * stt_products(call.grid, prefix)
+        formula["own"] = (batch_size * products,) * call.num_heads
+        counted["own"] = (batch_size * _counted_stt(call.grid, prefix, call.head_size),) * call.num_heads
     return LayerCost(
         views=None if locomt is None else tuple(locomt.views[call.layer]),
-        formula={kind: tuple(batch_size * scale * head.pairs for head in heads) for kind, heads in kinds.items()},
-        counted={
-            kind: tuple(batch_size * _counted(head, call.head_size) for head in heads) for kind, heads in kinds.items()
-        },
+        formula=formula,
+        counted=counted,
         forward=call.flops,
+        synthesis=call.synthesis,
     )
+
+
+def stt_products(grid: Sequence[int], prefix: int = 0) -> int:
+    """Multiply-adds a feature of a synthesised map: `N · Σ n_a` on the grid, and what `prefix` tokens add.
+
+    A prefix token sums up one axis after the other, `N + N / n_1 + …`, and every token gets from every prefix token.
+    """
+    places = prod(grid)
+    of_prefix, left = 0, places
+    for size in grid:
+        of_prefix, left = of_prefix + left, left // size
+    return places * sum(grid) + prefix * of_prefix + (prefix + places) * prefix
 
 
 def _kinds_of(
@@ -298,6 +336,20 @@ def _counted(head: _Head, head_size: int) -> int:
     return counter.get_total_flops()
 
 
+@lru_cache(maxsize=1024)
+def _counted_stt(grid: tuple[int, ...], prefix: int, head_size: int) -> int:
+    """FLOPs of one head's synthesised map for one sample, as counted on tensors without values."""
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(1, 1, *shape, device="meta")
+
+    length = prefix + prod(grid)
+    shares = empty(length, 1 + prefix) if prefix else None
+    with _counter() as counter:
+        stt_attention(empty(length, head_size), [empty(prefix + n, n) for n in grid], prefix_shares=shares)
+    return counter.get_total_flops()
+
+
 @contextmanager
 def _counter() -> Iterator[FlopCounterMode]:
     """Count, with attention in products that the counter sees: it gives 0 for torch's fused kernels on CPU."""
@@ -331,6 +383,8 @@ class _Call:
     hidden_states: shape of its input, `(B, L, d)`.
     lengths: tokens of the segments; empty without views.
     kind: `own`, or `full` where all scores are formed.
+    grid: of a pure STT; empty without.
+    synthesis: FLOPs of making its map, or that of a mixture; not in `flops`.
     """
 
     layer: int
@@ -339,7 +393,9 @@ class _Call:
     kind: str
     num_heads: int
     head_size: int
+    grid: tuple[int, ...] = ()
     flops: int = 0
+    synthesis: int = 0
 
 
 def _count_forward(
@@ -353,17 +409,22 @@ def _count_forward(
         host = attention.config
         size = getattr(host, "head_dim", None) or host.hidden_size // host.num_attention_heads
         lengths: tuple[int, ...] = ()
+        grid: tuple[int, ...] = ()
         kind = "full"
         if CALL in kwargs:
             of_pass = kwargs[CALL].forward_call
+            if is_pure_stt(of_pass.configs):
+                grid = kwargs[CALL].sizes
+                kind = "own"
+                of_pass.output_attentions = False  # which would form the map
             if of_pass.layout is not None:
                 lengths = of_pass.layout.lengths
                 kind = "own" if of_pass.penalty is None and not of_pass.output_attentions else "full"
             # The host's implementation may be the reference, which forms all scores. A mask alone always needs all,
             # and the counter sees them there.
-            of_pass.implementation = "auto" if lengths else "eager"
+            of_pass.implementation = "auto" if lengths or grid else "eager"
         layer = getattr(attention, "_hf_lam_layer", 0)
-        calls.append(_Call(layer, tuple(hidden_states.shape), lengths, kind, host.num_attention_heads, size))
+        calls.append(_Call(layer, tuple(hidden_states.shape), lengths, kind, host.num_attention_heads, size, grid))
         calls[-1].flops -= counter.get_total_flops()
 
     # What the attention does itself is what happens inside of it, but outside of its projections.
@@ -373,8 +434,21 @@ def _count_forward(
     def go_on(*_: Any) -> None:
         calls[-1].flops -= counter.get_total_flops()
 
+    def begin_synthesis(_: Any, args: tuple[Any, ...]) -> None:
+        if args[0] == "synthesis":
+            pause()
+            calls[-1].synthesis -= counter.get_total_flops()
+
+    def end_synthesis(_: Any, args: tuple[Any, ...], output: Any) -> None:
+        if args[0] == "synthesis":
+            go_on()
+            calls[-1].synthesis += counter.get_total_flops()
+
     handles = []
     try:
+        for base in injected_encoders(model):
+            handles.append(base.hf_lam.register_forward_pre_hook(begin_synthesis))
+            handles.append(base.hf_lam.register_forward_hook(end_synthesis))
         for attention in attentions:
             # Appended, so that it runs after the hook that computes a learnable mask.
             handles.append(attention.register_forward_pre_hook(enter, with_kwargs=True))

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .modeling.configuration_hf_lam import __version__, mechanism_block
-from .modeling.injection_hf_lam import attach, mechanisms_of, remove
+from .modeling.injection_hf_lam import attach, mechanisms_of
 from .parameters import only_injected_encoder
 
 CONFIG_FILE = "mechanism_config.json"
@@ -69,19 +69,21 @@ def load_mechanism(host: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
             f"the mechanisms in {str(folder)!r} were trained on a {contents.get('host_model_type')!r}, and "
             f"{type(host).__name__} is a {_host_type(host.base_model)!r}."
         )
-    attach(host, mechanism_block(contents.get("hf_lam")))
-    mechanisms = only_injected_encoder(host).hf_lam
-    expected = {name: tuple(tensor.shape) for name, tensor in mechanisms.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if expected != found:
-        remove(host)
-        differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
-        name = differing[0]
-        raise ValueError(
-            f"the mechanisms in {str(folder)!r} do not fit {type(host).__name__}: {len(differing)} tensors differ, "
-            f"the first is {name!r} with shape {found.get(name)} in the file and {expected.get(name)} for this host."
-        )
-    mechanisms.load_state_dict(tensors)
+
+    def load(container: nn.Module) -> None:
+        expected = {name: tuple(tensor.shape) for name, tensor in container.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if expected != found:
+            differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+            name = differing[0]
+            raise ValueError(
+                f"the mechanisms in {str(folder)!r} do not fit {type(host).__name__}: {len(differing)} tensors "
+                f"differ, the first is {name!r} with shape {found.get(name)} in the file and {expected.get(name)} for "
+                "this host."
+            )
+        container.load_state_dict(tensors)
+
+    attach(host, mechanism_block(contents.get("hf_lam")), load)
     return host
 
 

@@ -13,7 +13,7 @@ from .modeling.configuration_hf_lam import LocomtConfig, segment_kind
 from .modeling.injection_hf_lam import injected_encoders, views_of
 from .modeling.segments_hf_lam import has_token_types, span_length
 from .modeling.views_hf_lam import View, parse_view
-from .modes import evaluation_mode
+from .observing import evaluation_mode
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""Configurations: what a mechanism is (`LamConfig`, `LocomtConfig`) and the host configurations that carry it.
+"""Configurations: what a mechanism is (`LamConfig`, `LocomtConfig`, `SttConfig`), and the hosts' that carry it.
 
 This file travels: it is copied into every saved model folder, next to its siblings, and must not
 need the `hf_lam` package. Only `torch`, `transformers` and sibling modules may be imported here.
@@ -34,6 +34,8 @@ TRAVELLING_FILES = (
     "segments_hf_lam.py",
     "functional_hf_lam.py",
     "locomt_hf_lam.py",
+    "stt_hf_lam.py",
+    "synthesizers_hf_lam.py",
     "mechanisms_hf_lam.py",
     "injection_hf_lam.py",
     "modeling_hf_lam.py",
@@ -92,13 +94,12 @@ class LamConfig(MechanismConfig):
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("scope", self.scope, ("per_layer", "shared"))
-        _check_choice("source", self.source, ("layer_input", "embeddings"))
-        _check_choice("init", self.init, ("identity", "normal"))
-        if not isinstance(self.per_head, bool):
-            raise ValueError(f"LamConfig: per_head must be True or False, got {self.per_head!r}.")
+        _check_choice(self, "scope", ("per_layer", "shared"))
+        _check_choice(self, "source", ("layer_input", "embeddings"))
+        _check_choice(self, "init", ("identity", "normal"))
+        _check_bool(self, "per_head")
         for name in ("bottleneck_size", "rank", "max_length"):
-            _check_positive_or_none(name, getattr(self, name))
+            _check_positive_or_none(self, name)
         if self.rank is not None and self.max_length is not None:
             raise ValueError(
                 f"LamConfig: max_length={self.max_length} has no meaning with rank={self.rank}; a low-rank mask takes "
@@ -154,8 +155,7 @@ class LocomtConfig(MechanismConfig):
                 f"[['text', 128], ['image', 196]], got {self.segments!r}."
             )
         self._check_views()
-        if not isinstance(self.annealing, bool):
-            raise ValueError(f"LocomtConfig: annealing must be True or False, got {self.annealing!r}.")
+        _check_bool(self, "annealing")
         tokens = self.bottleneck_tokens
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
             raise ValueError(f"LocomtConfig: bottleneck_tokens must be an integer of at least 0, got {tokens!r}.")
@@ -261,18 +261,145 @@ def _check_segment_list(segments: Any) -> None:
         raise ValueError("LocomtConfig: all segments are global; at least one must not be.")
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(config: MechanismConfig, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(config, name)
     if value not in choices:
-        raise ValueError(f"LamConfig: {name} must be one of {list(choices)}, got {value!r}.")
+        raise ValueError(f"{type(config).__name__}: {name} must be one of {list(choices)}, got {value!r}.")
 
 
-def _check_positive_or_none(name: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"LamConfig: {name} must be None or an integer of at least 1, got {value!r}.")
+def _check_bool(config: MechanismConfig, name: str) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, bool):
+        raise ValueError(f"{type(config).__name__}: {name} must be True or False, got {value!r}.")
+
+
+def _check_positive_or_none(config: MechanismConfig, name: str) -> None:
+    value = getattr(config, name)
+    if value is not None and not _is_count(value, 1):
+        raise ValueError(f"{type(config).__name__}: {name} must be None or an integer of at least 1, got {value!r}.")
+
+
+SYNTHESIZERS = ("dense", "random", "factorized_dense", "factorized_random")
+
+
+@dataclass(frozen=True)
+class SttConfig(MechanismConfig):
+    """Synthesised attention on the token grid (STT; Zhu et al., arXiv 2201.01410; after Synthesizer, 2005.00743).
+
+    The tokens lie on a grid of `n_1 × … × n_k`. One row-stochastic matrix `A_a = softmax(S_a)` for every axis and head
+    is synthesised without queries and keys, and applied as a mode product: `Y = V ×_1 A_1 … ×_k A_k`.
+
+    Args:
+        variant: where `S_a` comes from.
+
+            - `"mixture"`: the way there from a pretrained checkpoint. Scores are `(1 − λ) · QKᵀ/sqrt(D) + λ · log P`,
+              with `P` the map of `synthesizer`, and one `λ` a head, which starts at 0, the original attention.
+            - `"dense"`: `W2 · relu(W1 · x̄)`, with `x̄` the mean of the tokens over the other axes;
+            - `"random"`: a parameter, the same for every input;
+            - `"factorized_dense"`: two short synthesised vectors, whose products fill a row;
+            - `"factorized_random"`: a product of two parameters, of rank `rank`.
+
+            All but the mixture drop the query and key projections, and change the model's outputs at once.
+        synthesizer: what a mixture mixes in, one of the other variants; `None` is `"dense"`. Only for a mixture.
+        grid: sizes of the axes, the last one runs fastest; `None` takes it from the host: (rows, columns) of an image,
+            (steps, rows, columns) of a video, and the longest text, of which shorter ones take a part.
+        prefix_tokens: tokens before the grid, such as `[CLS]`; `None` takes them from the host. A row of the grid
+            spends a learned share on them, and they spend the rest of theirs on one synthesised vector an axis.
+        bottleneck_size: width of `W1` in the dense variants; `None` is the size of a head.
+        factors: the sizes `[s, t]` with `s · t = n_a` of the two vectors of `"factorized_dense"`, for every axis;
+            `None` takes those nearest to each other.
+        rank: of `"factorized_random"`; `None` is 8.
+        frozen: keep the parameters of a random variant as they were drawn.
+        train_mixing: make `λ` a trained parameter, clamped to [0, 1]. Without it,
+            `hf_lam.training.SttAnnealingCallback` moves `λ`.
+
+    Raises:
+        ValueError: for a value outside the above, or an option without a meaning for the variant; the message names
+            it.
+    """
+
+    variant: str = "mixture"
+    synthesizer: str | None = None
+    grid: list[int] | None = None
+    prefix_tokens: int | None = None
+    bottleneck_size: int | None = None
+    factors: list[list[int]] | None = None
+    rank: int | None = None
+    frozen: bool = False
+    train_mixing: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "variant", ("mixture", *SYNTHESIZERS))
+        if self.is_mixture and self.synthesizer is None:
+            object.__setattr__(self, "synthesizer", "dense")
+        if self.is_mixture:
+            _check_choice(self, "synthesizer", SYNTHESIZERS)
+        for name in ("bottleneck_size", "rank"):
+            _check_positive_or_none(self, name)
+        for name in ("frozen", "train_mixing"):
+            _check_bool(self, name)
+        if self.prefix_tokens is not None and not _is_count(self.prefix_tokens, 0):
+            raise ValueError(
+                f"SttConfig: prefix_tokens must be None or an integer of at least 0, got {self.prefix_tokens!r}."
+            )
+        if self.grid is not None:
+            if (
+                not isinstance(self.grid, (list, tuple))
+                or not self.grid
+                or not all(_is_count(n, 1) for n in self.grid)
+            ):
+                raise ValueError(
+                    f"SttConfig: grid must be None or the sizes of its axes, such as [14, 14], got {self.grid!r}."
+                )
+            object.__setattr__(self, "grid", list(self.grid))
+        self._check_factors()
+        kind = self.synthesized_by
+        for name, kinds in (
+            ("synthesizer", ("mixture",)),
+            ("train_mixing", ("mixture",)),
+            ("bottleneck_size", ("dense", "factorized_dense")),
+            ("factors", ("factorized_dense",)),
+            ("rank", ("factorized_random",)),
+            ("frozen", ("random", "factorized_random")),
+        ):
+            if getattr(self, name) not in (None, False) and kind not in kinds and self.variant not in kinds:
+                raise ValueError(
+                    f"SttConfig: {name}={getattr(self, name)!r} has no meaning for variant={self.variant!r}"
+                    + (f" with synthesizer={self.synthesizer!r}" if self.is_mixture else "")
+                    + f"; it belongs to {' and '.join(kinds)}."
+                )
+
+    def _check_factors(self) -> None:
+        if self.factors is None:
+            return
+        pairs = self.factors
+        are_pairs = isinstance(pairs, (list, tuple)) and all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2 and all(_is_count(n, 1) for n in pair) for pair in pairs
+        )
+        if not are_pairs or (self.grid is not None and [s * t for s, t in pairs] != self.grid):
+            raise ValueError(
+                "SttConfig: factors must be None or [s, t] for every axis, with s · t the size of the axis, such as "
+                f"[[2, 7], [2, 7]] for grid=[14, 14]; got {pairs!r} for grid={self.grid}."
+            )
+        object.__setattr__(self, "factors", [list(pair) for pair in pairs])
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether there still are queries and keys."""
+        return self.variant == "mixture"
+
+    @property
+    def synthesized_by(self) -> str:
+        """Where the synthetic map comes from: `dense`, `random`, `factorized_dense` or `factorized_random`."""
+        return self.synthesizer if self.synthesizer is not None else self.variant
 
 
 # Every mechanism by the key it has in the `hf_lam` block of `config.json`.
-MECHANISM_CONFIGS: dict[str, type[Any]] = {"lam": LamConfig, "locomt": LocomtConfig}
+MECHANISM_CONFIGS: dict[str, type[Any]] = {
+    "lam": LamConfig,
+    "locomt": LocomtConfig,
+    "stt": SttConfig,
+}
 
 
 class Mechanisms(NamedTuple):
@@ -280,6 +407,7 @@ class Mechanisms(NamedTuple):
 
     lam: LamConfig | None = None
     locomt: LocomtConfig | None = None
+    stt: SttConfig | None = None
 
     def block(self) -> dict[str, Any] | None:
         """What `config.json` stores."""

@@ -2,5 +2,6 @@
 
 from .functional_hf_lam import lam_attention
 from .locomt_hf_lam import locomt_attention
+from .stt_hf_lam import stt_attention
 
-__all__ = ["lam_attention", "locomt_attention"]
+__all__ = ["lam_attention", "locomt_attention", "stt_attention"]

@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -33,8 +34,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 from transformers.utils.output_capturing import _active_collector
 
-from .configuration_hf_lam import LamConfig, LocomtConfig, Mechanisms, mechanism_block, mechanisms_in
-from .functional_hf_lam import flex_obstacle, lam_attention, lam_attention_with_weights
+from .configuration_hf_lam import LamConfig, LocomtConfig, Mechanisms, SttConfig, mechanism_block, mechanisms_in
+from .functional_hf_lam import _additive, _softmax_dtype, flex_obstacle, lam_attention, lam_attention_with_weights
 from .locomt_hf_lam import Layout, attend_annealed, attend_blocks, attend_eager, attend_with_weights
 from .mechanisms_hf_lam import AttentionMechanisms, AttentionViews, LearnableAttentionMask
 from .segments_hf_lam import (
@@ -44,6 +45,16 @@ from .segments_hf_lam import (
     host_tokens,
     resolve_locomt,
     segment_of_tokens,
+)
+from .stt_hf_lam import log_synthetic_map, stt_attention, synthetic_map
+from .synthesizers_hf_lam import (
+    DenseAxis,
+    DenseShares,
+    RandomAxis,
+    RandomShares,
+    SynthesizedAttention,
+    SyntheticLogits,
+    resolve_stt,
 )
 from .views_hf_lam import View, parse_view
 
@@ -59,12 +70,22 @@ ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 class AttentionCall:
     """One attention layer in one forward pass: what its mechanisms are, and how to compute with them.
 
+    hidden_states: the layer's input, `(B, L, d)`, from which STT synthesises its map.
     mask: LAM's, `(B, 1 or H, L, L)`, or None.
     views: one per head, or None.
     """
 
-    def __init__(self, forward_call: ForwardCall, mask: torch.Tensor | None, views: tuple[View, ...] | None) -> None:
+    def __init__(
+        self,
+        forward_call: ForwardCall,
+        layer_index: int,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None,
+        views: tuple[View, ...] | None,
+    ) -> None:
         self.forward_call = forward_call
+        self.layer_index = layer_index
+        self.hidden_states = hidden_states
         self.mask = mask
         self.views = views
 
@@ -78,11 +99,98 @@ class AttentionCall:
         dropout: float,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention as transformers' interface wants it: context `(B, L, H, D)`, and the weights if asked for."""
-        padding = _dense_padding_mask(attention_mask, query, key)
-        mask = None if self.mask is None else self.mask.to(query.device)
-        attend = self._attend_full if self.views is None else self._attend_views
-        context, weights = attend(query, key, value, mask, padding, scaling, dropout)
+        stt = self.forward_call.configs.stt
+        if stt is not None and not stt.is_mixture:
+            # Without projections, query and key are the layer's input: good for their sizes, and nothing else.
+            padding = _dense_padding_mask(attention_mask, query, key)
+            context, weights = self._attend_synthetic(value, padding, dropout)
+        else:
+            mask, padding = self.modifiers(query, key, attention_mask)
+            attend = self._attend_full if self.views is None else self._attend_views
+            context, weights = attend(query, key, value, mask, padding, scaling, dropout)
         return context.transpose(1, 2).contiguous(), weights
+
+    def modifiers(
+        self, query: torch.Tensor, key: torch.Tensor, attention_mask: torch.Tensor | BlockMask | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What multiplies the raw scores, `(B or 1, 1 or H, L, L)`, and what is added to them; None changes nothing.
+
+        A mixture, `(1 − λ) · QKᵀ/sqrt(D) + λ · log P`, is a mask of `1 − λ` with the rest added to the padding. So LAM
+        multiplies, and views cut, the mixed scores as they would any other.
+        """
+        mask = None if self.mask is None else self.mask.to(query.device)
+        padding = _dense_padding_mask(attention_mask, query, key)
+        if self.forward_call.configs.stt is None:
+            return mask, padding
+        logits = self.synthesize(padding)
+        assert logits.mixing is not None
+        log_map = log_synthetic_map(*logits.log_weights()).to(query.device)
+        mixing = logits.mixing.to(log_map).view(-1, 1, 1)
+        factor, added = (1 - mixing).expand(1, *log_map.shape[1:]), mixing * log_map
+        if mask is not None:
+            factor, added = factor * mask, added * mask
+        return factor, _with_padding(added, padding)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """STT's grid for the length of this input; a `ValueError` if the input does not fit it."""
+        stt = self.forward_call.configs.stt
+        assert stt is not None and stt.grid is not None and stt.prefix_tokens is not None
+        length = self.hidden_states.shape[1]
+        places = length - stt.prefix_tokens
+        if len(stt.grid) == 1 and 1 <= places <= stt.grid[0]:
+            return (places,)  # a shorter text
+        if math.prod(stt.grid) != places:
+            most = "at most " if len(stt.grid) == 1 else ""
+            raise ValueError(
+                f"the grid {stt.grid} with {stt.prefix_tokens} prefix tokens is for "
+                f"{most}{stt.prefix_tokens + math.prod(stt.grid)} tokens, but the sequence has {length}. Synthesised "
+                "attention needs inputs of the size that it was made for; for others give "
+                "SttConfig(grid=..., prefix_tokens=...)."
+            )
+        return tuple(stt.grid)
+
+    def synthesize(self, padding: torch.Tensor | None) -> SyntheticLogits:
+        """STT's map of this layer, as logits."""
+        sizes = self.sizes
+        is_token = None
+        if padding is not None and len(sizes) > 1:
+            batch, length = self.hidden_states.shape[:2]
+            is_token = _valid_tokens(padding, batch, length).to(self.hidden_states.device)
+        return self.forward_call.mechanisms("synthesis", self.hidden_states, self.layer_index, sizes, is_token)
+
+    def _attend_synthetic(
+        self, value: torch.Tensor, padding: torch.Tensor | None, dropout: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logits = self.synthesize(padding)
+        keys = None
+        if padding is not None and len(logits.axes) == 1 and logits.shares is None:
+            # On one axis the scores are there, and any mask can be added to them.
+            (scores,) = logits.axes
+            dtype = _softmax_dtype(scores.dtype)
+            addend, blocked = _additive(padding.to(scores.device), dtype)
+            axes, shares = [(scores.to(dtype) + addend).softmax(-1).masked_fill(blocked, 0)], None
+        elif padding is not None:
+            _refuse_masks_by_query(padding)
+            is_token = _valid_tokens(padding, value.shape[0], value.shape[2]).to(value.device)
+            places = math.prod(self.sizes)
+            axes, shares = logits.weights(is_token[:, value.shape[2] - places :].unflatten(1, self.sizes))
+            keys = is_token[:, None, None]
+        else:
+            axes, shares = logits.weights()
+        if dropout > 0:
+            # The weights of an axis, where the whole map is never there; on one axis it is the same.
+            axes = [nn.functional.dropout(axis, dropout) for axis in axes]
+            if shares is not None:
+                of_prefix = nn.functional.dropout(shares[..., 1:], dropout)
+                shares = torch.cat([shares[..., :1], of_prefix], dim=-1)
+        call = self.forward_call
+        if call.output_attentions:
+            weights = synthetic_map(axes, shares, keys).to(value.dtype).expand(value.shape[0], -1, -1, -1)
+            return weights @ value, weights
+        implementation = "eager" if call.implementation == "eager" else "auto"
+        options: dict[str, Any] = {"prefix_shares": shares, "attention_mask": keys, "implementation": implementation}
+        return stt_attention(value, axes, **options), None
 
     def _attend_full(
         self,
@@ -188,7 +296,8 @@ class ForwardCall:
         elif lam is not None:
             source = hidden_states if lam.source == "layer_input" else self.state
             mask = self.mechanisms("mask", source, layer_index)
-        return AttentionCall(self, mask, None if self.views is None else self.views[layer_index])
+        views = None if self.views is None else self.views[layer_index]
+        return AttentionCall(self, layer_index, hidden_states, mask, views)
 
 
 def _needs_state(configs: Mechanisms) -> bool:
@@ -237,11 +346,11 @@ def inject(model: ModelT, *configs: Any) -> ModelT:
     Args:
         model: an encoder, or a task model on top of one, whose attention goes through transformers' attention
             interface (BERT, RoBERTa, ViT, DeiT, VideoMAE, AST and many more).
-        *configs: what to attach, one of each kind: `LamConfig()`, `LocomtConfig()`.
+        *configs: what to attach, one of each kind: `LamConfig()`, `LocomtConfig()`, `SttConfig()`.
 
     Returns:
-        The same model. With `LamConfig(init="identity")` and `LocomtConfig(views="full")`, the defaults, its outputs
-        are unchanged; what changes them at once is logged. Its class stays the stock one, which cannot
+        The same model. With the defaults its outputs are unchanged; what changes them at once is logged. A pure STT
+        drops the query and key projections for good. Its class stays the stock one, which cannot
         load the new weights again: save them with `save_mechanism`, or use `convert` for a model that saves whole.
 
     Raises:
@@ -255,8 +364,13 @@ def inject(model: ModelT, *configs: Any) -> ModelT:
     return model
 
 
-def attach(model: PreTrainedModel, block: dict[str, Any] | None) -> None:
-    """`inject` with a validated `hf_lam` block in place of configurations."""
+def attach(
+    model: PreTrainedModel, block: dict[str, Any] | None, prepare: Callable[[nn.Module], None] | None = None
+) -> None:
+    """`inject` with a validated `hf_lam` block in place of configurations.
+
+    prepare: gets the new container before the model is changed; what it raises leaves the model as it was.
+    """
     configs = mechanisms_in(block)
     if configs == Mechanisms():
         raise ValueError(f"nothing to attach in the hf_lam block {block!r}; expected {{'lam': {{...}}}}, for example.")
@@ -270,11 +384,20 @@ def attach(model: PreTrainedModel, block: dict[str, Any] | None) -> None:
     _check_combination(base, configs)
     if configs.locomt is not None:
         configs = configs._replace(locomt=_resolved(base, configs.locomt, len(attentions)))
+    if configs.stt is not None:
+        head_size = base.config.hidden_size // base.config.num_attention_heads
+        configs = configs._replace(stt=resolve_stt(configs.stt, _host_tokens_of(base), head_size))
+    projections = _query_and_key_of(base, attentions) if is_pure_stt(configs) else []
     masks = None if configs.lam is None else _make_masks(base, configs.lam, attentions)
     views = None if configs.locomt is None else _make_views(base, configs.locomt)
+    synthesizers = None if configs.stt is None else _make_synthesizers(base, configs.stt, attentions)
+    container = AttentionMechanisms(masks, views, synthesizers)
+    container.train(base.training)
+    if prepare is not None:
+        prepare(container)
 
-    base.hf_lam = AttentionMechanisms(masks, views)
-    base.hf_lam.train(base.training)
+    base.hf_lam = container
+    drop_projections(projections)
     _set_configs(base, configs)
     # In tuples, so that they do not become submodules once more.
     base._hf_lam_stack, base._hf_lam_layers, base._hf_lam_attentions = (stack,), layers, tuple(attentions)
@@ -309,11 +432,18 @@ def remove(model: ModelT) -> ModelT:
     """Take all mechanisms off a model again, in place; its outputs are those of the host alone.
 
     Raises:
-        ValueError: if the model has none.
+        ValueError: if the model has none, or a pure STT, for which it gave up its query and key projections.
     """
     encoders = injected_encoders(model)
     if not encoders:
         raise ValueError(f"{type(model).__name__} has no hf_lam mechanisms to remove.")
+    for base in encoders:
+        if is_pure_stt(base._hf_lam_configs):
+            raise ValueError(
+                f"{type(base).__name__} with SttConfig(variant={base._hf_lam_configs.stt.variant!r}) has no query and "
+                "key projections any more, without which its own attention cannot run. Load the original checkpoint "
+                "again."
+            )
     for base in encoders:
         for handle in base._hf_lam_handles:
             handle.remove()
@@ -543,12 +673,39 @@ def _padding_with_bottleneck(padding: torch.Tensor, added: int) -> torch.Tensor:
     return nn.functional.pad(padding, (0, added), value=is_bool)
 
 
+def _with_padding(added: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+    """`added` to the padding, in its dtype, with −inf for what the padding blocks."""
+    if padding is None:
+        return added
+    padding = padding.to(added.device)
+    if padding.dtype == torch.bool:
+        return added.masked_fill(~padding, -float("inf"))
+    blocked = padding <= torch.finfo(padding.dtype).min
+    return (added + padding.to(added.dtype)).masked_fill(blocked, -float("inf"))
+
+
+def _valid_tokens(padding: torch.Tensor, batch: int, length: int) -> torch.Tensor:
+    """Which tokens are not padding, bool `(B, L)`: those that some query may see."""
+    allowed = padding if padding.dtype == torch.bool else padding > torch.finfo(padding.dtype).min
+    return allowed.flatten(1, 2).any(1).expand(batch, length)
+
+
+def _refuse_masks_by_query(padding: torch.Tensor) -> None:
+    if torch.compiler.is_compiling() or padding.is_meta or padding.shape[-2] == 1 or not padding.numel():
+        return
+    if (padding != padding[..., :1, :]).any():
+        raise ValueError(
+            "the attention mask differs from query to query, but synthesised attention on a grid never forms its map, "
+            "and can only leave out keys. Give a mask (batch, tokens) of padding."
+        )
+
+
 def _refuse_dropped_tokens(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if kwargs.get("bool_masked_pos", args[1] if len(args) > 1 else None) is not None:
         raise ValueError(
             "bool_masked_pos drops tokens from VideoMAE's sequence, but the columns of a dense learnable attention "
-            "mask and the segments of attention views are absolute positions. Leave it out, or use a low-rank mask "
-            "alone: LamConfig(rank=8)."
+            "mask, the segments of attention views and the grid of a synthesised attention are absolute positions. "
+            "Leave it out, or use a low-rank mask alone: LamConfig(rank=8)."
         )
 
 
@@ -637,8 +794,20 @@ def _check_combination(base: PreTrainedModel, configs: Mechanisms) -> None:
     if _needs_every_token(configs) and getattr(base.config, "mask_ratio", None):
         raise ValueError(
             f"{type(base).__name__} drops tokens at random (mask_ratio={base.config.mask_ratio}), but the columns of "
-            "a dense learnable attention mask and the segments of attention views are absolute positions. Use a "
-            "low-rank mask alone: LamConfig(rank=8)."
+            "a dense learnable attention mask, the segments of attention views and the grid of a synthesised "
+            "attention are absolute positions. Use a low-rank mask alone: LamConfig(rank=8)."
+        )
+    others = [type(other).__name__ for other in (configs.lam, configs.locomt) if other is not None]
+    if configs.stt is not None and not configs.stt.is_mixture and others:
+        raise ValueError(
+            f"SttConfig(variant={configs.stt.variant!r}) has no scores that {' and '.join(others)} could multiply or "
+            f"cut. Leave one out, or keep the dot products: SttConfig(variant='mixture', "
+            f"synthesizer={configs.stt.variant!r})."
+        )
+    if configs.stt is not None and configs.locomt is not None and configs.locomt.bottleneck_tokens:
+        raise ValueError(
+            f"bottleneck_tokens={configs.locomt.bottleneck_tokens} appends tokens to the sequence, which have no "
+            "place on the grid of a synthesised attention. Leave out SttConfig or the bottleneck."
         )
     if configs.lam is not None and configs.locomt is not None and configs.locomt.bottleneck_tokens:
         raise ValueError(
@@ -649,7 +818,13 @@ def _check_combination(base: PreTrainedModel, configs: Mechanisms) -> None:
 
 def _needs_every_token(configs: Mechanisms) -> bool:
     """Whether something is tied to absolute positions."""
-    return configs.locomt is not None or (configs.lam is not None and configs.lam.rank is None)
+    dense_mask = configs.lam is not None and configs.lam.rank is None
+    return dense_mask or configs.locomt is not None or configs.stt is not None
+
+
+def is_pure_stt(configs: Mechanisms) -> bool:
+    """Whether attention has no queries and keys."""
+    return configs.stt is not None and not configs.stt.is_mixture
 
 
 def _host_tokens_of(base: PreTrainedModel) -> HostTokens:
@@ -728,11 +903,17 @@ def set_views(model: ModelT, config: LocomtConfig) -> ModelT:
 def say_what_changes(model: nn.Module) -> None:
     """Log which of the mechanisms just attached change the model's outputs before any training."""
     for base in injected_encoders(model):
-        lam, locomt = base._hf_lam_configs
+        lam, locomt, stt = base._hf_lam_configs
         if lam is not None and lam.init != "identity":
             logger.warning(
                 f"LamConfig(init={lam.init!r}) starts from random masks: the outputs of {type(model).__name__} change "
                 "at once. init='identity' starts from the original model."
+            )
+        if stt is not None and not stt.is_mixture:
+            logger.warning(
+                f"SttConfig(variant={stt.variant!r}) replaces the query-key products of {type(model).__name__} by "
+                "maps that have not been trained yet: its outputs change at once. "
+                f"SttConfig(synthesizer={stt.variant!r}) starts from the original model."
             )
         if locomt is None or locomt.annealing:
             continue
@@ -765,6 +946,48 @@ def _make_masks(base: PreTrainedModel, config: LamConfig, attentions: list[Any])
         for attention in (attentions[:1] if config.scope == "shared" else attentions)
     ]
     return nn.ModuleList(masks)
+
+
+def _make_synthesizers(base: PreTrainedModel, config: SttConfig, attentions: list[Any]) -> nn.ModuleList:
+    host = base.config
+    return nn.ModuleList(
+        SynthesizedAttention(
+            config, host.hidden_size, host.num_attention_heads, getattr(host, "initializer_range", 0.02)
+        ).to(device=next(attention.parameters()).device, dtype=base.dtype)
+        for attention in attentions
+    )
+
+
+# What hosts call the projections of queries, keys and values.
+_PROJECTION_NAMES = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"))
+
+
+def _query_and_key_of(base: PreTrainedModel, attentions: list[Any]) -> list[tuple[nn.Module, str]]:
+    """The projections that a pure STT does without, as modules and names in them; a `ValueError` if it cannot."""
+    found = []
+    for attention in attentions:
+        children = dict(attention.named_children())
+        names = next((names for names in _PROJECTION_NAMES if set(names) <= set(children)), None)
+        if names is None:
+            raise ValueError(
+                f"{type(attention).__name__} of {type(base).__name__} has no query and key projections of its own "
+                f"({', '.join(children)}), which a pure STT would drop. Use a mixture: SttConfig()."
+            )
+        size = getattr(children[names[2]], "out_features", None)
+        if size != base.config.hidden_size or size % base.config.num_attention_heads:
+            raise ValueError(
+                f"a pure STT needs heads × head size = hidden size, but the values of {type(base).__name__} have "
+                f"{size} features for a hidden size of {base.config.hidden_size} and "
+                f"{base.config.num_attention_heads} heads. Use a mixture: SttConfig()."
+            )
+        found += [(attention, name) for name in names[:2]]
+    return found
+
+
+def drop_projections(projections: list[tuple[nn.Module, str]]) -> None:
+    """Put the identity in their place: no weights, no work, and the sizes that the host goes on with."""
+    for attention, name in projections:
+        setattr(attention, name, nn.Identity())
 
 
 def _max_length_of(base: PreTrainedModel) -> int | None:
@@ -809,8 +1032,19 @@ def _videomae_forward(
     return context.flatten(-2), weights
 
 
+_OWN_MODULES = (
+    LearnableAttentionMask,
+    AttentionViews,
+    SynthesizedAttention,
+    DenseAxis,
+    RandomAxis,
+    DenseShares,
+    RandomShares,
+)
+
+
 def _init_weights(base: PreTrainedModel, module: nn.Module) -> None:
-    if isinstance(module, (LearnableAttentionMask, AttentionViews)):
+    if isinstance(module, _OWN_MODULES):
         module.reset_parameters()
     else:
         type(base)._init_weights(base, module)

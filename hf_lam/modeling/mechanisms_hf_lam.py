@@ -14,6 +14,7 @@ from transformers import initialization as init
 from .configuration_hf_lam import LamConfig, LocomtConfig
 from .locomt_hf_lam import Layout, fixed_layout, sample_layout
 from .segments_hf_lam import bottleneck_segments, is_in_order, leading_lengths, spans_of
+from .synthesizers_hf_lam import SyntheticLogits
 from .views_hf_lam import View, parse_view
 
 
@@ -194,13 +195,16 @@ class AttentionMechanisms(nn.Module):
     only that call to its trained copy.
     """
 
-    def __init__(self, lam: nn.ModuleList | None, locomt: AttentionViews | None) -> None:
+    def __init__(
+        self, lam: nn.ModuleList | None, locomt: AttentionViews | None, stt: nn.ModuleList | None = None
+    ) -> None:
         super().__init__()
         self.lam = lam
         self.locomt = locomt
+        self.stt = stt
 
     def forward(self, part: str, *args: Any) -> Any:
-        """One part of the mechanisms: `"mask"`, `"layout"`, `"penalty"` or `"bottleneck"`."""
+        """One part of the mechanisms: `"mask"`, `"layout"`, `"penalty"`, `"bottleneck"` or `"synthesis"`."""
         return getattr(self, f"_{part}")(*args)
 
     def _mask(self, hidden_states: torch.Tensor, layer_index: int) -> torch.Tensor:
@@ -219,3 +223,10 @@ class AttentionMechanisms(nn.Module):
     def _bottleneck(self, hidden_states: torch.Tensor) -> torch.Tensor:
         assert self.locomt is not None
         return self.locomt.with_bottleneck(hidden_states)
+
+    def _synthesis(
+        self, hidden_states: torch.Tensor, layer_index: int, sizes: tuple[int, ...], is_token: torch.Tensor | None
+    ) -> SyntheticLogits:
+        """STT's map of layer `layer_index`; arguments as in `SynthesizedAttention.forward`."""
+        assert self.stt is not None
+        return self.stt[layer_index](hidden_states, sizes, is_token)

@@ -34,7 +34,7 @@ from transformers.conversion_mapping import (
 )
 
 from .configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig, copy_code
-from .injection_hf_lam import attach, injected_encoders
+from .injection_hf_lam import attach, injected_encoders, is_pure_stt
 
 # Parts of an encoder that stock checkpoints may leave out and task models train anew.
 _OPTIONAL_PARTS = ("pooler.", "mask_token")
@@ -108,6 +108,10 @@ class HfLamMixin(PreTrainedModel):
         encoder = {name for name, _ in self.named_parameters() if name.startswith(_encoder_prefix(self))} - own
         if own <= loading_info.missing_keys and not encoder <= loading_info.missing_keys:
             loading_info.missing_keys -= own
+        # A pure STT has no use for its host's queries and keys.
+        dropped = tuple(f"{name}." for name in _dropped_projections(self))
+        if dropped:
+            loading_info.unexpected_keys -= {name for name in loading_info.unexpected_keys if name.startswith(dropped)}
 
 
 class TokenLossMixin(HfLamMixin):
@@ -157,6 +161,19 @@ def _token_loss(forward: Any) -> Any:
 
 def _is_of_mechanism(name: str) -> bool:
     return name.startswith("hf_lam.") or ".hf_lam." in name
+
+
+def _dropped_projections(model: nn.Module) -> list[str]:
+    """The names of the projections that a pure STT replaced by the identity."""
+    names = {module: name for name, module in model.named_modules()}
+    return [
+        f"{names[attention]}.{child}"
+        for base in injected_encoders(model)
+        if is_pure_stt(base._hf_lam_configs)
+        for attention in base._hf_lam_attentions
+        for child, module in attention.named_children()
+        if isinstance(module, nn.Identity)
+    ]
 
 
 def _encoder_prefix(model: PreTrainedModel) -> str:

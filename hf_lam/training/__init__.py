@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .callbacks import ViewAnnealingCallback, penalty_at
+from .callbacks import SttAnnealingCallback, ViewAnnealingCallback, penalty_at
 
-__all__ = ["ViewAnnealingCallback", "penalty_at"]
+__all__ = ["SttAnnealingCallback", "ViewAnnealingCallback", "penalty_at"]

@@ -11,9 +11,15 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..modeling.injection_hf_lam import injected_encoders, set_views, views_of
+from ..hardening import encoders_with_mixture
+from ..modeling.injection_hf_lam import injected_encoders, mechanisms_of, set_views, views_of
 
 logger = logging.get_logger(__name__)
+
+
+def annealed(progress: float, start: float, end: float, last: float) -> float:
+    """What grows linearly from 0 at `start` to `last` at `end`, after a fraction `progress` of the training."""
+    return last if progress >= end else last * max(0.0, (progress - start) / (end - start))
 
 
 def penalty_at(progress: float, start: float = 0.0, end: float = 0.8, max_penalty: float = 30.0) -> float:
@@ -25,12 +31,68 @@ def penalty_at(progress: float, start: float = 0.0, end: float = 0.8, max_penalt
         end: from then on, `μ` is `max_penalty`; in between it grows linearly.
         max_penalty: the last `μ`, in units of the attention scores (natural logarithm of the weights' ratio).
     """
-    if progress >= end:
-        return max_penalty
-    return max_penalty * max(0.0, (progress - start) / (end - start))
+    return annealed(progress, start, end, max_penalty)
 
 
-class ViewAnnealingCallback(TrainerCallback):
+class _AnnealingCallback(TrainerCallback):
+    """Move a model from its original attention to a mechanism between two fractions of the training.
+
+    Everything follows from `state.global_step` alone, so a resumed run goes on where it was.
+    """
+
+    log_name: str
+
+    def __init__(self, start: float, end: float) -> None:
+        if not 0 <= start < end <= 1:
+            raise ValueError(
+                f"start and end are fractions of all steps with 0 <= start < end <= 1, got start={start}, end={end}."
+            )
+        self.start, self.end = start, end
+
+    def follow(self, model: nn.Module, state: TrainerState) -> None:
+        """Bring the model to where it should be after `state.global_step` steps."""
+        raise NotImplementedError
+
+    def logged(self, state: TrainerState) -> float:
+        """What the logs show of it."""
+        raise NotImplementedError
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.follow(kwargs["model"], state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # At the end of a step rather than at the beginning of the next one, so that evaluation and checkpoints in
+        # between see what belongs to their step.
+        self.follow(kwargs["model"], state)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or not state.max_steps:  # an evaluation before any training
+            return
+        # `Trainer` writes its history before it calls back.
+        for entry in (logs, *state.log_history[-1:]):
+            entry[self.log_name] = self.logged(state)
+
+    def _progress(self, state: TrainerState) -> float:
+        return state.global_step / state.max_steps
+
+    def _is_before_the_end(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Whether the best checkpoint, if that is what was loaded, is older than the end of annealing."""
+        best = getattr(state, "best_global_step", None)
+        return bool(args.load_best_model_at_end and best is not None and best / state.max_steps < self.end)
+
+
+class ViewAnnealingCallback(_AnnealingCallback):
     """Move a model from full attention to its attention views during training, without a jump.
 
     The model has `LocomtConfig(views=..., annealing=True)` and starts as the original model. Scores outside of the
@@ -55,18 +117,19 @@ class ViewAnnealingCallback(TrainerCallback):
             finite; when training begins, if the model does not have annealing views in exactly one encoder.
     """
 
+    log_name = "attention_view_penalty"
+
     def __init__(self, start: float = 0.0, end: float = 0.8, max_penalty: float = 30.0) -> None:
-        if not 0 <= start < end <= 1:
-            raise ValueError(
-                f"start and end are fractions of all steps with 0 <= start < end <= 1, got start={start}, end={end}."
-            )
+        super().__init__(start, end)
         if not 0 < max_penalty < math.inf:
             raise ValueError(f"max_penalty must be positive and finite, got {max_penalty}; 30 is exact in fp32.")
-        self.start, self.end, self.max_penalty = start, end, max_penalty
+        self.max_penalty = max_penalty
 
     def penalty(self, state: TrainerState) -> float:
         """`μ` after the steps done so far."""
         return penalty_at(self._progress(state), self.start, self.end, self.max_penalty)
+
+    logged = penalty
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -80,45 +143,20 @@ class ViewAnnealingCallback(TrainerCallback):
                 f"{type(model).__name__} has attention views that are annealing in {len(annealing)} encoders, "
                 "ViewAnnealingCallback needs one: give it LocomtConfig(views=..., annealing=True)."
             )
-        self._follow(model, state)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        # At the end of a step rather than at the beginning of the next one, so that evaluation and checkpoints in
-        # between see what belongs to their step.
-        self._follow(kwargs["model"], state)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs is None or not state.max_steps:  # an evaluation before any training
-            return
-        # `Trainer` writes its history before it calls back.
-        for entry in (logs, *state.log_history[-1:]):
-            entry["attention_view_penalty"] = self.penalty(state)
+        super().on_train_begin(args, state, control, **kwargs)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        best = getattr(state, "best_global_step", None)
-        if args.load_best_model_at_end and best is not None and best / state.max_steps < self.end:
+        if self._is_before_the_end(args, state):
             logger.warning(
-                f"The best checkpoint is of step {best}, before the attention views were reached (step "
-                f"{math.ceil(self.end * state.max_steps)} of {state.max_steps}). Its weights now run with the views, "
-                "which is not what was evaluated. Evaluate again, or choose the best model among later checkpoints."
+                f"The best checkpoint is of step {state.best_global_step}, before the attention views were reached "
+                f"(step {math.ceil(self.end * state.max_steps)} of {state.max_steps}). Its weights now run with the "
+                "views, which is not what was evaluated. Evaluate again, or choose the best model among later "
+                "checkpoints."
             )
 
-    def _progress(self, state: TrainerState) -> float:
-        return state.global_step / state.max_steps
-
-    def _follow(self, model: nn.Module, state: TrainerState) -> None:
-        """Bring the model to where it should be after `state.global_step` steps."""
+    def follow(self, model: nn.Module, state: TrainerState) -> None:
         for base in injected_encoders(model):
             locomt = base._hf_lam_configs.locomt
             if locomt is None or not locomt.annealing:
@@ -128,3 +166,72 @@ class ViewAnnealingCallback(TrainerCallback):
             else:
                 with torch.no_grad():
                     views_of(base).penalty.fill_(self.penalty(state))
+
+
+class SttAnnealingCallback(_AnnealingCallback):
+    """Move a model from its dot products to synthesised attention during training, without a jump.
+
+    The model has `SttConfig(variant="mixture")` and starts as the original model, with `λ = 0` in every head. `λ`
+    grows linearly with the step, to exactly 1 at `end`; from there on `hf_lam.harden(model)` leaves the pure STT with
+    the same outputs. Do that after training: until then the optimizer holds the projections that it drops.
+
+    `λ` depends on `state.global_step` alone, so a resumed run goes on where it was, and a checkpoint holds its `λ`. At
+    `λ = 0` the synthesizers get no gradient, so with a `start` beyond 0 they begin to learn there;
+    `hf_lam.fit_synthesizers` starts them from the model's own attention before training.
+
+    `attention_mixing` is added to the logs, in `state.log_history` and for the callbacks that come after this one
+    (those of `report_to` come before).
+
+    Args:
+        start: fraction of all steps until which the model stays as it is.
+        end: fraction of all steps at which `λ` is 1.
+
+    Raises:
+        ValueError: for fractions that are not `0 <= start < end <= 1`; when training begins, if the model has no
+            mixture, or trains its `λ` itself (`train_mixing=True`).
+    """
+
+    log_name = "attention_mixing"
+
+    def __init__(self, start: float = 0.0, end: float = 0.8) -> None:
+        super().__init__(start, end)
+
+    def mixing(self, state: TrainerState) -> float:
+        """`λ` after the steps done so far."""
+        return annealed(self._progress(state), self.start, self.end, 1.0)
+
+    logged = mixing
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model: nn.Module = kwargs["model"]
+        encoders = encoders_with_mixture(model)
+        if not encoders:
+            raise ValueError(
+                f"{type(model).__name__} has no mixture, SttAnnealingCallback needs one: give it "
+                "SttConfig(variant='mixture')."
+            )
+        if any(base._hf_lam_configs.stt.train_mixing for base in encoders):
+            raise ValueError(
+                f"{type(model).__name__} trains its λ itself (train_mixing=True), which SttAnnealingCallback would "
+                "overwrite. Use one of the two."
+            )
+        super().on_train_begin(args, state, control, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._is_before_the_end(args, state):
+            logger.warning(
+                f"The best checkpoint is of step {state.best_global_step}, before λ reached 1 (step "
+                f"{math.ceil(self.end * state.max_steps)} of {state.max_steps}), and was loaded with the λ it had. "
+                "hf_lam.harden needs a later one: choose the best model among the checkpoints after that step."
+            )
+
+    def follow(self, model: nn.Module, state: TrainerState) -> None:
+        for base in encoders_with_mixture(model):
+            container: Any = mechanisms_of(base)
+            with torch.no_grad():
+                for synthesizer in container.stt:
+                    synthesizer.mixing.fill_(self.mixing(state))

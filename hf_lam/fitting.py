@@ -1,0 +1,196 @@
+"""Start a mixture's synthetic maps from the attention that the checkpoint has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .hardening import encoders_with_mixture
+from .modeling.functional_hf_lam import _additive, lam_attention_with_weights
+from .modeling.injection_hf_lam import _dense_padding_mask, _valid_tokens, mechanisms_of
+from .modeling.stt_hf_lam import log_synthetic_map
+from .observing import evaluation_mode, observing, run_batches
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What [`fit_synthesizers`] reached.
+
+    Attributes:
+        kl_before: of each layer, the KL divergence from the checkpoint's attention to the synthetic map, in nats: a
+            mean over heads and query rows that are not padding.
+        kl_after: the same after fitting, over the same batches.
+        samples: how many samples one epoch has.
+        epochs: how often each was used.
+    """
+
+    kl_before: list[float]
+    kl_after: list[float]
+    samples: int
+    epochs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.samples} samples, {self.epochs} epochs; KL divergence in nats a query",
+            "layer  before   after",
+        ]
+        for layer, (before, after) in enumerate(zip(self.kl_before, self.kl_after, strict=True)):
+            lines.append(f"{layer:>5} {before:>7.3f} {after:>7.3f}")
+        return "\n".join(lines)
+
+
+def fit_synthesizers(
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], *, epochs: int = 10, learning_rate: float = 1e-2
+) -> FitReport:
+    """Fit the synthetic maps of a mixture to the attention maps of its own dot products, in place.
+
+    Every layer by itself: the model runs with full attention and `λ = 0`, whatever they are now, and each layer's
+    synthesizer takes a step of Adam on the KL divergence from the attention that it sees there to its own map. Labels
+    are not used, and nothing but the synthesizers changes: not the host, not `λ`, and so not the outputs at `λ = 0`.
+    Training with `SttAnnealingCallback` starts from there.
+
+    Args:
+        model: a model with `SttConfig(variant="mixture")` in one encoder.
+        batches: what the model is called with, such as a tokenizer returns or a `DataLoader` yields. Tensors are moved
+            to the model's device. An iterator, which could be read only once, is kept in memory.
+        epochs: how often to go through the batches.
+        learning_rate: of Adam, for the first step; it falls to 0 in a straight line.
+
+    Returns:
+        The divergence of each layer before and after.
+
+    Raises:
+        TypeError: if a batch is not a mapping.
+        ValueError: if the model does not have a mixture in exactly one encoder, its synthesizer is frozen, `epochs` or
+            `learning_rate` is not positive, or batches hold no tokens.
+    """
+    encoders = encoders_with_mixture(model)
+    if len(encoders) != 1:
+        raise ValueError(
+            f"{type(model).__name__} has a mixture in {len(encoders)} encoders, fit_synthesizers needs one; call "
+            "hf_lam.inject(model, SttConfig(variant='mixture')) or hf_lam.convert first. A pure STT has no attention "
+            "of its host left to fit to."
+        )
+    (base,) = encoders
+    if base._hf_lam_configs.stt.frozen:
+        raise ValueError(f"the {base._hf_lam_configs.stt.synthesizer} synthesizer is frozen; leave out frozen=True.")
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"epochs must be an integer of at least 1, got {epochs!r}.")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate!r}.")
+    batches = list(batches) if isinstance(batches, Iterator) else batches
+
+    container: Any = mechanisms_of(base)
+    layers = [_Layer(synthesizer) for synthesizer in container.stt]
+    trained = {parameter for layer in layers for parameter in layer.parameters}
+    required = {parameter: parameter.requires_grad for parameter in trained}
+    with torch.no_grad(), evaluation_mode(model), observing(base, lambda call: _FittingCall(call, layers)):
+        before, rows, samples = _measured(model, base, batches, layers)
+        if rows == 0:
+            raise ValueError("batches held no token to fit to; give at least one that is not padding.")
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            for epoch in range(epochs):
+                for layer in layers:
+                    layer.begin(learning_rate, epoch, epochs)
+                run_batches(model, base, batches)
+        finally:
+            for layer in layers:
+                layer.optimizer = None
+            for parameter, value in required.items():
+                parameter.requires_grad_(value)
+        after, _, _ = _measured(model, base, batches, layers)
+    return FitReport(before, after, samples, epochs)
+
+
+class _Layer:
+    """One layer's synthesizer: sums of what it was measured at, and its optimizer while it is fitted."""
+
+    def __init__(self, synthesizer: nn.Module) -> None:
+        self.parameters = [p for name, p in synthesizer.named_parameters() if name != "mixing"]
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        self.total, self.rows, self.samples = 0.0, 0, 0
+
+    def begin(self, learning_rate: float, epoch: int, epochs: int) -> None:
+        if self.optimizer is None:
+            self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate)
+        self.optimizer.param_groups[0]["lr"] = learning_rate * (1 - epoch / epochs)
+
+    def step(self, loss: Tensor) -> None:
+        assert self.optimizer is not None
+        grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        kept = [parameter.grad for parameter in self.parameters]
+        for parameter, grad in zip(self.parameters, grads, strict=True):
+            parameter.grad = grad
+        self.optimizer.step()
+        for parameter, old in zip(self.parameters, kept, strict=True):
+            parameter.grad = old
+
+
+def _measured(
+    model: nn.Module, base: Any, batches: Iterable[Mapping[str, Any]], layers: list[_Layer]
+) -> tuple[list[float], int, int]:
+    """The divergence of every layer, and how many rows and samples it is a mean of."""
+    for layer in layers:
+        layer.reset()
+    run_batches(model, base, batches)
+    return [layer.total / max(1, layer.rows) for layer in layers], layers[0].rows, layers[0].samples
+
+
+class _FittingCall:
+    """Stands in for the call of one attention layer: its dot products alone, which its synthesizer learns from."""
+
+    def __init__(self, call: Any, layers: list[_Layer]) -> None:
+        self.call = call
+        self.layer = layers[call.layer_index]
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        scaling: float | None,
+        dropout: float,
+    ) -> tuple[Tensor, None]:
+        batch, heads, length, _ = query.shape
+        padding = _dense_padding_mask(attention_mask, query, key)
+        mask = query.new_ones(1, 1, 1, 1) if self.call.mask is None else self.call.mask.to(query.device)
+        context, weights = lam_attention_with_weights(
+            query, key, value, mask.expand(*mask.shape[:2], length, length), attention_mask=padding, scaling=scaling
+        )
+        is_row = query.new_ones(batch, length, dtype=torch.bool)
+        if padding is not None:
+            is_row = _valid_tokens(padding, batch, length)
+        rows = int(is_row.sum()) * heads
+        is_fitting = self.layer.optimizer is not None
+        if rows:
+            with torch.set_grad_enabled(is_fitting):
+                divergence = self._divergence(weights.float(), padding, is_row)
+                if is_fitting:
+                    self.layer.step(divergence / rows)
+            self.layer.total += float(divergence.detach())
+        self.layer.rows += rows
+        self.layer.samples += batch
+        return context.transpose(1, 2).contiguous(), None
+
+    def _divergence(self, weights: Tensor, padding: Tensor | None, is_row: Tensor) -> Tensor:
+        """Summed over heads and the rows that count."""
+        log_map = log_synthetic_map(*self.call.synthesize(padding).log_weights()).to(weights.device)
+        if padding is not None:
+            addend, _ = _additive(padding, log_map.dtype)
+            log_map = (log_map + addend).log_softmax(-1)
+        by_row = (torch.xlogy(weights, weights) - weights * log_map).sum(-1)
+        return (by_row * is_row[:, None]).sum()

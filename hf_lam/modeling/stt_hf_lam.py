@@ -1,0 +1,209 @@
+# Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
+"""Synthesised attention on a token grid as plain functions: tensors in, tensors out.
+
+Source: Zhu et al., "Synthesizing Tensor Transformations for Visual Self-attention", arXiv 2201.01410; after
+Tay et al., "Synthesizer", arXiv 2005.00743. The `N` tokens lie on a grid of `n_1 × … × n_k`, the last axis runs
+fastest. One row-stochastic matrix `A_a` for every axis is applied as a mode product:
+
+    Y = V ×_1 A_1 ×_2 A_2 … ×_k A_k              the map is A_1 ⊗ … ⊗ A_k
+
+`p` prefix tokens, such as `[CLS]`, come before the grid. Every row of the map splits its attention: the share `s_0`
+goes to the grid, as above, and the shares `s_1 … s_p` to the prefix tokens. A prefix token has no place on the grid;
+what it spends there is `a_1 ⊗ … ⊗ a_k`, with one vector an axis. These vectors are the first `p` rows of each
+`A_a`, which thus is `(p + n_a) × n_a`.
+
+This file travels: it is copied into Hub repositories, so it needs torch and its siblings only.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .functional_hf_lam import _checked_padding, _product_dtype, _shape, _softmax_dtype, without_autocast
+
+IMPLEMENTATIONS = ("auto", "eager", "modes")
+
+# Elements of the values that are worked on at once, a number of whole samples; 2 MiB in fp32 stay near the cores.
+_CPU_CHUNK = 2**19
+
+
+def stt_attention(
+    value: Tensor,
+    axis_weights: Sequence[Tensor],
+    *,
+    prefix_shares: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    implementation: str = "auto",
+) -> Tensor:
+    """Apply a synthesised attention map to the values (STT, arXiv 2201.01410).
+
+    Args:
+        value: `(B, H, p + n_1·…·n_k, D)`, prefix tokens first, then the grid in row-major order; its dtype is the
+            dtype of the result.
+        axis_weights: one for every axis, `(B or 1, H, p + n_a, n_a)`, whose rows sum to one: the prefix tokens' rows
+            first, then one for every place on the axis.
+        prefix_shares: `(B or 1, H, p + n_1·…·n_k, 1 + p)`, whose rows sum to one: how each token's attention is
+            divided between the grid, which comes first, and the prefix tokens. `None` without prefix tokens.
+        attention_mask: padding of the keys, broadcastable to `(B, H, 1, L)`: bool (True = may attend), or additive
+            floating point. What would go to padding goes to the other tokens, in proportion.
+        implementation: "eager" forms the whole map, then multiplies; "modes" applies the axes one after the other;
+            "auto" is "modes".
+
+    Returns:
+        `(B, H, p + n_1·…·n_k, D)`; zeros for a query that sees no key.
+
+    Raises:
+        TypeError: a tensor of a dtype that has no meaning here.
+        ValueError: sizes that do not fit, an unknown `implementation`, or a floating point `attention_mask` of zeros
+            and ones, which would mask nothing.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}.")
+    _check(value, axis_weights, prefix_shares)
+    if attention_mask is not None:
+        attention_mask = _checked_padding(attention_mask, (*value.shape[:2], 1, value.shape[2]))
+    with without_autocast(value.device.type):
+        if implementation == "eager":
+            weights = synthetic_map(axis_weights, prefix_shares, attention_mask)
+            return weights.to(value.dtype) @ value
+        return _in_chunks(value, axis_weights, prefix_shares, attention_mask)
+
+
+def _check(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None) -> None:
+    named = [("value", value), *((f"axis_weights[{axis}]", weights) for axis, weights in enumerate(axis_weights))]
+    if prefix_shares is not None:
+        named.append(("prefix_shares", prefix_shares))
+    for name, tensor in named:
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}: pass {name}.float().")
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} must have 4 dimensions, (batch, heads, length, size), got {_shape(tensor)}.")
+    if len(axis_weights) == 0:
+        raise ValueError("axis_weights is empty: give one tensor (B, H, n_a, n_a) for every axis of the grid.")
+    batch, heads, length, _ = value.shape
+    prefix = 0 if prefix_shares is None else prefix_shares.shape[3] - 1
+    grid = [weights.shape[3] for weights in axis_weights]
+    places = math.prod(grid)
+    tokens = prefix + places
+    if length != tokens:
+        raise ValueError(
+            f"the grid {grid} has {places} places and there are {prefix} prefix tokens, which makes {tokens} tokens, "
+            f"but value holds {length}: {_shape(value)}."
+        )
+    wanted = [(prefix + size, size) for size in grid] + ([] if prefix_shares is None else [(length, 1 + prefix)])
+    for (name, tensor), size in zip(named[1:], wanted, strict=True):
+        if tensor.shape[0] not in (1, batch) or tensor.shape[1] != heads or tuple(tensor.shape[2:]) != size:
+            raise ValueError(
+                f"{name} must be ({batch} or 1, {heads}, {size[0]}, {size[1]}) for {prefix} prefix tokens and the "
+                f"grid {grid}, got {_shape(tensor)}."
+            )
+
+
+# --- the map ---------------------------------------------------------------------------------------------------------
+
+
+def synthetic_map(
+    axis_weights: Sequence[Tensor], prefix_shares: Tensor | None = None, attention_mask: Tensor | None = None
+) -> Tensor:
+    """The reference: the whole map, `(B, H, L, L)`; arguments as in [`stt_attention`].
+
+    Its rows sum to one, but for rows of zeros where all keys are padding.
+    """
+    weights = _whole(axis_weights, prefix_shares, torch.mul)
+    if attention_mask is None:
+        return weights
+    weights = weights.to(_softmax_dtype(weights.dtype)) * _factors(attention_mask)
+    return weights / _positive(weights.sum(-1, keepdim=True))
+
+
+def log_synthetic_map(axis_log_weights: Sequence[Tensor], prefix_log_shares: Tensor | None = None) -> Tensor:
+    """The logarithm of [`synthetic_map`] from the logarithms of its arguments, without padding."""
+    return _whole(axis_log_weights, prefix_log_shares, torch.add)
+
+
+def _whole(
+    axis_weights: Sequence[Tensor], prefix_shares: Tensor | None, combine: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The map from its factors: `combine` multiplies weights, or adds their logarithms."""
+    prefix = 0 if prefix_shares is None else prefix_shares.shape[3] - 1
+    of_grid, of_prefix = axis_weights[0][:, :, prefix:], axis_weights[0][:, :, :prefix]
+    for weights in axis_weights[1:]:
+        rows = weights[:, :, prefix:]
+        of_grid = combine(of_grid[:, :, :, None, :, None], rows[:, :, None, :, None, :]).flatten(4, 5).flatten(2, 3)
+        of_prefix = combine(of_prefix.unsqueeze(4), weights[:, :, :prefix].unsqueeze(3)).flatten(3, 4)
+    if prefix_shares is None:
+        return of_grid
+    on_grid = combine(torch.cat([of_prefix, of_grid], dim=2), prefix_shares[..., :1])
+    return torch.cat([prefix_shares[..., 1:].expand(*on_grid.shape[:3], -1), on_grid], dim=3)
+
+
+def _factors(attention_mask: Tensor) -> Tensor:
+    """What the padding multiplies weights with: `e^P`, which is 0 for what it blocks and 1 for what it does not."""
+    if attention_mask.dtype == torch.bool:
+        return attention_mask.float()
+    return attention_mask.to(_softmax_dtype(attention_mask.dtype)).exp()
+
+
+def _positive(total: Tensor) -> Tensor:
+    """`total`, with 1 in place of 0: a row that sees nothing stays a row of zeros, with zero gradients."""
+    return torch.where(total > 0, total, 1)
+
+
+# --- mode products ---------------------------------------------------------------------------------------------------
+
+
+def _in_chunks(
+    value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None, attention_mask: Tensor | None
+) -> Tensor:
+    """Some samples at a time where that is faster: on CPU a large batch would leave the cache after every product."""
+    batch, heads, length, size = value.shape
+    tensors = [*axis_weights, prefix_shares, attention_mask]
+    samples = batch
+    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        samples = max(1, _CPU_CHUNK // max(1, heads * length * size))
+    if samples >= batch:
+        return _masked_products(value, *tensors)
+    parts = []
+    for start in range(0, batch, samples):
+        part = slice(start, start + samples)
+        cut = [x if x is None or x.shape[0] == 1 else x[part] for x in tensors]
+        parts.append(_masked_products(value[part], *cut).transpose(1, 2))
+    return torch.cat(parts).transpose(1, 2)
+
+
+def _masked_products(value: Tensor, *rest: Tensor | None) -> Tensor:
+    """[`_products`] renormalised for padding: `(A (e^P ⊙ V)) / (A e^P)`."""
+    *tensors, attention_mask = rest
+    if attention_mask is None:
+        return _products(value, *tensors)
+    factors = _factors(attention_mask)[:, :, 0, :, None].expand(*value.shape[:3], 1)
+    total = _products(factors, *tensors)
+    return (_products(value.to(total.dtype) * factors, *tensors) / _positive(total)).to(value.dtype)
+
+
+def _products(value: Tensor, *tensors: Tensor | None) -> Tensor:
+    """`V ×_1 A_1 … ×_k A_k` and the prefix, in value's dtype. In memory the result is `(B, L, H, D)`."""
+    dtype = _product_dtype(value)
+    *axis_weights, prefix_shares = (x if x is None else x.to(dtype) for x in tensors)
+    batch, heads, length, size = value.shape
+    prefix = 0 if prefix_shares is None else prefix_shares.shape[3] - 1
+    of_grid = value[:, :, prefix:].to(dtype)
+    of_prefix = of_grid[:, :, None]
+    before, after = 1, (length - prefix) * size
+    for weights in axis_weights if of_grid.numel() else ():
+        assert weights is not None
+        places = weights.shape[3]
+        after = after // places
+        if prefix:
+            # Every prefix token has a row of its own; the axes before this one are summed up already.
+            of_prefix = weights[:, :, :prefix, None] @ of_prefix.reshape(batch, heads, -1, places, after)
+        of_grid = weights[:, :, None, prefix:] @ of_grid.reshape(batch, heads, before, places, after)
+        before = before * places
+    out = of_grid.reshape(batch, heads, length - prefix, size)
+    if prefix_shares is not None:
+        of_prefix = of_prefix.reshape(batch, heads, -1, size).expand(-1, -1, prefix, -1)
+        on_prefix = prefix_shares[..., 1:] @ value[:, :, :prefix].to(dtype)
+        out = torch.addcmul(on_prefix, torch.cat([of_prefix, out], dim=2), prefix_shares[..., :1])
+    return out.to(value.dtype).transpose(1, 2).contiguous().transpose(1, 2)

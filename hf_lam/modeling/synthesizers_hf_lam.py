@@ -1,0 +1,352 @@
+"""The trainable parts of synthesised attention (STT): what makes the matrices of the axes, and mixes them in.
+
+The weights are parameters of these modules, not of inner `nn.Linear`s, so that transformers initialises them through
+the modules and no tool that looks for linear layers (LoRA's `all-linear`, quantisers) takes them for the host's.
+
+This file travels with saved models; see `configuration_hf_lam.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .configuration_hf_lam import SttConfig
+from .functional_hf_lam import _softmax_dtype
+from .segments_hf_lam import HostTokens
+
+
+def resolve_stt(config: SttConfig, tokens: HostTokens, head_size: int) -> SttConfig:
+    """The configuration with every choice made for one host.
+
+    Raises:
+        ValueError: if the grid does not fit the host's tokens; the message shows the numbers.
+    """
+    prefix = tokens.prefix if config.prefix_tokens is None else config.prefix_tokens
+    grid = config.grid or list(tokens.grid)
+    if not grid:
+        if tokens.length is None:
+            raise ValueError(
+                f"{tokens.host} does not say how long its sequences get; give SttConfig(grid=[512]), for example."
+            )
+        grid = [tokens.length - prefix]
+    total = prefix + math.prod(grid)
+    too_long = tokens.length is not None and total > tokens.length
+    if min(grid) < 1 or too_long or (tokens.grid and total != tokens.length):
+        raise ValueError(
+            f"the grid {grid} with {prefix} prefix tokens makes {total} tokens, and {tokens.host} "
+            f"{'has' if tokens.grid else 'takes at most'} {tokens.length}"
+            + (f": {tokens.prefix} before a grid of {list(tokens.grid)}" if tokens.grid else "")
+            + ". Give SttConfig(grid=..., prefix_tokens=...) that add up, or leave both out."
+        )
+    config = replace(config, grid=grid, prefix_tokens=prefix)
+    kind = config.synthesized_by
+    if kind in ("dense", "factorized_dense") and config.bottleneck_size is None:
+        config = replace(config, bottleneck_size=head_size)
+    if kind == "factorized_dense" and config.factors is None:
+        config = replace(config, factors=[_nearest_factors(n) for n in grid])
+    if kind == "factorized_random" and config.rank is None:
+        config = replace(config, rank=8)
+    return config
+
+
+def _nearest_factors(number: int) -> list[int]:
+    small = next(n for n in range(math.isqrt(number), 0, -1) if number % n == 0)
+    return [small, number // small]
+
+
+class SyntheticLogits(NamedTuple):
+    """What one layer synthesised.
+
+    axes: `S_a` of every axis, `(B or 1, H, p + n_a, n_a)`, the rows of the `p` prefix tokens first.
+    shares: how every token divides its attention between the grid and the prefix tokens, `(B or 1, H, L, 1 + p)`;
+        None without prefix tokens.
+    mixing: `λ` of every head, `(H,)`; None without queries and keys.
+    """
+
+    axes: tuple[Tensor, ...]
+    shares: Tensor | None
+    mixing: Tensor | None
+
+    def weights(self, is_token: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
+        """The arguments of `stt_attention`, in at least fp32.
+
+        is_token: places of the grid that are not padding, bool `(B, n_1, …, n_k)`. Where all of a slice across an axis
+            is padding, the axis gives it no weight.
+        """
+        axes = []
+        for axis, logits in enumerate(self.axes):
+            logits = logits.to(_softmax_dtype(logits.dtype))
+            if is_token is None:
+                axes.append(logits.softmax(-1))
+                continue
+            others = [1 + other for other in range(len(self.axes)) if other != axis]
+            alive = (is_token.amax(others) if others else is_token)[:, None, None]
+            # A finite number instead of −inf: a row without any token gives zeros, not NaN.
+            weights = logits.masked_fill(~alive, torch.finfo(logits.dtype).min / 2).softmax(-1)
+            axes.append(weights.masked_fill(~alive, 0))
+        shares = None if self.shares is None else self.shares.to(_softmax_dtype(self.shares.dtype)).softmax(-1)
+        return axes, shares
+
+    def log_weights(self) -> tuple[list[Tensor], Tensor | None]:
+        """The logarithms of `weights()`, for which `log_softmax` does not underflow."""
+        axes = [logits.to(_softmax_dtype(logits.dtype)).log_softmax(-1) for logits in self.axes]
+        shares = self.shares
+        return axes, None if shares is None else shares.to(_softmax_dtype(shares.dtype)).log_softmax(-1)
+
+
+class DenseAxis(nn.Module):
+    """`S_a = W2 · relu(W1 · x̄)`, a row of the matrix of one axis from the mean of the tokens at its place.
+
+    Args:
+        hidden_size: width `d` of the tokens.
+        num_heads: heads `H`, which share `W1`.
+        width: rows of `W1`.
+        factors: sizes of the vectors whose products fill a row: `(n_a,)`, or `(s, t)` with `s · t = n_a`.
+        initializer_range: standard deviation of the random weights.
+
+    Shapes: `(B, R, d)` to `(B, H, R, n_a)`.
+    """
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, width: int, factors: tuple[int, ...], initializer_range: float
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.factors = factors
+        self.initializer_range = initializer_range
+        self.in_weight = nn.Parameter(torch.empty(width, hidden_size))
+        self.in_bias = nn.Parameter(torch.empty(width))
+        self.out_weight = nn.Parameter(torch.empty(num_heads * sum(factors), width))
+        self.out_bias = nn.Parameter(torch.empty(num_heads * sum(factors)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Write every parameter that was not loaded (transformers marks those that were)."""
+        for weight in (self.in_weight, self.out_weight):
+            init.normal_(weight, std=self.initializer_range)
+        init.zeros_(self.in_bias)
+        if len(self.factors) == 1:
+            init.zeros_(self.out_bias)
+        else:
+            # Where both factors are 0, neither would get a gradient; a first factor of 1 leaves the second free.
+            first = torch.zeros(self.num_heads, sum(self.factors), device=self.out_bias.device)
+            first[:, : self.factors[0]] = 1.0
+            init.copy_(self.out_bias, first.flatten())
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden = torch.relu(nn.functional.linear(hidden_states, self.in_weight, self.in_bias))
+        rows = nn.functional.linear(hidden, self.out_weight, self.out_bias)
+        rows = rows.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        if len(self.factors) == 1:
+            return rows
+        first, second = rows.split(self.factors, dim=-1)
+        return (first.unsqueeze(-1) * second.unsqueeze(-2)).flatten(-2)
+
+
+class RandomAxis(nn.Module):
+    """`S_a` as a parameter, or as the product `R_1 R_2ᵀ` of two, the same for every input.
+
+    Drawn so that the logits have variance 1: from small numbers, a map that stays frozen would be the plain mean.
+
+    Args:
+        num_heads: heads `H`.
+        prefix: rows for tokens before the grid.
+        places: size `n_a` of the axis.
+        rank: of the product; None for a parameter of full size.
+        frozen: keep what was drawn.
+
+    Shapes: `(1, H, prefix + n, n)` for the first `n` places.
+    """
+
+    row_logits: Tensor
+    column_logits: Tensor
+
+    def __init__(self, num_heads: int, prefix: int, places: int, rank: int | None, frozen: bool) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.rank = rank
+        size = places if rank is None else rank
+        _add(self, "row_logits", (num_heads, prefix + places, size), frozen)
+        if rank is not None:
+            _add(self, "column_logits", (num_heads, places, rank), frozen)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Write every parameter and buffer that was not loaded (transformers marks those that were)."""
+        std = 1.0 if self.rank is None else self.rank**-0.25
+        for _, tensor in (*self.named_parameters(), *self.named_buffers()):
+            init.normal_(tensor, std=std)
+
+    def forward(self, places: int) -> Tensor:
+        rows = self.row_logits[None, :, : self.prefix + places]
+        if self.rank is None:
+            # Not a view of a parameter, which torch's FlopCounterMode cannot take from a module without gradients.
+            return rows[..., :places].clone()
+        return rows @ self.column_logits[:, :places].mT
+
+
+class DenseShares(nn.Module):
+    """Logits of the prefix tokens' shares, linear in each token: `(B, L, d)` to `(B, H, L, 1 + p)`.
+
+    They start from the shares that they have in a plain mean over all tokens. The grid, which comes first, has 0: with
+    one prefix token, its share is a sigmoid.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, prefix: int, places: int, initializer_range: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.initializer_range = initializer_range
+        self.mean_logit = -math.log(places)
+        self.weight = nn.Parameter(torch.empty(num_heads * prefix, hidden_size))
+        self.bias = nn.Parameter(torch.empty(num_heads * prefix))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Write every parameter that was not loaded (transformers marks those that were)."""
+        init.normal_(self.weight, std=self.initializer_range)
+        init.constant_(self.bias, self.mean_logit)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        logits = nn.functional.linear(hidden_states, self.weight, self.bias)
+        return _with_grid(logits.unflatten(2, (self.num_heads, -1)).transpose(1, 2))
+
+
+class RandomShares(nn.Module):
+    """Logits of the prefix tokens' shares as a parameter: `(1, H, L, 1 + p)` for the first `L` tokens."""
+
+    logits: Tensor
+
+    def __init__(self, num_heads: int, prefix: int, places: int, frozen: bool) -> None:
+        super().__init__()
+        self.mean_logit = -math.log(places)
+        _add(self, "logits", (num_heads, prefix + places, prefix), frozen)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Write the parameter or buffer if it was not loaded (transformers marks those that were)."""
+        init.normal_(self.logits, mean=self.mean_logit, std=1.0)
+
+    def forward(self, length: int) -> Tensor:
+        return _with_grid(self.logits[None, :, :length])
+
+
+def _with_grid(shares: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(shares[..., :1]), shares], dim=-1)
+
+
+def _add(module: nn.Module, name: str, shape: tuple[int, ...], frozen: bool) -> None:
+    """A parameter, or a buffer that is saved like one but never trained."""
+    if frozen:
+        module.register_buffer(name, torch.empty(shape))
+    else:
+        module.register_parameter(name, nn.Parameter(torch.empty(shape)))
+
+
+class _ClampedMixing(torch.autograd.Function):
+    """`λ` clamped to [0, 1], whose gradient passes at the ends and beyond if it leads back inside.
+
+    With `torch.clamp`, one step out of the range would be the last: there its gradient is 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mixing: Tensor) -> Tensor:
+        ctx.save_for_backward(mixing)
+        return mixing.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (mixing,) = ctx.saved_tensors
+        leads_out = ((mixing <= 0) & (grad > 0)) | ((mixing >= 1) & (grad < 0))
+        return grad.masked_fill(leads_out, 0)
+
+
+class SynthesizedAttention(nn.Module):
+    """The synthetic attention map of one layer (STT, arXiv 2201.01410).
+
+    Args:
+        config: the options, resolved for the host (`resolve_stt`).
+        hidden_size: width `d` of the tokens.
+        num_heads: heads `H`.
+        initializer_range: standard deviation of the dense variants' weights.
+    """
+
+    mixing: Tensor
+
+    def __init__(self, config: SttConfig, hidden_size: int, num_heads: int, initializer_range: float = 0.02) -> None:
+        super().__init__()
+        self.config = config
+        assert config.grid is not None and config.prefix_tokens is not None
+        prefix, places = config.prefix_tokens, math.prod(config.grid)
+        self.is_dense = config.synthesized_by in ("dense", "factorized_dense")
+        self.shares: nn.Module | None = None
+        if self.is_dense:
+            assert config.bottleneck_size is not None
+            factors = [(n,) for n in config.grid] if config.factors is None else [tuple(f) for f in config.factors]
+            axes: list[nn.Module] = [
+                DenseAxis(hidden_size, num_heads, config.bottleneck_size, sizes, initializer_range)
+                for sizes in factors
+            ]
+            if prefix:
+                self.shares = DenseShares(hidden_size, num_heads, prefix, places, initializer_range)
+        else:
+            axes = [RandomAxis(num_heads, prefix, n, config.rank, config.frozen) for n in config.grid]
+            if prefix:
+                self.shares = RandomShares(num_heads, prefix, places, config.frozen)
+        self.axes = nn.ModuleList(axes)
+        if config.train_mixing:
+            self.mixing = nn.Parameter(torch.empty(num_heads))
+        elif config.is_mixture:
+            self.register_buffer("mixing", torch.empty(num_heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Write `λ = 0` if it was not loaded: a mixture starts as the original attention."""
+        if self.config.is_mixture:
+            init.zeros_(self.mixing)
+
+    def forward(
+        self, hidden_states: Tensor, sizes: tuple[int, ...], is_token: Tensor | None = None
+    ) -> SyntheticLogits:
+        """Synthesise the map of each sample.
+
+        Args:
+            hidden_states: `(B, p + n_1·…·n_k, d)`.
+            sizes: `n_1, …, n_k`, none beyond that of the configuration's grid.
+            is_token: which tokens are not padding, bool `(B, p + n_1·…·n_k)`; the others are left out of the means.
+        """
+        if self.is_dense:
+            rows = _with_prefix(hidden_states, sizes, is_token, self.config.prefix_tokens or 0)
+            axes = [axis(x)[..., :n] for axis, x, n in zip(self.axes, rows, sizes, strict=True)]
+            shares = None if self.shares is None else self.shares(hidden_states)
+        else:
+            axes = [axis(n) for axis, n in zip(self.axes, sizes, strict=True)]
+            shares = None if self.shares is None else self.shares(hidden_states.shape[1])
+        mixing = None
+        if self.config.is_mixture:
+            mixing = _ClampedMixing.apply(self.mixing) if self.config.train_mixing else self.mixing
+        return SyntheticLogits(tuple(axes), shares, mixing)
+
+    def extra_repr(self) -> str:
+        return ", ".join(
+            f"{name}={value}" for name, value in self.config.to_dict().items() if value not in (None, False)
+        )
+
+
+def _with_prefix(hidden_states: Tensor, sizes: tuple[int, ...], is_token: Tensor | None, prefix: int) -> list[Tensor]:
+    """What the rows of every axis are made from: the prefix tokens, and `x̄` of every place, `(B, p + n_a, d)`."""
+    if len(sizes) == 1:
+        return [hidden_states]
+    grid = hidden_states[:, prefix:].unflatten(1, sizes)
+    others = [[1 + other for other in range(len(sizes)) if other != axis] for axis in range(len(sizes))]
+    if is_token is None:
+        means = [grid.mean(dims) for dims in others]
+    else:
+        counted = is_token[:, prefix:].unflatten(1, sizes).unsqueeze(-1).to(grid.dtype)
+        means = [(grid * counted).sum(dims) / counted.sum(dims).clamp(min=1) for dims in others]
+    return [torch.cat([hidden_states[:, :prefix], mean], dim=1) if prefix else mean for mean in means]
