@@ -184,11 +184,18 @@ class RandomAxis(nn.Module):
             init.normal_(tensor, std=std)
 
     def forward(self, places: int) -> Tensor:
-        rows = self.row_logits[None, :, : self.prefix + places]
+        rows = _first(self.row_logits, 1, self.prefix + places)
         if self.rank is None:
-            # Not a view of a parameter, which torch's FlopCounterMode cannot take from a module without gradients.
-            return rows[..., :places].clone()
-        return rows @ self.column_logits[:, :places].mT
+            return _first(rows, 2, places).unsqueeze(0)
+        return (rows @ _first(self.column_logits, 1, places).mT).unsqueeze(0)
+
+
+def _first(tensor: Tensor, dim: int, count: int) -> Tensor:
+    """The first of a dimension; not as a slice, whose strides would fix an exported length.
+
+    Nor are views of parameters what torch's FlopCounterMode can take from a module without gradients.
+    """
+    return tensor.index_select(dim, torch.arange(count, device=tensor.device))
 
 
 class DenseShares(nn.Module):
