@@ -6,6 +6,7 @@ all of them alike; a figure is the median of the rounds. Run `python benchmarks/
 
 import argparse
 import json
+import logging
 import platform
 import statistics
 import subprocess
@@ -18,11 +19,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import VideoMAEConfig, VideoMAEModel, ViTConfig, ViTModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
+from hf_lam.modeling.configuration_hf_lam import SttConfig
 from hf_lam.modeling.functional_hf_lam import lam_attention
+from hf_lam.modeling.injection_hf_lam import CALL, ForwardCall, inject
 from hf_lam.modeling.locomt_hf_lam import Layout, locomt_attention, seen_pairs
 from hf_lam.modeling.views_hf_lam import View, bottleneck_cost, parse_view, resolve_views, view_cost
 
@@ -30,6 +34,8 @@ LENGTHS = (197, 512, 1568)  # ViT (224 pixels, patches of 16), BERT, VideoMAE (1
 MEMORY_LENGTH = 4096
 SEGMENTS = ((196, 196), (1568, 512), (784, 784, 784), (256, 196, 1568))  # tokens of each modality
 BOTTLENECK_TOKENS = 4
+GRIDS = ((14, 14), (8, 14, 14))  # of a ViT, which has [CLS] besides, and a VideoMAE
+GROWING_STEPS = (4, 8, 16, 32)  # of a video, each 14 × 14
 BASELINE = "sdpa"
 Contender = Callable[..., Tensor]
 
@@ -150,6 +156,51 @@ def time_views(lengths: tuple[int, ...], direction: str, args: argparse.Namespac
             "overhead": overhead}  # fmt: skip
 
 
+def attention_layer(grid: tuple[int, ...], args: argparse.Namespace) -> tuple[nn.Module, nn.Module, Any]:
+    """One attention layer of a ViT or a VideoMAE, with its projections, and the encoder around it."""
+    size = {"hidden_size": args.heads * args.size, "num_attention_heads": args.heads, "num_hidden_layers": 1}
+    size |= {"image_size": 16 * grid[-1], "patch_size": 16, "intermediate_size": 16}
+    base: Any
+    if len(grid) == 2:
+        base = ViTModel(ViTConfig(**size), add_pooling_layer=False)
+        layer = base.layers[0].attention
+        linear = (layer.v_proj, layer.o_proj)
+    else:
+        base = VideoMAEModel(VideoMAEConfig(**size, num_frames=2 * grid[0], tubelet_size=2))
+        layer = base.encoder.layer[0].attention
+        linear = (layer.attention.value, layer.output.dense)
+    base.to(args.device, getattr(torch, args.dtype)).eval()
+    return layer, nn.Sequential(*linear), base
+
+
+def time_layers(
+    grid: tuple[int, ...], direction: str, args: argparse.Namespace, variants: list[str]
+) -> dict[str, Any]:
+    """A whole attention layer with synthesised attention against the stock one, and the two linear layers of both."""
+    backward = direction == "forward+backward"
+    layers: dict[str, Callable[[Tensor], Any]] = {}
+    layers[BASELINE], layers["two linears"], base = attention_layer(grid, args)
+    for variant in variants:
+        layer, _, base = attention_layer(grid, args)
+        inject(base, SttConfig(variant))
+        call = ForwardCall(base.hf_lam, base._hf_lam_configs, "auto", output_attentions=False)
+        layers[variant] = partial(layer, **{CALL: call})
+    tokens = (len(grid) == 2) + torch.Size(grid).numel()
+    made = {"device": args.device, "dtype": getattr(torch, args.dtype)}
+    hidden_states = torch.randn(args.batch, tokens, args.heads * args.size, **made, requires_grad=backward)
+
+    def step(layer: Callable[[Tensor], Any]) -> None:
+        with torch.set_grad_enabled(backward):
+            out = layer(hidden_states)
+        out = out[0] if isinstance(out, tuple) else out
+        if backward:
+            out.backward(torch.ones_like(out))
+
+    medians = interleaved({name: partial(step, layer) for name, layer in layers.items()}, args)
+    faster = {name: medians[BASELINE] / value for name, value in medians.items()}
+    return {"grid": grid, "tokens": tokens, "direction": direction, "ms": medians, "times_faster": faster}
+
+
 def peak_of_one_forward(name: str, args: argparse.Namespace) -> float:
     """MiB by which one forward raises this process's peak above what its inputs and its output hold."""
     inputs = make_inputs(MEMORY_LENGTH, args, grad=False)
@@ -201,7 +252,7 @@ def table(rows: list[list[str]]) -> str:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
-    parser.add_argument("--mechanism", nargs="+", default=["lam", "locomt"], choices=["lam", "locomt"])
+    parser.add_argument("--mechanism", nargs="+", default=list(MECHANISMS), choices=list(MECHANISMS))
     parser.add_argument("--padding", nargs="+", default=["none", "keys", "full"], choices=["none", "keys", "full"],
                         help="keys: bool (B, 1, 1, L); full: bool (B, 1, L, L), as transformers makes it")  # fmt: skip
     parser.add_argument("--batch", type=int, default=2)
@@ -216,9 +267,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.segments = SEGMENTS
+    args.segments, args.grids = SEGMENTS, GRIDS
     if args.quick:
-        args.segments = SEGMENTS[:1]
+        args.segments, args.grids = SEGMENTS[:1], GRIDS[:1]
         args.lengths, args.padding, args.rounds, args.warmup = LENGTHS[:2], ["none"], 5, 1
     return args
 
@@ -254,7 +305,39 @@ def run_locomt(args: argparse.Namespace, results: dict[str, Any]) -> None:
     print(table(rows))
 
 
+def run_stt(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    rows: list[list[str]] = []
+    for grid in args.grids:
+        for direction in ("forward", "forward+backward"):
+            case = time_layers(grid, direction, args, ["dense", "random"])
+            results["layers"].append(case)
+            names = list(case["ms"])
+            rows = rows or [["grid", "direction", *(f"{n} ms" for n in names), *(f"{n} ×" for n in names[1:])]]
+            figures = [*case["ms"].values(), *(case["times_faster"][name] for name in names[1:])]
+            rows.append(["×".join(map(str, grid)), direction, *(f"{figure:.2f}" for figure in figures)])
+    print("\nSTT, the whole attention layer with its projections; × is how many times faster than the stock layer\n")
+    print(table(rows))
+    if args.quick:
+        return
+    growth = argparse.Namespace(**{**vars(args), "batch": 1, "rounds": max(3, args.rounds // 3), "warmup": 1})
+    rows = [["grid", "tokens", "stock ms", "stt ms", "stock, relative", "stt, relative", "times faster"]]
+    for steps in GROWING_STEPS:
+        case = time_layers((steps, 14, 14), "forward", growth, ["dense"])
+        results["growth"].append(case)
+        first = results["growth"][0]["ms"]
+        ms = [case["ms"][name] for name in (BASELINE, "dense")]
+        relative = [case["ms"][name] / first[name] for name in (BASELINE, "dense")]
+        figures = [*ms, *relative, case["times_faster"]["dense"]]
+        rows.append([f"{steps}×14×14", str(case["tokens"]), *(f"{figure:.2f}" for figure in figures)])
+    print("\nthe same as a video gets longer; one sample, forward, dense; relative to the shortest\n")
+    print(table(rows))
+
+
+MECHANISMS = {"lam": run_lam, "locomt": run_locomt, "stt": run_stt}
+
+
 def main() -> None:
+    logging.getLogger("hf_lam").setLevel(logging.ERROR)  # that a new pure STT changes the outputs is no news here
     args = parse()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -262,11 +345,10 @@ def main() -> None:
         print(peak_of_one_forward(args.memory_of, args))
         return
     results: dict[str, Any] = {"environment": environment(args), "times": [], "memory_mib": {}, "views": []}
+    results |= {"layers": [], "growth": []}
     print("  ".join(f"{key}={value}" for key, value in results["environment"].items()))
-    if "lam" in args.mechanism:
-        run_lam(args, results)
-    if "locomt" in args.mechanism:
-        run_locomt(args, results)
+    for name in args.mechanism:
+        MECHANISMS[name](args, results)
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
 

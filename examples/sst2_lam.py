@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from study import mean_sd, stored_result, write_atomically
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -268,24 +269,6 @@ def settings_of(run: str, seed: int, study: StudyArguments, training: TrainingAr
     }
 
 
-def stored_result(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of a run that was finished earlier, or `None`. Raises a `ValueError` if it had other settings."""
-    if not path.is_file():
-        return None
-    stored = json.loads(path.read_text())
-    if stored["settings"] != settings:
-        differing = sorted(key for key in settings if stored["settings"].get(key) != settings[key])
-        raise ValueError(f"{str(path)!r} was made with another {', '.join(differing)}; choose another --output_dir.")
-    return stored["result"]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
 def markdown_table(results: list[dict[str, Any]]) -> str:
     """One line per kind of run: mean ± standard deviation over the seeds."""
     lines = [
@@ -299,16 +282,11 @@ def markdown_table(results: list[dict[str, Any]]) -> str:
                 statistics.mean(result[f"train_loss_{when}"] for result in of_run) for when in ("before", "after")
             )
             lines.append(
-                f"| {run} | {_mean_sd([100 * result['validation_accuracy'] for result in of_run])} "
+                f"| {run} | {mean_sd([100 * result['validation_accuracy'] for result in of_run])} "
                 f"| {before:.3f} → {after:.3f} | {of_run[0]['trainable_parameters']:,} "
                 f"| {statistics.mean(result['seconds'] for result in of_run):.0f} |"
             )
     return "\n".join(lines) + "\n"
-
-
-def _mean_sd(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> tuple[StudyArguments, TrainingArguments]:

@@ -80,11 +80,10 @@ class SttAttention2d(nn.Module):
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """`(B, C, H, W)` to the same; a `ValueError` if `H` or `W` is beyond `max_size`."""
         axes = self.synthesized(feature_map)
-        height, width = feature_map.shape[2:]
         # (B, heads, H·W, C / heads)
         value = self.value(feature_map).unflatten(1, (self.num_heads, -1)).flatten(3).transpose(2, 3)
         mixed = stt_attention(value, axes, implementation=self.implementation)
-        mixed = mixed.transpose(2, 3).reshape(feature_map.shape[0], -1, height, width)
+        mixed = mixed.transpose(2, 3).reshape(feature_map.shape)
         return feature_map + self.out(mixed)
 
     def synthesized(self, feature_map: torch.Tensor) -> list[torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import nullcontext, redirect_stdout
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,7 +92,8 @@ def cost(
 ) -> None:
     """FLOPs of an encoder's attention, by formula and as counted by torch.
 
-    For every layer: full attention, segments that see themselves, these with a bottleneck, and the model's own views.
+    For every layer: full attention, segments that see themselves, these with a bottleneck, and the model's own views
+    or synthesised attention; what makes a synthesised map is counted beside its products.
 
     It reads the model's configuration alone, and builds the encoder with random weights.
 
@@ -141,15 +143,18 @@ def _cost_table(report: CostReport) -> Table:
     table.add_column("layer")
     if report.segments:
         table.add_column("views", overflow="fold")
-    for kind in [*kinds, *(["own/full"] if "own" in kinds else []), "counted"]:
+    synthesis = ["synthesis"] if report.synthesizer else []
+    for kind in [*kinds, *(["own/full"] if "own" in kinds else []), "counted", *synthesis]:
         table.add_column(kind, justify="right", no_wrap=True)
     for index, layer in enumerate(report.layers):
         sums = {kind: sum(heads) for kind, heads in layer.formula.items()}
         views = [_summary(layer.views)] if layer.views else []
-        table.add_row(str(index), *views, *_cost_cells(sums, layer.forward))
+        synthesis = [_giga(layer.synthesis)] if report.synthesizer else []
+        table.add_row(str(index), *views, *_cost_cells(sums, layer.forward), *synthesis)
     table.add_section()
     views = [""] if report.segments else []
-    table.add_row("all", *views, *_cost_cells(report.attention, report.forward_attention))
+    synthesis = [_giga(report.synthesis)] if report.synthesizer else []
+    table.add_row("all", *views, *_cost_cells(report.attention, report.forward_attention), *synthesis)
     return table
 
 
@@ -176,9 +181,22 @@ def _cost_lines(report: CostReport) -> str:
         *([f"bottleneck: {report.bottleneck_tokens} tokens for each segment"] if segments else []),
         f"counted: the forward pass, which computes {report.forward_kind} attention; formula and count "
         f"{'are equal' if report.agrees else 'DIFFER'}",
+        *([_synthesis_line(report)] if report.synthesizer else []),
         f"whole model: {_giga(report.flops)} GFLOPs, {report.parameters:,} parameters{added}",
     ]
     return "\n".join(lines)
+
+
+def _synthesis_line(report: CostReport) -> str:
+    assert report.grid is not None
+    grid = "×".join(map(str, report.grid))
+    prefix = report.tokens - prod(report.grid)
+    before = f" after {prefix} prefix token{'s' if prefix > 1 else ''}" if prefix else ""
+    share = (report.forward_attention + report.synthesis) / report.attention["full"]
+    return (
+        f"synthesised attention: {report.synthesizer}, on a grid of {grid}{before}; counted and synthesis are "
+        f"{share:.3f} of full, without what projections cost"
+    )
 
 
 def main() -> None:

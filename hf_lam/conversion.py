@@ -16,7 +16,7 @@ from .modeling.configuration_hf_lam import (
     HfLamViTConfig,
     mechanism_block,
 )
-from .modeling.injection_hf_lam import injected_encoders, say_what_changes
+from .modeling.injection_hf_lam import injected_encoders, mark_as_initialised, say_what_changes
 
 CONFIGS = {config.host_model_type: config for config in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig)}
 
@@ -157,3 +157,4 @@ def _share_tensors(source: PreTrainedModel, target: Any) -> None:
     for module in mechanisms.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
+    mark_as_initialised(target)

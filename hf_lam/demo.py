@@ -1,8 +1,9 @@
 """`hf-lam demo`: the whole path on real data, small enough for two CPU cores.
 
-A small ViT learns scikit-learn's handwritten digits, is converted with learnable attention masks and, once more, with
-attention views that halve the cost of its attention. Both are trained on, saved as folders ready for the Hub, and
-loaded back by a process that cannot import hf_lam.
+A small ViT learns scikit-learn's handwritten digits, and is converted three times: with learnable attention masks,
+with attention views that halve the cost of its attention, and with synthesised attention, which takes the place of
+queries and keys as it is trained. All are trained on, saved as folders ready for the Hub, and loaded back by a process
+that cannot import hf_lam.
 """
 
 from __future__ import annotations
@@ -35,24 +36,34 @@ from transformers.trainer_callback import PrinterCallback
 
 from .calibration import calibrate_views
 from .conversion import convert
-from .modeling.configuration_hf_lam import LamConfig, LocomtConfig, __version__
+from .fitting import fit_synthesizers
+from .flops import cost
+from .hardening import harden
+from .modeling.configuration_hf_lam import LamConfig, LocomtConfig, SttConfig, __version__
 from .modeling.injection_hf_lam import set_views
 from .parameters import mechanism_parameters
+from .training.callbacks import SttAnnealingCallback
 
 SUMMARY_FILE = "demo.json"
 MASKS_PICTURE = "masks.png"
 PATCHES_PICTURE = "masks_on_digit.png"
 VIEWS_PICTURE = "views.png"
+MAPS_PICTURE = "synthetic_maps.png"
+PATCH_PICTURE = "synthetic_map_on_digit.png"
 SAMPLE_PICTURE = "digit.png"
-# Where the model with attention views goes, inside of the output.
+# Where the models with attention views and with synthesised attention go, inside of the output.
 LOCOMT_FOLDER = "locomt"
+STT_FOLDER = "stt"
+FOLDERS = (LOCOMT_FOLDER, STT_FOLDER)
+# The patch (row, column) whose attention is drawn on the digit.
+DRAWN_PATCH = (1, 1)
 # The bound of the library's own tests, in fp32.
 TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """How much is trained. The defaults take about a minute on two CPU cores."""
+    """How much is trained. The defaults take a bit more than a minute on two CPU cores."""
 
     seed: int = 0
     epochs: int = 24
@@ -62,11 +73,18 @@ class DemoSettings:
     more_learning_rate: float = 5e-4
     budget: float = 0.5
     calibration_batches: int = 4
+    # Early, because the learning rate falls to 0: the synthetic maps have to learn alone while it is high.
+    annealing_end: float = 0.1
 
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One line of the table: a model and what it reached. `attention_flops` is relative to full attention."""
+    """One line of the table: a model and what it reached.
+
+    parameters_added: less those that it dropped.
+    attention_flops: of the attention products and what makes a synthetic map, relative to full attention; without the
+        projections.
+    """
 
     model: str
     validation_accuracy: float
@@ -81,7 +99,8 @@ class DemoRow:
 class DemoResult:
     """What the demo measured.
 
-    conversion_difference, reload_difference: the largest difference of logits, over both converted models.
+    conversion_difference, reload_difference: the largest difference of logits, over the converted models.
+    hardening_difference: the same, where the mixture became the synthesised attention alone.
     attention_mass: the part of the ViT's attention between patches that lies inside the views chosen for it.
     files: what was written into `folder`.
     """
@@ -90,6 +109,7 @@ class DemoResult:
     settings: DemoSettings
     rows: list[DemoRow]
     conversion_difference: float
+    hardening_difference: float
     reload_difference: float
     attention_mass: float
     seconds: float
@@ -99,8 +119,8 @@ class DemoResult:
 
     @property
     def passed(self) -> bool:
-        """Whether conversion and the reloaded models gave the same logits."""
-        return self.conversion_difference <= TOLERANCE and self.reload_difference <= TOLERANCE
+        """Whether conversion, hardening and the reloaded models gave the same logits."""
+        return max(self.conversion_difference, self.hardening_difference, self.reload_difference) <= TOLERANCE
 
     def to_dict(self) -> dict[str, Any]:
         return {"passed": self.passed, **asdict(self)}
@@ -204,11 +224,11 @@ def check_output(output: Path) -> None:
 
 
 def _names_in(folder: Path) -> list[str]:
-    """What is in the folder, and in that of the model with attention views, sorted."""
+    """What is in the folder, and in those of the models inside of it, sorted."""
     names = []
     for path in folder.iterdir():
-        if path.name == LOCOMT_FOLDER and path.is_dir():
-            names += [f"{LOCOMT_FOLDER}/{inner.name}" for inner in path.iterdir()]
+        if path.name in FOLDERS and path.is_dir():
+            names += [f"{path.name}/{inner.name}" for inner in path.iterdir()]
         else:
             names.append(path.name)
     return sorted(names)
@@ -223,7 +243,8 @@ def _files_of_earlier_demo(output: Path) -> set[str]:
 
 def _publish(partial: Path, output: Path) -> None:
     """Move the complete files into their folder; what an earlier demo wrote goes."""
-    (output / LOCOMT_FOLDER).mkdir(parents=True, exist_ok=True)
+    for name in FOLDERS:
+        (output / name).mkdir(parents=True, exist_ok=True)
     outdated = _files_of_earlier_demo(output)
     for name in _names_in(output):
         if name in outdated:
@@ -247,17 +268,19 @@ def _run(
     vit = make_vit()
     vit_seconds = _train(vit, digits, scratch, settings, settings.epochs, settings.learning_rate, console, "ViT")
 
-    console.print("[bold]3. Convert[/bold] with learnable attention masks, and once more with attention views")
+    console.print("[bold]3. Convert[/bold] with attention masks, attention views, and synthesised attention")
     pixels = digits.test.pixel_values
     before = logits_of(vit, pixels)
     # A converted model shares its weights with the original, which is trained on as well.
     lam = convert(copy.deepcopy(vit), LamConfig())
     locomt = convert(copy.deepcopy(vit), LocomtConfig(views="full"))
-    differences = [_difference(logits_of(model, pixels), before) for model in (lam, locomt)]
+    stt = convert(copy.deepcopy(vit), SttConfig())
+    differences = [_difference(logits_of(model, pixels), before) for model in (lam, locomt, stt)]
     added = sum(parameter.numel() for parameter in mechanism_parameters(lam))
     console.print(
         f"  LamConfig(): {added:,} parameters added to {_size(vit):,}; logits within {differences[0]:.1e}\n"
-        f'  LocomtConfig(views="full"): none added; logits within {differences[1]:.1e}'
+        f'  LocomtConfig(views="full"): none added; logits within {differences[1]:.1e}\n'
+        f"  SttConfig(): a mixture with the dot products; logits within {differences[2]:.1e}"
     )
 
     console.print("[bold]4. Choose views[/bold] of the image's quadrants: hf_lam.calibrate_views(model, …)")
@@ -269,24 +292,43 @@ def _run(
         f"{100 * mass:.1f} % of the attention"
     )
 
-    console.print("[bold]5. Train on[/bold], the stock ViT and the converted ones, for as many steps")
+    console.print("[bold]5. Fit synthetic maps[/bold] to the ViT's attention: hf_lam.fit_synthesizers(model, …)")
+    fit_started = time.perf_counter()
+    fit = fit_synthesizers(stt, _calibration_batches(digits, settings))
+    fit_seconds = time.perf_counter() - fit_started
+    kl_before, kl_after = (sum(layers) / len(layers) for layers in (fit.kl_before, fit.kl_after))
+    console.print(
+        f"  KL divergence {kl_before:.3f} before, {kl_after:.3f} after {fit.epochs} epochs of {fit.samples} images"
+    )
+
+    console.print("[bold]6. Train on[/bold], the stock ViT and the converted ones, for as many steps")
     again = (settings, settings.more_epochs, settings.more_learning_rate, console)
     trained_on = copy.deepcopy(vit)
     stock_seconds = _train(trained_on, digits, scratch, *again, "ViT, trained on")
     lam_seconds = _train(lam, digits, scratch, *again, "ViT with LAM")
     locomt_seconds = _train(locomt, digits, scratch, *again, "ViT with LoCoMT")
+    annealing = SttAnnealingCallback(end=settings.annealing_end)
+    stt_seconds = _train(stt, digits, scratch, *again, "ViT with STT", annealing)
+    mixture = logits_of(stt, pixels)
+    hardened = _difference(logits_of(harden(stt), pixels), mixture)
+    console.print(
+        f"  hf_lam.harden(model): no queries and keys, {_size(stt):,} parameters left; logits within {hardened:.1e}"
+    )
+    synthesised = cost(stt)
+    stt_flops = round((synthesised.forward_attention + synthesised.synthesis) / synthesised.attention["full"], 4)
     rows = [
         _row("ViT", vit, digits, 0, 1.0, vit_seconds),
         _row("ViT, trained on", trained_on, digits, 0, 1.0, stock_seconds),
         _row("ViT with LAM, trained on", lam, digits, added, 1.0, lam_seconds),
         _row("ViT with LoCoMT, trained on", locomt, digits, 0, round(report.flops_fraction, 4), locomt_seconds),
+        _row("ViT with STT, trained on", stt, digits, _size(stt) - _size(vit), stt_flops, stt_seconds + fit_seconds),
     ]
 
-    console.print("[bold]6. Save[/bold], and load in fresh processes that cannot import hf_lam")
-    _save(lam, locomt, digits, partial, rows)
+    console.print("[bold]7. Save[/bold], and load in fresh processes that cannot import hf_lam")
+    _save(lam, locomt, stt, digits, partial, rows)
     reloaded = [
         _difference(logits_in_fresh_process(folder, pixels, scratch), logits_of(model, pixels))
-        for folder, model in ((partial, lam), (partial / LOCOMT_FOLDER, locomt))
+        for folder, model in ((partial, lam), (partial / LOCOMT_FOLDER, locomt), (partial / STT_FOLDER, stt))
     ]
     console.print(f"  loaded with trust_remote_code=True; the logits differ by at most {max(reloaded):.1e}")
 
@@ -295,6 +337,7 @@ def _run(
         settings=settings,
         rows=rows,
         conversion_difference=max(differences),
+        hardening_difference=hardened,
         reload_difference=max(reloaded),
         attention_mass=round(mass, 4),
         seconds=round(time.perf_counter() - started, 1),
@@ -374,7 +417,7 @@ def _size(model: Any) -> int:
 
 def _row(name: str, model: Any, digits: Digits, added: int, attention_flops: float, seconds: float) -> DemoRow:
     validation, test = (round(accuracy_on(model, images), 4) for images in (digits.validation, digits.test))
-    return DemoRow(name, validation, test, _size(model), added, attention_flops, seconds)
+    return DemoRow(name, validation, test, _size(model), added, attention_flops, round(seconds, 1))
 
 
 def _train(
@@ -386,6 +429,7 @@ def _train(
     learning_rate: float,
     console: Console,
     title: str,
+    *callbacks: TrainerCallback,
 ) -> float:
     """Train in place and return the seconds it took."""
     arguments = TrainingArguments(
@@ -404,20 +448,21 @@ def _train(
         use_cpu=True,
         dataloader_pin_memory=False,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=digits.train, callbacks=[EpochLines(console, title)])
+    lines = EpochLines(console, title)
+    trainer = Trainer(model=model, args=arguments, train_dataset=digits.train, callbacks=[lines, *callbacks])
     trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
     trainer.train()
-    return round(time.perf_counter() - started, 1)
+    return time.perf_counter() - started
 
 
 # --- Saving and loading back -----------------------------------------------------------------------------------------
 
 
-def _save(lam: Any, locomt: Any, digits: Digits, folder: Path, rows: list[DemoRow]) -> None:
-    from .visualization import plot_mask_on_image, plot_masks, plot_views
+def _save(lam: Any, locomt: Any, stt: Any, digits: Digits, folder: Path, rows: list[DemoRow]) -> None:
+    from .visualization import plot_map_on_image, plot_mask_on_image, plot_masks, plot_synthetic_maps, plot_views
 
-    for model, place in ((lam, folder), (locomt, folder / LOCOMT_FOLDER)):
+    for model, place in ((lam, folder), (locomt, folder / LOCOMT_FOLDER), (stt, folder / STT_FOLDER)):
         model.save_pretrained(place)
         digits.processor.save_pretrained(place)
     digits.sample.save(folder / SAMPLE_PICTURE)
@@ -425,6 +470,8 @@ def _save(lam: Any, locomt: Any, digits: Digits, folder: Path, rows: list[DemoRo
     plot_masks(lam, inputs).savefig(folder / MASKS_PICTURE)
     plot_mask_on_image(lam, inputs).savefig(folder / PATCHES_PICTURE)
     plot_views(locomt).savefig(folder / VIEWS_PICTURE)
+    plot_synthetic_maps(stt, inputs).savefig(folder / MAPS_PICTURE)
+    plot_map_on_image(stt, inputs, query=DRAWN_PATCH).savefig(folder / PATCH_PICTURE)
     (folder / "README.md").write_text(_model_card(rows))
 
 
@@ -460,6 +507,14 @@ The folder `{LOCOMT_FOLDER}` holds the same ViT with attention views in place of
 `hf_lam.calibrate_views`, and trained on for as many steps.
 
 ![view of every head, per layer]({VIEWS_PICTURE})
+
+The folder `{STT_FOLDER}` holds the same ViT with synthesised attention (STT) in place of queries and keys: a mixture
+of both, whose maps started from the ViT's own attention (`hf_lam.fit_synthesizers`), trained on for as many steps with
+`SttAnnealingCallback`, and left to the maps alone (`hf_lam.harden`). Its attention FLOPs include making the maps; no
+row's include projections.
+
+![matrices of the synthetic maps of one test image, per layer]({MAPS_PICTURE})
+![where one patch looks, per layer]({PATCH_PICTURE})
 """
 
 
@@ -562,10 +617,15 @@ def _table(rows: list[DemoRow]) -> Table:
 
 
 def _closing_lines(result: DemoResult) -> str:
-    verdict = "same logits before and after conversion, and after loading" if result.passed else "LOGITS DIFFER"
+    verdict = (
+        "same logits before and after conversion and hardening, and after loading"
+        if result.passed
+        else "LOGITS DIFFER"
+    )
     return (
         f"{result.seconds:.0f} seconds; {verdict} (bound {TOLERANCE:.0e}).\n"
-        f"Everything is in {result.folder}: the model with masks, the one with views ({LOCOMT_FOLDER}), their code, "
-        f"{MASKS_PICTURE}, {PATCHES_PICTURE} and {VIEWS_PICTURE}. Load them anywhere, without hf_lam:\n\n"
+        f"Everything is in {result.folder}: the model with masks, the one with views ({LOCOMT_FOLDER}), the one with "
+        f"synthesised attention ({STT_FOLDER}), their code, {MASKS_PICTURE}, {PATCHES_PICTURE}, {VIEWS_PICTURE}, "
+        f"{MAPS_PICTURE} and {PATCH_PICTURE}. Load them anywhere, without hf_lam:\n\n"
         f'  AutoModelForImageClassification.from_pretrained("{result.folder}", trust_remote_code=True)'
     )

@@ -48,7 +48,7 @@ class FitReport:
 
 
 def fit_synthesizers(
-    model: nn.Module, batches: Iterable[Mapping[str, Any]], *, epochs: int = 10, learning_rate: float = 1e-2
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], *, epochs: int = 10, learning_rate: float = 3e-2
 ) -> FitReport:
     """Fit the synthetic maps of a mixture to the attention maps of its own dot products, in place.
 
@@ -118,6 +118,7 @@ class _Layer:
     def __init__(self, synthesizer: nn.Module) -> None:
         self.parameters = [p for name, p in synthesizer.named_parameters() if name != "mixing"]
         self.optimizer: torch.optim.Optimizer | None = None
+        self.copies: list[Tensor] = []
         self.reset()
 
     def reset(self) -> None:
@@ -125,18 +126,22 @@ class _Layer:
 
     def begin(self, learning_rate: float, epoch: int, epochs: int) -> None:
         if self.optimizer is None:
-            self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate)
+            # Copies in at least fp32: in half precision Adam's small steps would be rounded away, and its ε to 0.
+            self.copies = [
+                p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in self.parameters
+            ]
+            self.optimizer = torch.optim.Adam(self.copies, lr=learning_rate)
         self.optimizer.param_groups[0]["lr"] = learning_rate * (1 - epoch / epochs)
 
     def step(self, loss: Tensor) -> None:
         assert self.optimizer is not None
-        grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        kept = [parameter.grad for parameter in self.parameters]
-        for parameter, grad in zip(self.parameters, grads, strict=True):
-            parameter.grad = grad
+        grads = torch.autograd.grad(loss, self.parameters)
+        for copy, grad in zip(self.copies, grads, strict=True):
+            copy.grad = grad.to(copy.dtype)
         self.optimizer.step()
-        for parameter, old in zip(self.parameters, kept, strict=True):
-            parameter.grad = old
+        with torch.no_grad():
+            for parameter, copy in zip(self.parameters, self.copies, strict=True):
+                parameter.copy_(copy)
 
 
 def _measured(
@@ -189,8 +194,12 @@ class _FittingCall:
     def _divergence(self, weights: Tensor, padding: Tensor | None, is_row: Tensor) -> Tensor:
         """Summed over heads and the rows that count."""
         log_map = log_synthetic_map(*self.call.synthesize(padding).log_weights()).to(weights.device)
+        if self.call.mask is not None:
+            log_map = log_map * self.call.mask.to(log_map)  # as in the mixture
         if padding is not None:
             addend, _ = _additive(padding, log_map.dtype)
-            log_map = (log_map + addend).log_softmax(-1)
+            log_map = log_map + addend
+        if self.call.mask is not None or padding is not None:
+            log_map = log_map.log_softmax(-1)
         by_row = (torch.xlogy(weights, weights) - weights * log_map).sum(-1)
         return (by_row * is_row[:, None]).sum()

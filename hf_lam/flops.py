@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from .modeling.configuration_hf_lam import LocomtConfig
+from .modeling.configuration_hf_lam import LocomtConfig, SttConfig
 from .modeling.injection_hf_lam import CALL, _self_attentions, injected_encoders, is_pure_stt, mechanisms_of
 from .modeling.locomt_hf_lam import locomt_attention
 from .modeling.segments_hf_lam import bottleneck_segments, has_token_types, leading_lengths
@@ -41,7 +41,8 @@ class LayerCost:
 
     views: the view of each head; None without attention views.
     formula: by kind of attention (`full`, `self`, `bottleneck`, `own`), `4 · D · Σ_{(i,j)∈V} L_i L_j` times the batch;
-        for a synthesised map, `2 · D · stt_products(grid, prefix)`.
+        for a synthesised map, `2 · D · stt_products(grid, prefix)`, or with `D + 1` in place of `D` where padding has
+        to be divided out after the products.
     counted: the same as counted by torch for one head with that view.
     forward: all heads, as counted in a forward pass of the model.
     synthesis: what making the synthetic map took besides, as counted in a forward pass.
@@ -63,8 +64,10 @@ class CostReport:
     head_size: features `D` of a head.
     bottleneck_tokens: of the kind `bottleneck`.
     segments: tokens of each segment, where samples differ those that the batch is padded to; None without views.
-    forward_kind: what the forward pass computed: `own`, or `full` without views, while they are annealed, and with
-        `output_attentions`.
+    synthesizer: where the synthetic map comes from, that of a mixture too, such as `dense`; None without STT.
+    grid: of the synthetic map for these inputs, without the prefix tokens before it; None without STT.
+    forward_kind: what the forward pass computed: `own`, or `full` without views and pure STT, while views are
+        annealed, and for views with `output_attentions`.
     layers: one entry for each.
     flops: the whole model, as counted in a forward pass.
     parameters: of the whole model, mechanisms included.
@@ -77,6 +80,8 @@ class CostReport:
     head_size: int
     bottleneck_tokens: int
     segments: dict[str, int] | None
+    synthesizer: str | None
+    grid: tuple[int, ...] | None
     forward_kind: str
     layers: tuple[LayerCost, ...]
     flops: int
@@ -131,6 +136,10 @@ def cost(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None, *, bot
 
     A model without attention views has no segments, and `full` alone, or with a pure STT `full` and `own`.
 
+    What makes a synthetic map comes on top of its products, and is reported beside them (`synthesis`). On text, which
+    has one axis, both together can cost more than dot products do: at 512 tokens, BERT's sizes and the dense variant
+    6 % more. What STT saves there are the query and key projections, which only `flops` holds.
+
     Args:
         model: an encoder, or a task model on top of one, with or without mechanisms.
         inputs: what the model is called with. `None` makes a batch of one (`example_inputs`). Where segments follow
@@ -152,7 +161,7 @@ def cost(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None, *, bot
     if isinstance(bottleneck_tokens, bool) or not isinstance(bottleneck_tokens, int) or bottleneck_tokens < 1:
         raise ValueError(f"bottleneck_tokens must be an integer of at least 1, got {bottleneck_tokens!r}.")
     base = _encoder_of(model)
-    locomt = _locomt_of(base)
+    locomt, stt = _locomt_of(base), _stt_of(base)
     attentions = _self_attentions(base) if locomt is None else list(base._hf_lam_attentions)
     calls, flops = _count_forward(model, attentions, example_inputs(model) if inputs is None else inputs)
     if not calls:
@@ -165,6 +174,8 @@ def cost(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None, *, bot
         head_size=first.head_size,
         bottleneck_tokens=bottleneck_tokens,
         segments=None if locomt is None else dict(zip(locomt.names, _without(locomt, first.lengths), strict=True)),
+        synthesizer=None if stt is None else stt.synthesized_by,
+        grid=None if stt is None else first.grid,
         forward_kind=first.kind,
         layers=tuple(_layer_cost(base, call, bottleneck_tokens) for call in calls),
         flops=flops,
@@ -230,6 +241,10 @@ def _text_length(base: Any) -> int:
     configs = base.__dict__.get("_hf_lam_configs")
     if configs is not None and configs.lam is not None and configs.lam.max_length is not None:
         length = min(length, configs.lam.max_length)
+    stt = _stt_of(base)
+    if stt is not None:
+        assert stt.grid is not None and stt.prefix_tokens is not None
+        length = min(length, stt.prefix_tokens + prod(stt.grid))
     return length
 
 
@@ -261,11 +276,15 @@ def _layer_cost(base: Any, call: _Call, bottleneck_tokens: int) -> LayerCost:
     counted = {
         kind: tuple(batch_size * _counted(head, call.head_size) for head in heads) for kind, heads in kinds.items()
     }
-    if call.grid:
+    stt = _stt_of(base)
+    if stt is not None and not stt.is_mixture:
         prefix = length - prod(call.grid)
-        products = FLOPS_PER_WEIGHT * call.head_size * stt_products(call.grid, prefix)
+        # On one axis alone padding is part of the softmax; else it is divided out, which takes one more feature.
+        is_divided = call.has_padding and (len(call.grid) > 1 or prefix > 0)
+        products = FLOPS_PER_WEIGHT * (call.head_size + is_divided) * stt_products(call.grid, prefix)
         formula["own"] = (batch_size * products,) * call.num_heads
-        counted["own"] = (batch_size * _counted_stt(call.grid, prefix, call.head_size),) * call.num_heads
+        of_head = _counted_stt(call.grid, prefix, call.head_size, is_divided)
+        counted["own"] = (batch_size * of_head,) * call.num_heads
     return LayerCost(
         views=None if locomt is None else tuple(locomt.views[call.layer]),
         formula=formula,
@@ -320,6 +339,11 @@ def _locomt_of(base: Any) -> LocomtConfig | None:
     return None if configs is None else configs.locomt
 
 
+def _stt_of(base: Any) -> SttConfig | None:
+    configs = base.__dict__.get("_hf_lam_configs")
+    return None if configs is None else configs.stt
+
+
 def _mechanism_parameters(base: Any) -> list[nn.Parameter]:
     return list(mechanisms_of(base).parameters()) if "_hf_lam_configs" in base.__dict__ else []
 
@@ -337,7 +361,7 @@ def _counted(head: _Head, head_size: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _counted_stt(grid: tuple[int, ...], prefix: int, head_size: int) -> int:
+def _counted_stt(grid: tuple[int, ...], prefix: int, head_size: int, has_padding: bool) -> int:
     """FLOPs of one head's synthesised map for one sample, as counted on tensors without values."""
 
     def empty(*shape: int) -> torch.Tensor:
@@ -345,8 +369,10 @@ def _counted_stt(grid: tuple[int, ...], prefix: int, head_size: int) -> int:
 
     length = prefix + prod(grid)
     shares = empty(length, 1 + prefix) if prefix else None
+    padding = torch.empty(1, 1, 1, length, dtype=torch.bool, device="meta") if has_padding else None
+    axes = [empty(prefix + n, n) for n in grid]
     with _counter() as counter:
-        stt_attention(empty(length, head_size), [empty(prefix + n, n) for n in grid], prefix_shares=shares)
+        stt_attention(empty(length, head_size), axes, prefix_shares=shares, attention_mask=padding)
     return counter.get_total_flops()
 
 
@@ -383,7 +409,8 @@ class _Call:
     hidden_states: shape of its input, `(B, L, d)`.
     lengths: tokens of the segments; empty without views.
     kind: `own`, or `full` where all scores are formed.
-    grid: of a pure STT; empty without.
+    grid: of STT, pure or a mixture; empty without.
+    has_padding: whether the attention got a mask.
     synthesis: FLOPs of making its map, or that of a mixture; not in `flops`.
     """
 
@@ -394,6 +421,7 @@ class _Call:
     num_heads: int
     head_size: int
     grid: tuple[int, ...] = ()
+    has_padding: bool = False
     flops: int = 0
     synthesis: int = 0
 
@@ -413,8 +441,9 @@ def _count_forward(
         kind = "full"
         if CALL in kwargs:
             of_pass = kwargs[CALL].forward_call
-            if is_pure_stt(of_pass.configs):
+            if of_pass.configs.stt is not None:
                 grid = kwargs[CALL].sizes
+            if is_pure_stt(of_pass.configs):
                 kind = "own"
                 of_pass.output_attentions = False  # which would form the map
             if of_pass.layout is not None:
@@ -422,9 +451,11 @@ def _count_forward(
                 kind = "own" if of_pass.penalty is None and not of_pass.output_attentions else "full"
             # The host's implementation may be the reference, which forms all scores. A mask alone always needs all,
             # and the counter sees them there.
-            of_pass.implementation = "auto" if lengths or grid else "eager"
+            of_pass.implementation = "auto" if lengths or is_pure_stt(of_pass.configs) else "eager"
         layer = getattr(attention, "_hf_lam_layer", 0)
-        calls.append(_Call(layer, tuple(hidden_states.shape), lengths, kind, host.num_attention_heads, size, grid))
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        shape = tuple(hidden_states.shape)
+        calls.append(_Call(layer, shape, lengths, kind, host.num_attention_heads, size, grid, mask is not None))
         calls[-1].flops -= counter.get_total_flops()
 
     # What the attention does itself is what happens inside of it, but outside of its projections.

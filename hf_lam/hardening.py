@@ -53,10 +53,11 @@ def harden(model: ModelT, *, force: bool = False) -> ModelT:
         _check_combination(base, hardened)
         plans.append((base, hardened, _query_and_key_of(base, list(base._hf_lam_attentions))))
         mixing = mixing_of(base)
-        if not force and bool((mixing < 1).any()):
+        short = ~(mixing >= 1)  # NaN too
+        if not force and bool(short.any()):
             layer, head = divmod(int(mixing.argmin()), mixing.shape[1])
             raise ValueError(
-                f"harden needs λ = 1 in every head, but {int((mixing < 1).sum())} of {mixing.numel()} heads of "
+                f"harden needs λ = 1 in every head, but {int(short.sum())} of {mixing.numel()} heads of "
                 f"{type(base).__name__} are short of it: the lowest λ is {mixing.min():.4g} (layer {layer}, head "
                 f"{head}), the mean {mixing.mean():.4g}. Train on with SttAnnealingCallback, or pass force=True to "
                 "drop what is left of the dot products."

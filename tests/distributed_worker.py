@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from hosts import mechanisms
+from hosts import mechanisms, set_mixing
 from lam_models import make_lam, make_samples, stacked, weights_of
 from safetensors.torch import save_file
 from torch import nn
@@ -59,6 +59,12 @@ LOOP_CASES: dict[str, tuple[Any, str, Any, bool | None]] = {
         mechanisms("annealing", "videomae"),
         True,
     ),
+    "vit-dense-checkpointed": (ViTForImageClassification, "vit", mechanisms("dense", "vit"), False),
+    "videomae-random": (VideoMAEForVideoClassification, "videomae", mechanisms("random", "videomae"), None),
+    "bert-mixture-reentrant": (BertForSequenceClassification, "bert", mechanisms("mixture_trained", "bert"), True),
+    # Where a mixture starts: its synthesizer takes part, with a gradient of zero.
+    "bert-mixture_at_zero": (BertForSequenceClassification, "bert", mechanisms("mixture_all", "bert"), None),
+    "vit-mixture_at_zero": (ViTForImageClassification, "vit", mechanisms("mixture", "vit"), None),
 }
 TRAINER_CASES: dict[str, tuple[Any, str, Any]] = {
     "bert": (BertForSequenceClassification, "bert", PER_LAYER),
@@ -67,6 +73,8 @@ TRAINER_CASES: dict[str, tuple[Any, str, Any]] = {
     "vit": (ViTForImageClassification, "vit", SHARED),
     "videomae": (VideoMAEForVideoClassification, "videomae", PER_LAYER),
     "bert_views": (BertForMaskedLM, "bert", mechanisms("lam", "bert")),
+    "bert_mixture": (BertForMaskedLM, "bert", mechanisms("mixture", "bert")),
+    "vit_dense": (ViTForImageClassification, "vit", mechanisms("dense", "vit")),
     "vit_views": (ViTForImageClassification, "vit", mechanisms("half", "vit")),
 }
 
@@ -74,6 +82,8 @@ TRAINER_CASES: dict[str, tuple[Any, str, Any]] = {
 def make_loop_model(name: str) -> Any:
     stock_class, host, lam, use_reentrant = LOOP_CASES[name]
     model = make_lam(stock_class, host, lam).train().double()
+    if name.endswith("mixture_at_zero"):
+        set_mixing(model, 0.0)
     if use_reentrant is not None:
         model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     return model

@@ -34,8 +34,8 @@ from transformers import (
     ViTModel,
 )
 
-from hf_lam import LamConfig, LocomtConfig, mechanism_parameters
-from hf_lam.modeling.injection_hf_lam import injected_encoders, views_of
+from hf_lam import LamConfig, LocomtConfig, SttConfig, mechanism_parameters
+from hf_lam.modeling.injection_hf_lam import injected_encoders, mechanisms_of, views_of
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -134,11 +134,46 @@ VIEW_CASES: list[tuple[str, str]] = [
     ("ast", "half"),
 ]
 
+# Synthesised attention: without queries and keys, …
+PURE_CONFIGS: dict[str, tuple[SttConfig, ...]] = {
+    "dense": (SttConfig("dense"),),
+    "random": (SttConfig("random"),),
+    "frozen": (SttConfig("random", frozen=True),),
+    "factorized_dense": (SttConfig("factorized_dense", bottleneck_size=5),),
+    "factorized_random": (SttConfig("factorized_random", rank=3),),
+}
+# … and mixed with dot products, alone and with what the scores of a mixture combine with.
+MIXTURE_CONFIGS: dict[str, tuple[Any, ...]] = {
+    "mixture": (SttConfig(),),
+    "mixture_trained": (SttConfig(synthesizer="random", train_mixing=True),),
+    "mixture_lam": (SttConfig(synthesizer="factorized_dense"), LamConfig(per_head=True)),
+    "mixture_views": (SttConfig(synthesizer="factorized_random"), LocomtConfig(views="half")),
+    "mixture_all": (
+        SttConfig(synthesizer="random", frozen=True),
+        LamConfig(scope="shared"),
+        LocomtConfig(views="half", annealing=True),
+    ),
+}
+STT_CONFIGS: dict[str, tuple[Any, ...]] = {**PURE_CONFIGS, **MIXTURE_CONFIGS}
+
+# Every variant on the three backbones; on the others some.
+STT_CASES: list[tuple[str, str]] = [
+    *((host, name) for host in ("bert", "vit", "videomae") for name in STT_CONFIGS),
+    ("roberta", "dense"),
+    ("roberta", "mixture_all"),
+    ("deit", "factorized_random"),
+    ("deit", "mixture_views"),
+    ("ast", "factorized_dense"),
+    ("ast", "mixture_lam"),
+]
+
 
 def mechanisms(name: str, host: str) -> tuple[Any, ...]:
-    """The configurations behind a name of `LAM_CONFIGS` or `VIEW_CONFIGS`."""
+    """The configurations behind a name of `LAM_CONFIGS`, `VIEW_CONFIGS` or `STT_CONFIGS`."""
     if name in LAM_CONFIGS:
         return (LAM_CONFIGS[name],)
+    if name in STT_CONFIGS:
+        return STT_CONFIGS[name]
     if name == "explicit":
         return tuple(replace(config, segments=SEGMENTS[host]) for config in VIEW_CONFIGS[name])
     return VIEW_CONFIGS[name]
@@ -192,6 +227,16 @@ def perturb_mechanisms(model: nn.Module, scale: float = 0.3, seed: int = 2) -> N
     for base in injected_encoders(model):
         if (base._hf_lam_configs.locomt or LocomtConfig()).annealing:
             views_of(base).penalty.fill_(2.0)
+        if (base._hf_lam_configs.stt or SttConfig("dense")).is_mixture:
+            set_mixing(base, 0.4)
+
+
+def set_mixing(model: nn.Module, mixing: float) -> None:
+    """Put `λ` of every mixture to a value, a little less in every second head, so that heads cannot be swapped."""
+    for base in injected_encoders(model):
+        for synthesizer in mechanisms_of(base).stt:
+            synthesizer.mixing.data.fill_(mixing)
+            synthesizer.mixing.data[1::2] *= 0.9
 
 
 def max_difference(left: torch.Tensor, right: torch.Tensor) -> float:

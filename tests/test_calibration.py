@@ -16,7 +16,7 @@ from scipy.optimize import linprog
 from transformers import BatchEncoding, BertForSequenceClassification
 
 import hf_lam
-from hf_lam import LamConfig, LocomtConfig, calibration
+from hf_lam import LamConfig, LocomtConfig, SttConfig, calibration
 from hf_lam.calibration import CalibrationReport, calibrate_views, choose
 from hf_lam.modeling.views_hf_lam import parse_view, view_cost
 
@@ -96,6 +96,21 @@ def test_mass_is_that_of_the_learnable_mask_too(implementation: str) -> None:
     reference.hf_lam.load_state_dict(model.hf_lam.state_dict())
     reference.set_attn_implementation("eager")
     model.set_attn_implementation(implementation)
+    batch = make_batch("bert")
+    with torch.no_grad():
+        maps = reference(**batch, output_attentions=True).attentions
+    _, report = calibrate_views(model, [batch])
+    expected = expected_mass(maps, batch["token_type_ids"], batch["attention_mask"], 2, 0)
+    assert max_difference(torch.tensor(report.mass_of_pairs), expected) < 1e-5
+
+
+def test_mass_is_that_of_a_mixture_too() -> None:
+    mixture = SttConfig(synthesizer="random")
+    model = make_viewed("bert", mixture, LocomtConfig(views="self"))
+    for synthesizer in model.hf_lam.stt:
+        synthesizer.mixing.fill_(0.5)
+    reference = hf_lam.inject(make_host("bert", initializer_range=0.5), mixture)
+    reference.hf_lam.stt.load_state_dict(model.hf_lam.stt.state_dict())
     batch = make_batch("bert")
     with torch.no_grad():
         maps = reference(**batch, output_attentions=True).attentions

@@ -9,7 +9,7 @@ from transformers import BertForSequenceClassification
 from typer.testing import CliRunner
 
 import hf_lam
-from hf_lam import LamConfig, LocomtConfig, cli, flops
+from hf_lam import LamConfig, LocomtConfig, SttConfig, cli, flops
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,8 @@ def folders(tmp_path_factory):
     classifier = make_model(BertForSequenceClassification, "bert")
     hf_lam.convert(classifier, views, LamConfig()).save_pretrained(root / "views")
     make_host("vit").save_pretrained(root / "stock")
+    hf_lam.convert(make_host("vit"), SttConfig(variant="dense")).save_pretrained(root / "stt")
+    hf_lam.convert(make_host("bert"), SttConfig(synthesizer="random")).save_pretrained(root / "mixture")
     (root / "empty").mkdir()
     return root
 
@@ -74,6 +76,48 @@ def test_a_stock_model_has_full_attention_only(folders, run):
     assert code == 0
     assert cells(next(line for line in out.splitlines() if "layer" in line)) == ["layer", "full", "counted"]
     assert "segments" not in out
+
+
+def test_synthesised_attention_has_its_synthesis_beside_its_products(folders, run):
+    code, out, _ = run(folders / "stt")
+    assert code == 0
+    lines = out.splitlines()
+    assert cells(next(line for line in lines if "layer" in line)) == [
+        "layer",
+        "full",
+        "own",
+        "own/full",
+        "counted",
+        "synthesis",
+    ]
+    # A grid of 4 × 4 after [CLS], and heads of 8 features.
+    full, own = 4 * 4 * 8 * 17**2, 4 * 2 * 8 * (16 * 8 + 20 + 17)
+    synthesis = 2 * (2 * 5 * (32 * 8 + 8 * 16) + 17 * 32 * 4)
+    expected = [f"{full / 1e9:.4g}", f"{own / 1e9:.4g}", f"{own / full:.3f}", f"{own / 1e9:.4g}"]
+    assert cells(next(line for line in lines if cells(line)[0] == "0")) == ["0", *expected, f"{synthesis / 1e9:.4g}"]
+    assert cells(next(line for line in lines if cells(line)[0] == "all"))[-1] == f"{3 * synthesis / 1e9:.4g}"
+    assert "synthesised attention: dense, on a grid of 4×4 after 1 prefix token; " in out
+    assert f"{(own + synthesis) / full:.3f} of full" in out
+    assert "formula and count are equal" in out
+
+
+def test_a_mixture_has_full_attention_and_its_synthesis(folders, run):
+    code, out, _ = run(folders / "mixture")
+    assert code == 0
+    assert cells(next(line for line in out.splitlines() if "layer" in line)) == [
+        "layer",
+        "full",
+        "counted",
+        "synthesis",
+    ]
+    assert "synthesised attention: random, on a grid of 40; counted and synthesis are 1.000 of full" in out
+
+
+def test_json_of_synthesised_attention(folders, run):
+    code, out, _ = run(folders / "stt", "--json")
+    assert code == 0
+    expected = flops.cost(hf_lam.HfLamViTModel.from_pretrained(folders / "stt")).to_dict()
+    assert json.loads(out) == json.loads(json.dumps(expected))
 
 
 def test_json_is_the_report(folders, run):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import hf_lam
-from hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig, LamConfig, LocomtConfig
+from hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig, LamConfig, LocomtConfig, SttConfig
 
 CONFIG_CLASSES = [HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig]
 FULL_BLOCK = {"version": hf_lam.__version__, "lam": LamConfig().to_dict()}
@@ -144,3 +144,78 @@ def test_nonsense_views_are_refused(block, message: str | None) -> None:
         block, message = {"locomt": {**block["locomt"], "segments": [["a", 1], ["b", 2]]}}, "diagonal.*presets"
     with pytest.raises(ValueError, match=message):
         HfLamBertConfig(hf_lam=block)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "fast"}, r"variant must be one of \['mixture', 'dense'.*got 'fast'"),
+        ({"synthesizer": "mixture"}, "synthesizer must be one of .*got 'mixture'"),
+        ({"variant": "dense", "synthesizer": "dense"}, "synthesizer='dense' has no meaning for variant='dense'"),
+        ({"variant": "dense", "train_mixing": True}, "train_mixing=True has no meaning.*it belongs to mixture"),
+        ({"train_mixing": 1}, "train_mixing must be True or False, got 1"),
+        ({"variant": "random", "frozen": None}, "frozen must be True or False, got None"),
+        ({"frozen": True}, "frozen=True has no meaning for variant='mixture' with synthesizer='dense'"),
+        ({"variant": "dense", "rank": 4}, "rank=4 has no meaning.*it belongs to factorized_random"),
+        ({"variant": "factorized_random", "rank": 0}, "rank must be None or an integer of at least 1, got 0"),
+        ({"variant": "random", "bottleneck_size": 4}, "belongs to dense and factorized_dense"),
+        ({"bottleneck_size": True}, "bottleneck_size must be None or an integer of at least 1, got True"),
+        ({"variant": "dense", "factors": [[2, 7]]}, "factors=.* has no meaning"),
+        ({"variant": "factorized_dense", "factors": [[2, 7, 1]]}, r"factors must be None or \[s, t\] for every axis"),
+        ({"variant": "factorized_dense", "factors": [[2, 0]]}, "factors must be None or"),
+        ({"variant": "factorized_dense", "factors": 3}, "factors must be None or"),
+        ({"variant": "factorized_dense", "factors": [[2, 7]], "grid": [14, 14]}, r"for grid=\[14, 14\]"),
+        ({"variant": "factorized_dense", "factors": [[2, 7]], "grid": [15]}, r"got \[\[2, 7\]\] for grid=\[15\]"),
+        ({"grid": []}, r"grid must be None or the sizes of its axes, such as \[14, 14\], got \[\]"),
+        ({"grid": [14, 0]}, "grid must be None or"),
+        ({"grid": [14.0]}, "grid must be None or"),
+        ({"grid": 196}, "grid must be None or .*got 196"),
+        ({"prefix_tokens": -1}, "prefix_tokens must be None or an integer of at least 0, got -1"),
+        ({"prefix_tokens": True}, "prefix_tokens must be None or"),
+    ],
+)
+def test_stt_config_names_the_bad_option(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SttConfig(**options)
+    with pytest.raises(ValueError, match=message):
+        HfLamViTConfig(hf_lam={"stt": options})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SttConfig(),
+        SttConfig("mixture", "factorized_random", rank=3, frozen=True),
+        SttConfig("mixture", train_mixing=True, bottleneck_size=5),
+        SttConfig("dense", grid=(2, 7, 7), prefix_tokens=0),
+        SttConfig("random", frozen=True, prefix_tokens=2),
+        SttConfig("factorized_dense", grid=(14, 13), factors=((2, 7), [1, 13])),
+    ],
+)
+@pytest.mark.parametrize("config_class", CONFIG_CLASSES)
+def test_stt_config_round_trips_through_json(config: SttConfig, config_class) -> None:
+    assert SttConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    block = {"version": hf_lam.__version__, "stt": config.to_dict()}
+    for given in (config, [config], {"stt": config.to_dict()}, config.to_dict()):
+        stored = config_class(hf_lam=given)
+        assert stored.hf_lam == block and json.loads(stored.to_json_string())["hf_lam"] == block
+
+
+def test_what_synthesizes_the_map() -> None:
+    assert SttConfig().is_mixture and SttConfig().synthesized_by == "dense"
+    assert SttConfig("mixture", "random").synthesized_by == "random"
+    assert not SttConfig("random").is_mixture and SttConfig("random").synthesized_by == "random"
+
+
+def test_an_unknown_stt_option_lists_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"SttConfig has no option \['heads'\]; the options are \['variant', 'synth"):
+        HfLamViTConfig(hf_lam={"stt": {"heads": 3}})
+
+
+def test_three_mechanisms_in_one_block() -> None:
+    configs = [SttConfig(), LamConfig(), LocomtConfig([["a", 3], ["b", 4]], TABLE)]
+    names = ("stt", "lam", "locomt")
+    block = {name: config.to_dict() for name, config in zip(names, configs, strict=True)}
+    assert HfLamBertConfig(hf_lam=configs).hf_lam == {"version": hf_lam.__version__, **block}
+    with pytest.raises(ValueError, match="SttConfig was given twice"):
+        HfLamBertConfig(hf_lam=[SttConfig(), SttConfig("dense")])

@@ -4,8 +4,10 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ import hf_lam
 from hf_lam import cli
 from hf_lam import demo as demo_module
 from hf_lam.demo import DemoSettings, accuracy_on, check_output, load_data, logits_in_fresh_process, run_demo
+from hf_lam.flops import cost
 from hf_lam.modeling.views_hf_lam import parse_view, view_cost
 
 pytest.importorskip("matplotlib")
@@ -41,14 +44,18 @@ def test_conversion_and_the_fresh_process_give_the_same_logits(finished):
 
 def test_the_table_has_the_model_before_and_after(finished):
     result, _, printed = finished
-    names = ["ViT", "ViT, trained on", "ViT with LAM, trained on", "ViT with LoCoMT, trained on"]
-    assert [row.model for row in result.rows] == names
+    converted = [f"ViT with {name}, trained on" for name in ("LAM", "LoCoMT", "STT")]
+    assert [row.model for row in result.rows] == ["ViT", "ViT, trained on", *converted]
     assert all(0.1 < row.test_accuracy <= 1 for row in result.rows)
-    stock, _, lam, locomt = result.rows
+    stock, _, lam, locomt, stt = result.rows
     assert stock.parameters_added == locomt.parameters_added == 0
     assert locomt.parameters == stock.parameters
     # Per layer: 16 × 64 + 16 of the hidden layer and 17 × 16 + 17 of the output.
     assert lam.parameters_added == lam.parameters - stock.parameters == 4 * (16 * 64 + 16 + 17 * 16 + 17)
+    # Per layer: no queries and keys, 64 × 64 + 64 each. For both axes 16 × 64 + 16 of the hidden layer and
+    # 16 × 16 + 16 of the output, and 4 × 64 + 4 for the shares of [CLS].
+    made = 2 * (16 * 64 + 16 + 16 * 16 + 16) + 4 * 64 + 4
+    assert stt.parameters_added == stt.parameters - stock.parameters == 4 * (made - 2 * (64 * 64 + 64))
     for row in result.rows:
         assert row.model in printed
         assert f"{100 * row.test_accuracy:.1f} %" in printed
@@ -60,7 +67,7 @@ def test_the_table_has_the_model_before_and_after(finished):
 
 def test_the_attention_flops_are_those_of_the_views_that_were_saved(finished):
     result, folder, printed = finished
-    *others, locomt = result.rows
+    *others, locomt, _ = result.rows
     assert [row.attention_flops for row in others] == [1, 1, 1]
     stored = json.loads((folder / "locomt" / "config.json").read_text())["hf_lam"]["locomt"]
     names = [name for name, _ in stored["segments"]]
@@ -77,13 +84,42 @@ def test_the_attention_flops_are_those_of_the_views_that_were_saved(finished):
     assert f"{100 * result.attention_mass:.1f} % of the attention" in printed
 
 
+def test_the_attention_flops_of_synthesised_attention_include_its_synthesis(finished):
+    result, folder, _ = finished
+    model = hf_lam.HfLamViTForImageClassification.from_pretrained(folder / "stt")
+    stored = json.loads((folder / "stt" / "config.json").read_text())["hf_lam"]["stt"]
+    assert (stored["variant"], stored["grid"], stored["prefix_tokens"]) == ("dense", [4, 4], 1)
+    assert not any(name in key for key in model.state_dict() for name in ("q_proj", "k_proj", ".query.", ".key."))
+    report = cost(model)
+    assert result.rows[-1].attention_flops == pytest.approx(
+        (report.attention["own"] + report.synthesis) / report.attention["full"], abs=1e-4
+    )
+
+
+def test_the_mixture_is_the_same_when_it_is_hardened(finished):
+    result, _, printed = finished
+    assert result.hardening_difference <= 1e-5
+    assert "hf_lam.harden(model): no queries and keys" in printed
+    found = re.search(r"KL divergence ([\d.]+) before, ([\d.]+) after 10 epochs of 256 images", printed)
+    assert float(found[2]) < float(found[1])
+
+
+@pytest.mark.parametrize("name", ["conversion_difference", "hardening_difference", "reload_difference"])
+def test_any_difference_of_logits_is_a_failure(finished, name):
+    result, _, _ = finished
+    assert result.passed
+    assert not replace(result, **{name: 2e-5}).passed
+
+
 def test_the_folder_is_complete_and_loads(finished):
     result, folder, _ = finished
     present = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     assert present == result.files
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "demo.json"} <= set(present)
     assert {"configuration_hf_lam.py", "modeling_hf_lam.py"} <= set(present)
-    assert {"locomt/config.json", "locomt/model.safetensors", "locomt/modeling_hf_lam.py"} <= set(present)
+    for inner in ("locomt", "stt"):
+        names = {f"{inner}/{name}" for name in ("config.json", "model.safetensors", "modeling_hf_lam.py")}
+        assert names <= set(present)
     assert not list(folder.parent.glob(".*")), "nothing is left beside the folder"
     assert hf_lam.__version__ in (folder / "README.md").read_text()
 
@@ -91,7 +127,7 @@ def test_the_folder_is_complete_and_loads(finished):
     processor = AutoImageProcessor.from_pretrained(folder)
     pixels = processor(Image.open(folder / "digit.png"), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels[0], digits.test.pixel_values[0])
-    for row, place in zip(result.rows[2:], (folder, folder / "locomt"), strict=True):
+    for row, place in zip(result.rows[2:], (folder, folder / "locomt", folder / "stt"), strict=True):
         model = AutoModelForImageClassification.from_pretrained(place)
         assert isinstance(model, hf_lam.HfLamViTForImageClassification)
         assert accuracy_on(model, digits.test) == pytest.approx(row.test_accuracy, abs=1e-4)
@@ -99,7 +135,7 @@ def test_the_folder_is_complete_and_loads(finished):
 
 def test_the_pictures_are_pictures(finished):
     _, folder, _ = finished
-    for name in ("masks.png", "masks_on_digit.png", "views.png"):
+    for name in ("masks.png", "masks_on_digit.png", "views.png", "synthetic_maps.png", "synthetic_map_on_digit.png"):
         with Image.open(folder / name) as picture:
             assert picture.width > 500
             assert len(picture.convert("RGB").getcolors(maxcolors=1 << 24)) > 50
@@ -129,22 +165,25 @@ def test_it_replaces_an_earlier_demo_and_nothing_else(finished, tmp_path, monkey
     with pytest.raises(ValueError, match=r"thesis\.txt"):
         check_output(tmp_path)
     mine.unlink()
-    (tmp_path / "locomt").mkdir()
-    (tmp_path / "locomt" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"it holds locomt/notes\.txt"):
-        check_output(tmp_path)
+    for inner in ("stt", "locomt"):
+        (tmp_path / inner).mkdir()
+        (tmp_path / inner / "notes.txt").write_text("mine")
+        with pytest.raises(ValueError, match=rf"it holds {inner}/notes\.txt"):
+            check_output(tmp_path)
 
 
 def test_an_earlier_demo_is_replaced(tmp_path):
     partial, output = tmp_path / "partial", tmp_path / "out"
-    for folder, names in ((output, ["old.png", "locomt/old.py", "both.py"]), (partial, ["both.py", "locomt/new.py"])):
-        (folder / "locomt").mkdir(parents=True)
+    old, new = ["old.png", "locomt/old.py", "stt/old.py", "both.py"], ["both.py", "locomt/new.py", "stt/new.py"]
+    for folder, names in ((output, old), (partial, new)):
+        for inner in ("locomt", "stt"):
+            (folder / inner).mkdir(parents=True)
         for name in names:
             (folder / name).write_text(folder.name)
         (folder / "demo.json").write_text(json.dumps({"files": [*names, "demo.json"]}))
     demo_module._publish(partial, output)
     left = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
-    assert left == {"both.py", "locomt/new.py", "demo.json"}
+    assert left == {"both.py", "locomt/new.py", "stt/new.py", "demo.json"}
     assert (output / "both.py").read_text() == "partial"
 
 

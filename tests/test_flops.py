@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
@@ -19,8 +20,9 @@ from transformers import (
 )
 
 import hf_lam
-from hf_lam import LamConfig, LocomtConfig
-from hf_lam.flops import cost, example_inputs
+from hf_lam import LamConfig, LocomtConfig, SttConfig
+from hf_lam.flops import cost, example_inputs, stt_products
+from hf_lam.modeling.configuration_hf_lam import SYNTHESIZERS
 from hf_lam.modeling.views_hf_lam import bottleneck_cost
 
 SPANS = [["a", 12], ["b", 20]]
@@ -226,6 +228,148 @@ def test_multiple_choice():
     assert_exact(cost(model))
 
 
+# --- synthesised attention -------------------------------------------------------------------------------------------
+
+# Grid and prefix tokens of the tiny hosts; text as long as `make_inputs` makes it.
+GRIDS = {"vit": ((4, 4), 1), "deit": ((4, 4), 2), "videomae": ((2, 2, 2), 0), "bert": ((11,), 0)}
+
+
+def with_stt(host, variant="dense", *others, **options):
+    return hf_lam.inject(make_host(host), SttConfig(variant=variant, **options), *others)
+
+
+def test_products_worked_out_by_hand():
+    assert stt_products([5]) == 25
+    assert stt_products([4, 3]) == 12 * 7
+    assert stt_products([2, 3, 4]) == 24 * 9
+    # A prefix token sums up 12 places, then the 3 that are left; and all 14 tokens look at 2 prefix tokens.
+    assert stt_products([4, 3], 2) == 12 * 7 + 2 * (12 + 3) + 14 * 2
+
+
+@pytest.mark.parametrize(
+    ("host", "variant"),
+    [*((h, v) for h in ("vit", "videomae", "bert") for v in SYNTHESIZERS), ("deit", "dense"), ("deit", "random")],
+)
+def test_a_synthesised_map_costs_its_mode_products_and_nothing_for_queries_and_keys(host, variant):
+    stock = make_host(host)
+    inputs = {name: x for name, x in make_inputs(host, batch=3).items() if name != "attention_mask"}
+    before, report = cost(stock, inputs), cost(with_stt(host, variant), inputs)
+    assert_exact(report)
+    grid, prefix = GRIDS[host]
+    assert (report.grid, report.tokens, report.forward_kind) == (grid, prod(grid) + prefix, "own")
+    assert (report.synthesizer, report.segments, report.batch_size) == (variant, None, 3)
+    own = 3 * 2 * 8 * stt_products(grid, prefix)
+    assert report.layers[0].formula == {"full": (3 * SCALE * report.tokens**2,) * 4, "own": (own,) * 4}
+    assert report.forward_attention == 3 * 4 * own
+    assert (report.synthesis > 0) == (variant != "random")
+    assert sum(layer.synthesis for layer in report.layers) == report.synthesis
+
+    linear = 3 * 2 * report.tokens * 32 * 32
+    attention = before.forward_attention - report.forward_attention
+    assert report.flops == before.flops - 3 * 2 * linear - attention + report.synthesis
+    names = (".query.", ".key.", ".q_proj.", ".k_proj.")
+    dropped = [p.numel() for name, p in stock.named_parameters() if any(part in name for part in names)]
+    assert len(dropped) >= 3 * 2
+    assert report.parameters == before.parameters - sum(dropped) + report.mechanism_parameters
+
+
+def test_synthesis_worked_out_by_hand():
+    # `W1` of 8 rows, `W2` of one row for every place and head, for 1 prefix token and 4 places of each of two axes.
+    of_axis = 5 * (32 * 8 + 8 * 4 * 4)
+    shares = 17 * 32 * 4
+    assert cost(with_stt("vit", "dense")).layers[0].synthesis == 2 * (2 * of_axis + shares)
+    # The prefix token's row and 4 more, of rank 3, for 4 heads.
+    assert cost(with_stt("vit", "factorized_random", rank=3)).layers[0].synthesis == 2 * 2 * 4 * 5 * 3 * 4
+    # The grid's rows alone, and vectors of 2 and 2 in place of 4.
+    factorized = cost(with_stt("videomae", "factorized_dense", factors=[[1, 2]] * 3)).layers[0].synthesis
+    assert factorized == 2 * 3 * 2 * (32 * 8 + 8 * 4 * 3)
+
+
+@pytest.mark.parametrize(("host", "synthesizer"), [*zip(GRIDS, SYNTHESIZERS, strict=True), ("vit", "random")])
+def test_a_mixture_costs_the_dot_products_and_its_synthesis(host, synthesizer):
+    inputs = make_inputs(host)
+    before, pure = cost(make_host(host), inputs), cost(with_stt(host, synthesizer), inputs)
+    report = cost(with_stt(host, "mixture", synthesizer=synthesizer), inputs)
+    assert_exact(report)
+    assert (report.forward_kind, set(report.attention)) == ("full", {"full"})
+    assert report.forward_attention == before.forward_attention
+    assert (report.grid, report.synthesizer, report.synthesis) == (pure.grid, synthesizer, pure.synthesis)
+    assert report.flops == before.flops + report.synthesis
+
+
+@pytest.mark.parametrize("lam", [None, LamConfig(scope="shared", rank=2)])
+def test_a_mixture_with_views_costs_its_views(lam):
+    views = LocomtConfig(views="half")
+    others = () if lam is None else (lam,)
+    expected = cost(hf_lam.inject(make_host("vit"), views, *others))
+    report = cost(with_stt("vit", "mixture", views, *others))
+    assert_exact(report)
+    assert report.forward_kind == "own"
+    assert report.attention == expected.attention
+    assert report.flops == expected.flops + report.synthesis
+    assert report.synthesis == cost(with_stt("vit")).synthesis
+
+
+def test_hardening_takes_the_dot_products_away():
+    model = with_stt("vit", "mixture")
+    mixed = cost(model)
+    report = cost(hf_lam.harden(model, force=True))
+    assert_exact(report)
+    assert report.to_dict() == cost(with_stt("vit")).to_dict()
+    assert (mixed.synthesizer, mixed.grid) == (report.synthesizer, report.grid) == ("dense", (4, 4))
+    # The projections, their biases, and λ, which is a buffer.
+    assert mixed.parameters - report.parameters == 3 * 2 * (32 * 32 + 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "features"),
+    [({}, 8), ({"grid": [11]}, 8), ({"prefix_tokens": 2}, 9), ({"grid": [2, 5], "prefix_tokens": 1}, 9)],
+)
+def test_padding_is_divided_out_unless_there_is_one_axis_alone(options, features):
+    inputs = make_inputs("bert")
+    model = with_stt("bert", **options)
+    report = cost(model, inputs)
+    assert_exact(report)
+    prefix = options.get("prefix_tokens", 0)
+    grid = options.get("grid", [11 - prefix])
+    grid = grid if len(grid) > 1 else [11 - prefix]
+    assert report.layers[0].formula["own"] == (2 * 2 * features * stt_products(grid, prefix),) * 4
+    del inputs["attention_mask"]
+    report = cost(model, inputs)
+    assert_exact(report)
+    assert report.layers[0].formula["own"] == (2 * 2 * 8 * stt_products(grid, prefix),) * 4
+
+
+def test_a_map_that_is_asked_for_or_formed_by_the_reference_is_not_what_it_costs():
+    expected = cost(with_stt("vit")).to_dict()
+    for options in ({"attn_implementation": "eager"}, {"output_attentions": True, "attn_implementation": "eager"}):
+        model = hf_lam.inject(make_host("vit", **options), SttConfig(variant="dense"))
+        assert cost(model).to_dict() == expected
+        attentions = model(**make_inputs("vit"), output_attentions=True).attentions
+        assert attentions[0].shape == (2, 4, 17, 17)
+        assert model.config._attn_implementation == "eager"
+
+
+def test_example_inputs_fill_the_grid():
+    assert example_inputs(with_stt("bert"))["input_ids"].shape == (1, 40)
+    assert example_inputs(with_stt("bert", grid=[9]))["input_ids"].shape == (1, 9)
+    assert example_inputs(with_stt("bert", grid=[3, 4], prefix_tokens=2))["input_ids"].shape == (1, 14)
+    assert example_inputs(with_stt("roberta"))["input_ids"].shape == (1, 38)
+    for options in ({}, {"grid": [9]}, {"grid": [3, 4], "prefix_tokens": 2}):
+        assert_exact(cost(with_stt("bert", **options)))
+
+
+def test_on_text_a_dense_map_can_cost_more_than_dot_products():
+    model = BertModel(BertConfig(vocab_size=9, num_hidden_layers=1))
+    stock = cost(model)
+    report = cost(hf_lam.inject(model, SttConfig(variant="dense")))
+    assert report.tokens == 512
+    products = report.attention["own"] + report.synthesis
+    assert products / report.attention["full"] == 1.0625
+    # But not with the projections of queries and keys, which it does without.
+    assert report.flops < stock.flops
+
+
 def test_as_json():
     report = cost(with_views(views="half"), bottleneck_tokens=2)
     written = json.loads(json.dumps(report.to_dict()))
@@ -234,6 +378,10 @@ def test_as_json():
     assert written["layers"][1]["views"] == ["self", "self", "cross:a-b", "cross:a-b"]
     assert written["attention"] == report.attention
     assert (written["forward_attention"], written["agrees"]) == (report.forward_attention, True)
+    assert (written["synthesis"], written["synthesizer"], written["grid"]) == (0, None, None)
+    written = json.loads(json.dumps(cost(with_stt("vit")).to_dict()))
+    assert (written["synthesizer"], written["grid"]) == ("dense", [4, 4])
+    assert written["synthesis"] == 3 * written["layers"][0]["synthesis"] > 0
 
 
 def test_a_count_that_differs_is_seen():

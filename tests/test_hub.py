@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hf_lam.modeling.configuration_hf_lam import TRAVELLING_FILES
 
-# Repository, stock class, host, Auto class of what is pushed. All but the first have attention views.
+# Repository, stock class, host, Auto class of what is pushed.
 CASES = [
     ("user/lam-bert", "BertForSequenceClassification", "bert", "AutoModelForSequenceClassification"),
     ("user/lam-vit", "ViTForImageClassification", "vit", "AutoModelForImageClassification"),
@@ -31,9 +31,10 @@ from lam_models import make_lam
 
 folder, cases = sys.argv[1], json.loads(sys.argv[2])
 tensors = {}
+kinds = {"bert": "per_layer", "vit": "dense", "videomae": "mixture_all"}
 for repo, stock_class, host, auto_class in cases:
     stock, inputs = getattr(transformers, stock_class), make_inputs(host)
-    model = make_lam(stock, host, mechanisms("per_layer" if host == "bert" else "lam", host))
+    model = make_lam(stock, host, mechanisms(kinds[host], host))
     with torch.no_grad():
         tensors |= {f"{repo}:{name}": tensor for name, tensor in inputs.items()}
         tensors[repo] = first_output(model, inputs)

@@ -14,6 +14,8 @@ from hosts import (
     LAM_CONFIGS,
     SEGMENTS,
     SIZES,
+    STT_CASES,
+    STT_CONFIGS,
     VIEW_CASES,
     first_output,
     make_host,
@@ -138,8 +140,8 @@ def test_no_attention_implementation_drops_the_mechanism(host: str, implementati
 
 
 @pytest.mark.parametrize("implementation", ["eager", "hf_lam", FLEX])
-@pytest.mark.parametrize(("host", "name"), VIEW_CASES)
-def test_no_attention_implementation_drops_the_views(host: str, name: str, implementation: str) -> None:
+@pytest.mark.parametrize(("host", "name"), [*VIEW_CASES, *STT_CASES])
+def test_no_attention_implementation_drops_views_or_stt(host: str, name: str, implementation: str) -> None:
     model, inputs = injected(host, name), make_inputs(host, token_types=True)
     expected = first_output(model, inputs)
     model.set_attn_implementation(implementation)
@@ -250,8 +252,10 @@ def test_attention_maps_of_a_bottleneck_hold_its_tokens() -> None:
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("name", [n for host, n in VIEW_CASES if host == "bert" and n != "explicit"])
-def test_right_padding_is_exact_with_views(name: str, implementation: str) -> None:
+@pytest.mark.parametrize(
+    "name", [*(name for host, name in VIEW_CASES if host == "bert" and name != "explicit"), *STT_CONFIGS]
+)
+def test_right_padding_is_exact_with_views_or_stt(name: str, implementation: str) -> None:
     model, inputs = injected("bert", name), make_inputs("bert", batch=4, token_types=True)
     model.set_attn_implementation(implementation)
     together = model(**inputs).last_hidden_state
@@ -260,8 +264,8 @@ def test_right_padding_is_exact_with_views(name: str, implementation: str) -> No
         assert max_difference(together[i, :length], model(**alone).last_hidden_state[0]) < 1e-5
 
 
-@pytest.mark.parametrize(("host", "name"), VIEW_CASES)
-def test_no_sample_sees_another_with_views(host: str, name: str) -> None:
+@pytest.mark.parametrize(("host", "name"), [*VIEW_CASES, *STT_CASES])
+def test_no_sample_sees_another_with_views_or_stt(host: str, name: str) -> None:
     model, inputs = injected(host, name), make_inputs(host, batch=3, token_types=True)
     expected = first_output(model, inputs)[0]
     other = make_inputs(host, batch=3, seed=9, token_types=True)
@@ -361,6 +365,8 @@ def test_copies_and_pickles_use_views_of_their_own(host: str, name: str) -> None
         ("bert", "half"),
         ("vit", "shared_lam"),
         ("videomae", "bottleneck"),
+        ("bert", "mixture_all"),
+        ("vit", "dense"),
     ],
 )
 def test_threads_do_not_mix_up_their_inputs(host: str, name: str) -> None:
@@ -384,7 +390,7 @@ def test_threads_do_not_mix_up_their_inputs(host: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "name"),
-    [*((host, "per_layer") for host in BASES), *(case for case in VIEW_CASES if case[0] in BACKBONES)],
+    [*((host, "per_layer") for host in BASES), *(case for case in VIEW_CASES if case[0] in BACKBONES), *STT_CASES],
 )
 def test_autocast_and_half_precision(host: str, name: str) -> None:
     model, inputs = inject(make_host(host), *mechanisms(name, host)), make_inputs(host, token_types=True)

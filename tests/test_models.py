@@ -11,6 +11,7 @@ from hosts import (
     BASES,
     CONVERTIBLE,
     LAM_CONFIGS,
+    STT_CASES,
     VIEW_CASES,
     first_output,
     make_inputs,
@@ -53,6 +54,13 @@ from hf_lam import (
 
 BLOCK = {"lam": {}}
 FULL_VIEWS = {"locomt": {"annealing": True}}
+MIXTURE = {"stt": {}}
+RANDOM_MIXTURE = {"stt": {"synthesizer": "random", "frozen": True}, "lam": {}}
+BLOCKS = pytest.mark.parametrize(
+    "block",
+    [BLOCK, FULL_VIEWS, MIXTURE, RANDOM_MIXTURE],
+    ids=["lam", "full_views", "mixture", "frozen_random_mixture"],
+)
 
 
 @pytest.fixture(params=list(CONVERTIBLE), ids=lambda stock: stock.__name__)
@@ -84,6 +92,8 @@ def test_convert_keeps_outputs_and_shares_the_weights(stock: type, views: tuple[
     ("stock", "name"),
     [
         *((stock, name) for stock in CONVERTIBLE for name in ("per_layer", "shared_rank_per_head", "half")),
+        *((stock, name) for stock in CONVERTIBLE for name in ("dense", "mixture_all")),
+        *((BASES[host], name) for host, name in STT_CASES if BASES[host] in CONVERTIBLE),
         *((BASES[host], name) for host, name in VIEW_CASES if BASES[host] in CONVERTIBLE and name != "half"),
     ],
 )
@@ -124,7 +134,7 @@ def test_new_views_are_saved(tmp_path: Path) -> None:
     assert torch.equal(first_output(HfLamBertModel.from_pretrained(tmp_path), inputs), expected)
 
 
-@pytest.mark.parametrize("block", [BLOCK, FULL_VIEWS], ids=["lam", "full_views"])
+@BLOCKS
 def test_a_stock_checkpoint_loads_straight(stock: type, block: dict, tmp_path: Path, poisoned_empty: None) -> None:
     model, inputs = make_model(stock, CONVERTIBLE[stock]), make_inputs(CONVERTIBLE[stock], token_types=True)
     model.save_pretrained(tmp_path)
@@ -145,7 +155,7 @@ def test_a_base_checkpoint_loads_into_a_head_and_back(tmp_path: Path, poisoned_e
         model, inputs = make_model(base, host), make_inputs(host, token_types=True)
         model.save_pretrained(tmp_path / base.__name__)
         expected = model(**inputs, output_hidden_states=True).hidden_states[-1]
-        for block in (BLOCK, FULL_VIEWS):
+        for block in (BLOCK, FULL_VIEWS, MIXTURE, RANDOM_MIXTURE):
             loaded = head.from_pretrained(tmp_path / base.__name__, hf_lam=block)
             assert max_difference(loaded(**inputs, output_hidden_states=True).hidden_states[-1], expected) < 1e-5
             assert all(parameter.isfinite().all() for parameter in loaded.parameters())

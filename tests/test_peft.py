@@ -31,6 +31,9 @@ CASES: dict[str, tuple[Any, str, list[str], Any]] = {
     "videomae": (VideoMAEForVideoClassification, "videomae", ["query", "value"], LamConfig()),
     "roberta_injected": (RobertaForSequenceClassification, "roberta", ["query", "value"], LamConfig()),
     "bert_bottleneck": (BertForSequenceClassification, "bert", ["query", "value"], mechanisms("bottleneck", "bert")),
+    "bert_mixture": (BertForSequenceClassification, "bert", ["value", "dense"], mechanisms("mixture", "bert")),
+    "bert_pure": (BertForSequenceClassification, "bert", ["value", "dense"], mechanisms("dense", "bert")),
+    "videomae_pure": (VideoMAEForVideoClassification, "videomae", ["value"], mechanisms("random", "videomae")),
     "vit_lam_and_views": (ViTForImageClassification, "vit", ["q_proj", "v_proj"], mechanisms("shared_lam", "vit")),
 }
 
@@ -101,7 +104,7 @@ def test_lora_trains_the_masks_saves_reloads_and_merges(case: str, tmp_path: Pat
     torch.testing.assert_close(outputs_of(merged, host), trained, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["bert", "videomae"])
+@pytest.mark.parametrize("case", ["bert", "videomae", "bert_pure"])
 def test_a_merged_model_is_an_ordinary_one(case: str, tmp_path: Path) -> None:
     _, host, targets, _ = CASES[case]
     model = add_lora(make_base(case), targets)
@@ -114,7 +117,9 @@ def test_a_merged_model_is_an_ordinary_one(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "non_reentrant"])
-@pytest.mark.parametrize("case", ["bert", "bert_shared", "vit", "roberta_injected", "bert_bottleneck"])
+@pytest.mark.parametrize(
+    "case", ["bert", "bert_shared", "vit", "roberta_injected", "bert_bottleneck", "bert_mixture", "bert_pure"]
+)
 def test_gradient_checkpointing_with_lora(case: str, use_reentrant: bool) -> None:
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hosts import mechanisms
 from lam_models import make_lam
 from PIL import Image
 from transformers import (
@@ -47,10 +48,11 @@ def one_by_one(model: Any, tokenizer: Any) -> list[Any]:
         return [(model(**inputs), inputs) for inputs in (tokenizer(s, return_tensors="pt") for s in SENTENCES)]
 
 
+@pytest.mark.parametrize("name", ["per_layer", "dense", "mixture"])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_text_classification(batch_size: int, tmp_path: Path) -> None:
+def test_text_classification(batch_size: int, name: str, tmp_path: Path) -> None:
     names = {0: "negative", 1: "positive", 2: "neutral"}
-    model = make_lam(BertForSequenceClassification, "bert", id2label=names, num_labels=3)
+    model = make_lam(BertForSequenceClassification, "bert", mechanisms(name, "bert"), id2label=names, num_labels=3)
     tokenizer = save_with_tokenizer(model, tmp_path / "model")
     classify = pipeline("text-classification", model=str(tmp_path / "model"), top_k=None, batch_size=batch_size)
     assert type(classify.model) is type(model)
@@ -95,8 +97,9 @@ def images() -> list[Image.Image]:
     return [Image.fromarray(random.integers(0, 255, (20, 24, 3), dtype=np.uint8)) for _ in range(3)]
 
 
-def test_image_classification(tmp_path: Path) -> None:
-    model = make_lam(ViTForImageClassification, "vit", num_labels=4)
+@pytest.mark.parametrize("name", ["per_layer", "random", "mixture"])
+def test_image_classification(name: str, tmp_path: Path) -> None:
+    model = make_lam(ViTForImageClassification, "vit", mechanisms(name, "vit"), num_labels=4)
     processor = ImageProcessor(size={"height": 16, "width": 16})
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from hosts import BASES, LAM_CONFIGS, VIEW_CASES, make_host, make_inputs, mechanisms, perturb_mechanisms
+from hosts import BASES, LAM_CONFIGS, STT_CASES, VIEW_CASES, make_host, make_inputs, mechanisms, perturb_mechanisms
 from torch import nn
 
-from hf_lam import LamConfig, LocomtConfig, inject, remove
+from hf_lam import LamConfig, LocomtConfig, SttConfig, inject, remove
 
 COMPILED = ["bert", "vit", "videomae"]
 slow = pytest.mark.slow
+STT_COMPILED = [("bert", "dense"), ("vit", "mixture")]
 COMPILED_CASES = [
     *((host, "shared") for host in COMPILED),
     ("bert", "half"),
@@ -20,6 +21,8 @@ COMPILED_CASES = [
     *(pytest.param(host, "per_layer", marks=slow) for host in COMPILED),
     *(pytest.param(*case, marks=slow) for case in VIEW_CASES if case[0] in COMPILED and case[1] != "half"),
     pytest.param("videomae", "half", marks=slow),
+    *STT_COMPILED,
+    *(pytest.param(*case, marks=slow) for case in STT_CASES if case[0] in COMPILED and case not in STT_COMPILED),
 ]
 
 
@@ -44,7 +47,8 @@ def gradients(
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        scale = gradient.abs().max().clamp(min=1e-3)
+        # Some, such as those of the keys' biases, are rounding around zero.
+        scale = gradient.abs().max().clamp(min=1e-2)
         assert ((found[name] - gradient).abs().max() / scale) < 1e-5, name
 
 
@@ -57,7 +61,9 @@ def make_batches(host: str, token_types: bool = False) -> list[dict]:
 
 
 @pytest.mark.parametrize("use_reentrant", [None, False, True])
-@pytest.mark.parametrize(("host", "name"), [*((host, name) for host in BASES for name in LAM_CONFIGS), *VIEW_CASES])
+@pytest.mark.parametrize(
+    ("host", "name"), [*((host, name) for host in BASES for name in LAM_CONFIGS), *VIEW_CASES, *STT_CASES]
+)
 def test_two_forwards_then_one_backward(host: str, name: str, use_reentrant: bool | None) -> None:
     configs = mechanisms(name, host)
     model, batches = inject(make_host(host), *configs), make_batches(host, token_types=name not in LAM_CONFIGS)
@@ -71,7 +77,7 @@ def test_two_forwards_then_one_backward(host: str, name: str, use_reentrant: boo
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("name", ["shared", "half", "shared_lam"])
+@pytest.mark.parametrize("name", ["shared", "half", "shared_lam", "dense", "mixture_all"])
 def test_checkpointing_with_dropout_recomputes_the_same_masks(name: str, use_reentrant: bool) -> None:
     dropout = {"attention_probs_dropout_prob": 0.2, "hidden_dropout_prob": 0.1}
     model = inject(make_host("bert", **dropout), *mechanisms(name, "bert"))
@@ -114,6 +120,12 @@ def test_compiled_without_a_graph_break(host: str, name: str, use_reentrant: boo
         ("vit", "bottleneck"),
         ("videomae", "explicit"),
         ("videomae", "annealing"),
+        ("bert", "random"),
+        ("bert", "mixture_all"),
+        ("vit", "factorized_dense"),
+        ("vit", "mixture_views"),
+        ("videomae", "dense"),
+        ("videomae", "mixture_lam"),
     ],
 )
 def test_compiled_with_inductor(host: str, name: str) -> None:
@@ -135,6 +147,8 @@ def test_compiled_with_inductor(host: str, name: str) -> None:
         ("vit", "half"),
         ("videomae", "explicit"),
         *(pytest.param(host, name, marks=slow) for host in COMPILED for name in ("bottleneck", "annealing")),
+        *STT_COMPILED,
+        *(pytest.param(*case, marks=slow) for case in STT_CASES if case[0] in COMPILED and case not in STT_COMPILED),
     ],
 )
 def test_exported_programs_need_nothing_of_ours(host: str, name: str) -> None:
@@ -149,11 +163,22 @@ def test_exported_programs_need_nothing_of_ours(host: str, name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("configs", [(LamConfig(),), (LocomtConfig(views="half"),)], ids=["lam", "views"])
+@pytest.mark.parametrize(
+    "configs",
+    [
+        (LamConfig(),),
+        (LocomtConfig(views="half"),),
+        (SttConfig("dense"),),
+        pytest.param((SttConfig("factorized_random"),), marks=slow),
+        pytest.param((SttConfig("factorized_random", prefix_tokens=1),), marks=slow),
+        pytest.param((SttConfig(synthesizer="random"), LamConfig(rank=2)), marks=slow),
+    ],
+    ids=["lam", "views", "dense", "factorized_random", "prefix", "mixture_lam"],
+)
 def test_exported_with_a_dynamic_length(configs: tuple[Any, ...]) -> None:
     model, inputs = inject(make_host("bert"), *configs), make_inputs("bert", token_types=True)
     perturb_mechanisms(model)
-    length = torch.export.Dim("length", min=2, max=40)
+    length = torch.export.Dim("length", min=3, max=40)
     dynamic = {name: {1: length} for name in inputs}
     program = torch.export.export(model, (), inputs, dynamic_shapes=dynamic)
     shorter = {name: tensor[:, :6] for name, tensor in inputs.items()}

@@ -38,6 +38,9 @@ CASES: dict[str, tuple[type, str, Any, dict[str, Any]]] = {
     "vit": (ViTForImageClassification, "vit", LamConfig(), {"num_labels": 3}),
     "videomae": (VideoMAEForVideoClassification, "videomae", SHARED, {"num_labels": 3}),
     "bert_views": (BertForSequenceClassification, "bert", mechanisms("lam", "bert"), DROPOUT),
+    "bert_mixture": (BertForSequenceClassification, "bert", mechanisms("mixture_trained", "bert"), DROPOUT),
+    "vit_dense": (ViTForImageClassification, "vit", mechanisms("dense", "vit"), {"num_labels": 3}),
+    "videomae_random": (VideoMAEForVideoClassification, "videomae", mechanisms("random", "videomae"), {}),
     "vit_bottleneck": (ViTForImageClassification, "vit", mechanisms("bottleneck", "vit"), {"num_labels": 3}),
 }
 
@@ -283,8 +286,8 @@ def test_evaluation_loss_is_the_mean_over_labelled_tokens(tmp_path: Path) -> Non
     assert trainer.evaluate(samples)["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("host", "name"), [("bert", "half"), ("videomae", "annealing")])
-def test_views_without_parameters_of_their_own(host: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("host", "name"), [("bert", "half"), ("videomae", "annealing"), ("videomae", "frozen")])
+def test_mechanisms_without_parameters_of_their_own(host: str, name: str, tmp_path: Path) -> None:
     stock_class = BertForSequenceClassification if host == "bert" else VideoMAEForVideoClassification
     model = make_lam(stock_class, host, mechanisms(name, host))
     trainer = make_trainer(model, tmp_path, max_steps=15, learning_rate=3e-3, save_strategy="steps", save_steps=15)

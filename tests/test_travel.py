@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hosts import CONVERTIBLE, first_output, make_inputs, make_model, mechanisms, perturb_mechanisms
+from hosts import CONVERTIBLE, STT_CONFIGS, first_output, make_inputs, make_model, mechanisms, perturb_mechanisms
 from processes import run_code
 from transformers import AutoModel, BertModel, ViTModel
 
@@ -43,19 +43,21 @@ assert not [name for name, module in sys.modules.items() if module and name.part
 
 def test_every_class_loads_without_hf_lam(tmp_path: Path) -> None:
     cases = []
-    names = itertools.cycle(["shared_rank_per_head", "half", "bottleneck", "per_layer", "lam", "annealing"])
-    for (stock, host), name in zip(CONVERTIBLE.items(), names, strict=False):
+    others = itertools.cycle(["shared_rank_per_head", "half", "bottleneck", "per_layer", "lam", "annealing"])
+    rounds = [others, itertools.cycle(STT_CONFIGS)]
+    for (stock, host), name in (pair for names in rounds for pair in zip(CONVERTIBLE.items(), names, strict=False)):
         model = convert(make_model(stock, host), *mechanisms(name, host))
         perturb_mechanisms(model)
         inputs = make_inputs(host, token_types=True)
-        auto_class = next(auto for auto, name in model.config.auto_classes.items() if name == type(model).__name__)
+        auto_class = next(auto for auto, our in model.config.auto_classes.items() if our == type(model).__name__)
         if "MultipleChoice" in stock.__name__:
-            inputs = {name: tensor.unsqueeze(1) for name, tensor in inputs.items()}
-        model.save_pretrained(tmp_path / stock.__name__)
-        cases.append((stock.__name__, auto_class, inputs, model(**inputs)[0].detach()))
+            inputs = {key: tensor.unsqueeze(1) for key, tensor in inputs.items()}
+        case = f"{stock.__name__}-{name}"
+        model.save_pretrained(tmp_path / case)
+        cases.append((case, auto_class, inputs, model(**inputs)[0].detach()))
     torch.save(cases, tmp_path / "cases.pt")
     printed = run_code(LOADER, tmp_path, hf_lam=False)
-    assert printed.count("loaded") == len(CONVERTIBLE)
+    assert printed.count("loaded") == 2 * len(CONVERTIBLE)
 
 
 def test_a_configuration_loaded_alone_saves_what_it_needs_to_load_again(tmp_path: Path) -> None:

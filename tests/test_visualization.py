@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hosts import make_host, make_inputs, perturb_mechanisms
 from transformers import (
     BertConfig,
     BertModel,
@@ -16,8 +17,19 @@ from transformers import (
 )
 
 import hf_lam
-from hf_lam import LamConfig, LocomtConfig
-from hf_lam.visualization import learned_masks, plot_mask_on_image, plot_masks, plot_view_blocks, plot_views
+from hf_lam import LamConfig, LocomtConfig, SttConfig
+from hf_lam.modeling.injection_hf_lam import injected_encoders
+from hf_lam.visualization import (
+    learned_masks,
+    plot_map_on_image,
+    plot_mask_on_image,
+    plot_masks,
+    plot_synthetic_maps,
+    plot_view_blocks,
+    plot_views,
+    synthetic_axes,
+    synthetic_maps,
+)
 
 pytest.importorskip("matplotlib")
 
@@ -307,3 +319,199 @@ def test_views_alone_are_no_masks(vit, images):
     for plot in (learned_masks, plot_masks, plot_mask_on_image):
         with pytest.raises(ValueError, match=r"learnable attention masks in one encoder.*has them in 0\. Use hf_lam"):
             plot(model, images)
+
+
+# --- Synthetic maps --------------------------------------------------------------------------------------------------
+
+
+def with_stt(host, variant="dense", *others, **options):
+    """A tiny host with synthesised attention far from where it starts, and eager so that it returns its weights."""
+    model = hf_lam.inject(make_host(host, attn_implementation="eager"), SttConfig(variant=variant, **options), *others)
+    perturb_mechanisms(model)
+    return model
+
+
+def with_mixing(model, value):
+    for base in injected_encoders(model):
+        for synthesizer in base.hf_lam.stt:
+            synthesizer.mixing.fill_(value)
+    return model
+
+
+def attentions_of(model, inputs):
+    with torch.no_grad():
+        return model(**inputs, output_attentions=True).attentions
+
+
+@pytest.mark.parametrize("variant", ["dense", "random"])
+@pytest.mark.parametrize("host", ["vit", "videomae", "bert"])
+def test_synthetic_maps_are_the_attentions_of_a_pure_model(host, variant):
+    model, inputs = with_stt(host, variant), make_inputs(host)
+    maps = synthetic_maps(model, inputs)
+    expected = attentions_of(model, inputs)
+    assert len(maps) == LAYERS
+    for found, weights in zip(maps, expected, strict=True):
+        torch.testing.assert_close(found, weights)
+        torch.testing.assert_close(found.sum(-1), torch.ones_like(found[..., 0]))
+    assert not torch.allclose(maps[0], maps[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"grid": [2, 5], "prefix_tokens": 1}])
+def test_padding_gets_nothing_of_a_synthetic_map(options):
+    model, inputs = with_stt("bert", **options), make_inputs("bert")
+    for found, weights in zip(synthetic_maps(model, inputs), attentions_of(model, inputs), strict=True):
+        torch.testing.assert_close(found, weights)
+        assert not found[1, :, :, 7:].any()
+
+
+@pytest.mark.parametrize("host", ["vit", "bert"])
+@pytest.mark.parametrize("others", [(), (LamConfig(),)])
+def test_the_maps_of_a_mixture_are_those_that_it_mixes_in(host, others):
+    model, inputs = with_stt(host, "mixture", *others), make_inputs(host)
+    maps = synthetic_maps(with_mixing(model, 0.3), inputs)
+    if not others:
+        expected = synthetic_maps(hf_lam.harden(with_mixing(model, 1.0)), inputs)
+        # The layers before it change what a dense map is made from; the first has none.
+        torch.testing.assert_close(maps[0], expected[0])
+    assert all(torch.allclose(found.sum(-1), torch.ones(())) for found in maps)
+
+
+@pytest.mark.parametrize(("host", "prefix"), [("vit", 1), ("deit", 2), ("videomae", 0)])
+def test_the_axes_multiply_to_the_map(host, prefix):
+    model, inputs = with_stt(host), make_inputs(host)
+    axes, maps = synthetic_axes(model, inputs)[1], synthetic_maps(model, inputs)[1]
+    product = axes[0][0, 2, prefix:]
+    for axis in axes[1:]:
+        product = torch.kron(product, axis[0, 2, prefix:])
+    on_grid = maps[0, 2, prefix:, prefix:]
+    torch.testing.assert_close(on_grid / on_grid.sum(-1, keepdim=True), product)
+
+
+def test_a_panel_for_every_layer_and_axis_shows_its_matrix():
+    model, inputs = with_stt("vit"), make_inputs("vit")
+    axes = synthetic_axes(model, inputs)
+    for head in (None, 2):
+        panels = panels_of(plot_synthetic_maps(model, inputs, sample=1, head=head))
+        titles = [f"layer {layer}, {axis}" for axis in ("rows", "columns") for layer in range(LAYERS)]
+        assert [panel.get_title() for panel in panels] == titles
+        for index, panel in enumerate(panels):
+            expected = axes[index % LAYERS][index // LAYERS][1]
+            assert expected.shape == (4, 5, 4)
+            torch.testing.assert_close(drawn(panel), expected.mean(0) if head is None else expected[head])
+        assert [label.get_text() for label in panels[0].get_yticklabels()] == ["prefix", "0", "1", "2", "3"]
+        assert len({panel.images[0].norm for panel in panels}) == 1, "one scale for all panels"
+
+
+def test_random_maps_are_drawn_for_every_sample():
+    model, inputs = with_stt("videomae", "random"), make_inputs("videomae")
+    panels = panels_of(plot_synthetic_maps(model, inputs, sample=1, head=0))
+    assert [panel.get_title() for panel in panels[::LAYERS]] == ["layer 0, steps", "layer 0, rows", "layer 0, columns"]
+    torch.testing.assert_close(drawn(panels[0]), synthetic_axes(model, inputs)[0][0][0, 0])
+
+
+def test_on_text_the_panel_is_the_map_without_padding():
+    model, inputs = with_stt("bert"), make_inputs("bert")
+    names = [f"t{index}" for index in range(7)] + ["pad"] * 4
+    panels = panels_of(plot_synthetic_maps(model, inputs, sample=1, tokens=names, head=3))
+    assert [panel.get_title() for panel in panels] == ["layer 0", "layer 1", "layer 2"]
+    for panel, weights in zip(panels, attentions_of(model, inputs), strict=True):
+        torch.testing.assert_close(drawn(panel), weights[1, 3, :7, :7])
+    assert [label.get_text() for label in panels[0].get_xticklabels()] == names[:7]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == names[:7]
+    with pytest.raises(ValueError, match="all 11 tokens of the sequence, got 2"):
+        plot_synthetic_maps(model, inputs, tokens=["a", "b"])
+
+
+def test_prefix_tokens_of_text_have_rows_alone():
+    model, inputs = with_stt("bert", prefix_tokens=1), make_inputs("bert")
+    names = [f"t{index}" for index in range(11)]
+    panel = panels_of(plot_synthetic_maps(model, inputs, sample=1, tokens=names))[0]
+    assert drawn(panel).shape == (7, 6)
+    assert [label.get_text() for label in panel.get_xticklabels()] == names[1:7]
+    assert [label.get_text() for label in panel.get_yticklabels()] == names[:7]
+    torch.testing.assert_close(drawn(panel).sum(1), torch.ones(7))
+
+
+def test_many_layers_take_several_lines_and_no_empty_panels():
+    model = hf_lam.inject(make_host("vit", num_hidden_layers=8), SttConfig(variant="random"))
+    panels = panels_of(plot_synthetic_maps(model, make_inputs("vit")))
+    first = [f"layer {layer}, {axis}" for axis in ("rows", "columns") for layer in range(6)]
+    assert [panel.get_title() for panel in panels] == [*first, *(f"layer {n}, {a}" for a in AXES for n in (6, 7))]
+    for panel in panels[-2:]:
+        layer = int(panel.get_title()[6])
+        torch.testing.assert_close(drawn(panel), synthetic_axes(model, make_inputs("vit"))[layer][1][0].mean(0))
+
+
+AXES = ("rows", "columns")
+
+
+@pytest.mark.parametrize("head", [None, 1])
+@pytest.mark.parametrize(("query", "token"), [((2, 3), 1 + 11), (12, 12), (0, 0), (None, None)])
+def test_where_a_patch_looks_on_the_image(query, token, head):
+    model, inputs = with_stt("vit"), make_inputs("vit")
+    figure = plot_map_on_image(model, inputs, query=query, sample=1, head=head)
+    first, *panels = panels_of(figure)
+    weights = [layer[1].mean(0) if head is None else layer[1, head] for layer in attentions_of(model, inputs)]
+    rows = [layer.mean(0) if token is None else layer[token] for layer in weights]
+    grey = drawn(first)
+    top = max(float(row[1:].max()) for row in rows)
+    from matplotlib import colormaps
+
+    for index, (panel, row) in enumerate(zip(panels, rows, strict=True)):
+        assert panel.get_title() == f"layer {index}, {100 * float(row[1:].sum()):.0f} %"
+        colours = torch.from_numpy(colormaps["cool"]((row[1:].reshape(4, 4) / top).numpy())[..., :3])
+        enlarged = colours.repeat_interleave(4, 0).repeat_interleave(4, 1).float()
+        torch.testing.assert_close(drawn(panel), enlarged * (0.5 + 0.5 * grey[..., None]), atol=1e-2, rtol=0)
+    assert [patch.get_bbox().bounds for patch in first.patches] == ([(11.5, 7.5, 4, 4)] if token == 12 else [])
+
+
+def test_the_pictures_of_maps_are_saved_as_png_and_svg(tmp_path):
+    model, inputs = with_stt("vit"), make_inputs("vit")
+    for figure in (plot_synthetic_maps(model, inputs), plot_map_on_image(model, inputs, query=(0, 0))):
+        for name, start in (("map.png", b"\x89PNG"), ("map.svg", b"<?xml")):
+            figure.savefig(tmp_path / name)
+            assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_bad_choices_of_maps_are_named(monkeypatch):
+    model, inputs = with_stt("vit"), make_inputs("vit")
+    for plot in (plot_synthetic_maps, plot_map_on_image):
+        with pytest.raises(ValueError, match="sample must be from 0 to 1"):
+            plot(model, inputs, sample=2)
+        with pytest.raises(ValueError, match="head must be from 0 to 3, got 4"):
+            plot(model, inputs, head=4)
+        with pytest.raises(ValueError, match=r"synthesised attention in one encoder.*has them in 0.*SttConfig"):
+            plot(make_host("vit"), inputs)
+    for query in (17, -1):
+        with pytest.raises(ValueError, match=f"query must be a token from 0 to 16, got {query}"):
+            plot_map_on_image(model, inputs, query=query)
+    for query in ((4, 0), (0, -1), (1, 2, 3)):
+        with pytest.raises(ValueError, match=r"query must be \(row, column\) of one of the 4 × 4 patches"):
+            plot_map_on_image(model, inputs, query=query)
+    with pytest.raises(ValueError, match="this grid has 2 axes; leave tokens out"):
+        plot_synthetic_maps(model, inputs, tokens=["a"] * 17)
+    with pytest.raises(ValueError, match="use plot_synthetic_maps"):
+        plot_map_on_image(with_stt("videomae"), make_inputs("videomae"))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r'pip install "hf-lam\[viz\]"'):
+        plot_synthetic_maps(model, inputs)
+
+
+def test_looking_at_maps_leaves_the_model_as_it_was():
+    model, inputs = with_stt("vit", "mixture"), make_inputs("vit")
+    expected = model(**inputs)[0]
+    hooks = sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
+    model.train()
+    synthetic_maps(model, inputs)
+    synthetic_axes(model, inputs)
+    with pytest.raises(ValueError, match="image size"):
+        synthetic_maps(model, {"pixel_values": torch.zeros(1, 3, 8, 8)})
+    assert model.training
+    assert hooks == sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    torch.testing.assert_close(model.eval()(**inputs)[0], expected)
+
+
+def test_a_single_head_can_be_asked_for():
+    model = hf_lam.inject(make_host("vit", num_attention_heads=1), SttConfig(variant="dense"))
+    plot_synthetic_maps(model, make_inputs("vit"), head=0)

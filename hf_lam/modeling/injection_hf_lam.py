@@ -35,7 +35,7 @@ from transformers.utils import logging
 from transformers.utils.output_capturing import _active_collector
 
 from .configuration_hf_lam import LamConfig, LocomtConfig, Mechanisms, SttConfig, mechanism_block, mechanisms_in
-from .functional_hf_lam import _additive, _softmax_dtype, flex_obstacle, lam_attention, lam_attention_with_weights
+from .functional_hf_lam import _additive, flex_obstacle, lam_attention, lam_attention_with_weights
 from .locomt_hf_lam import Layout, attend_annealed, attend_blocks, attend_eager, attend_with_weights
 from .mechanisms_hf_lam import AttentionMechanisms, AttentionViews, LearnableAttentionMask
 from .segments_hf_lam import (
@@ -128,6 +128,8 @@ class AttentionCall:
         mixing = logits.mixing.to(log_map).view(-1, 1, 1)
         factor, added = (1 - mixing).expand(1, *log_map.shape[1:]), mixing * log_map
         if mask is not None:
+            # A row's constant would not cancel any more: it must not depend on how much padding there is.
+            added = mixing * _normalized_over_tokens(log_map, padding)
             factor, added = factor * mask, added * mask
         return factor, _with_padding(added, padding)
 
@@ -163,25 +165,21 @@ class AttentionCall:
         self, value: torch.Tensor, padding: torch.Tensor | None, dropout: float
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         logits = self.synthesize(padding)
+        axes, shares = logits.weights()
         keys = None
-        if padding is not None and len(logits.axes) == 1 and logits.shares is None:
+        if padding is not None and len(axes) == 1 and shares is None:
             # On one axis the scores are there, and any mask can be added to them.
             (scores,) = logits.axes
-            dtype = _softmax_dtype(scores.dtype)
-            addend, blocked = _additive(padding.to(scores.device), dtype)
-            axes, shares = [(scores.to(dtype) + addend).softmax(-1).masked_fill(blocked, 0)], None
+            addend, blocked = _additive(padding.to(scores.device), axes[0].dtype)
+            axes = [(scores + addend).softmax(-1).masked_fill(blocked, 0)]
         elif padding is not None:
             _refuse_masks_by_query(padding)
-            is_token = _valid_tokens(padding, value.shape[0], value.shape[2]).to(value.device)
-            places = math.prod(self.sizes)
-            axes, shares = logits.weights(is_token[:, value.shape[2] - places :].unflatten(1, self.sizes))
-            keys = is_token[:, None, None]
-        else:
-            axes, shares = logits.weights()
+            keys = _valid_tokens(padding, value.shape[0], value.shape[2]).to(value.device)[:, None, None]
         if dropout > 0:
-            # The weights of an axis, where the whole map is never there; on one axis it is the same.
-            axes = [nn.functional.dropout(axis, dropout) for axis in axes]
+            # On the weights of the axes, since the whole map is never there; on one axis it is the same.
+            axes = [nn.functional.dropout(axis.expand(value.shape[0], -1, -1, -1), dropout) for axis in axes]
             if shares is not None:
+                shares = shares.expand(value.shape[0], -1, -1, -1)
                 of_prefix = nn.functional.dropout(shares[..., 1:], dropout)
                 shares = torch.cat([shares[..., :1], of_prefix], dim=-1)
         call = self.forward_call
@@ -206,8 +204,10 @@ class AttentionCall:
         options: dict[str, Any] = {"attention_mask": padding, "scaling": scaling, "dropout_p": dropout}
         if self.forward_call.output_attentions:
             return lam_attention_with_weights(query, key, value, mask, **options)
-        implementation = self.forward_call.implementation
-        if implementation == "flex_attention" and flex_obstacle(query, value, dropout):
+        implementation = "eager" if self._needs_the_same_dropout(dropout) else self.forward_call.implementation
+        # It gives no gradient to what a mixture adds to its scores.
+        is_mixture = self.forward_call.configs.stt is not None
+        if implementation == "flex_attention" and (is_mixture or flex_obstacle(query, value, dropout)):
             implementation = "auto"
         return lam_attention(query, key, value, mask, implementation=implementation, **options), None
 
@@ -233,13 +233,22 @@ class AttentionCall:
             padding = _padding_with_bottleneck(padding, key.shape[2] - padding.shape[-1])
         layout = layout.to(query.device)  # the layers of one model may lie on several devices
         arguments = (query, key, value, layout, views, mask, padding, scaling, dropout)
+        eager = call.implementation == "eager" or self._needs_the_same_dropout(dropout)
         if call.penalty is not None:
-            implementation = "eager" if call.implementation == "eager" else "auto"
+            implementation = "eager" if eager else "auto"
             penalty = call.penalty.to(query.device)
             return attend_annealed(*arguments, penalty, call.output_attentions, implementation)
         if call.output_attentions:
             return attend_with_weights(*arguments)
-        return (attend_eager if call.implementation == "eager" else attend_blocks)(*arguments), None
+        return (attend_eager if eager else attend_blocks)(*arguments), None
+
+    def _needs_the_same_dropout(self, dropout: float) -> bool:
+        """Whether the choice of an implementation must not be left to what needs a gradient.
+
+        A mixture's addend does, which only the eager formula gives. Reentrant checkpointing runs a layer first without
+        gradients and then with them, and both runs must draw the same dropout.
+        """
+        return self.forward_call.configs.stt is not None and dropout > 0
 
 
 class ForwardCall:
@@ -396,6 +405,8 @@ def attach(
     if prepare is not None:
         prepare(container)
 
+    if base.device.type != "meta":
+        mark_as_initialised(container)
     base.hf_lam = container
     drop_projections(projections)
     _set_configs(base, configs)
@@ -426,6 +437,16 @@ def attach(
             attention.forward = functools.partial(_videomae_forward, attention)
         handles.append(attention.register_forward_pre_hook(_enter_attention, with_kwargs=True))
     base._hf_lam_handles = handles
+
+
+def mark_as_initialised(module: nn.Module) -> None:
+    """Say that all weights have their values: a model built around this one would draw those anew that do not say so.
+
+    `VisionEncoderDecoderModel(encoder=…)` does, for example, as every class does at the end of its `__init__`.
+    """
+    child: Any
+    for child in module.modules():
+        child._is_hf_initialized = True
 
 
 def remove(model: ModelT) -> ModelT:
@@ -682,6 +703,17 @@ def _with_padding(added: torch.Tensor, padding: torch.Tensor | None) -> torch.Te
         return added.masked_fill(~padding, -float("inf"))
     blocked = padding <= torch.finfo(padding.dtype).min
     return (added + padding.to(added.dtype)).masked_fill(blocked, -float("inf"))
+
+
+def _normalized_over_tokens(log_map: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+    """The logarithms of a map whose rows sum to one over what the padding leaves of them."""
+    if padding is None:
+        return log_map
+    padding = padding.to(log_map.device)
+    blocked = ~padding if padding.dtype == torch.bool else padding <= torch.finfo(padding.dtype).min
+    # A finite number instead of −inf: a row without any token has a gradient of 0, not NaN.
+    total = log_map.masked_fill(blocked, torch.finfo(log_map.dtype).min / 2).logsumexp(-1, keepdim=True)
+    return log_map - total.masked_fill(blocked.all(-1, keepdim=True), 0)
 
 
 def _valid_tokens(padding: torch.Tensor, batch: int, length: int) -> torch.Tensor:

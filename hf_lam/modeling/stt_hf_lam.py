@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
 """Synthesised attention on a token grid as plain functions: tensors in, tensors out.
 
-Source: Zhu et al., "Synthesizing Tensor Transformations for Visual Self-attention", arXiv 2201.01410; after
+Source: Zhu et al., "Synthesizer Based Efficient Self-Attention for Vision Tasks" (STT), arXiv 2201.01410; after
 Tay et al., "Synthesizer", arXiv 2005.00743. The `N` tokens lie on a grid of `n_1 × … × n_k`, the last axis runs
 fastest. One row-stochastic matrix `A_a` for every axis is applied as a mode product:
 
@@ -111,10 +111,12 @@ def synthetic_map(
 
     Its rows sum to one, but for rows of zeros where all keys are padding.
     """
-    weights = _whole(axis_weights, prefix_shares, torch.mul)
     if attention_mask is None:
-        return weights
-    weights = weights.to(_softmax_dtype(weights.dtype)) * _factors(attention_mask)
+        return _whole(axis_weights, prefix_shares, torch.mul)
+    # Renormalising subtracts nearly equal numbers in the gradients: in at least fp32 from the start.
+    dtype = _softmax_dtype(axis_weights[0].dtype)
+    shares = None if prefix_shares is None else prefix_shares.to(dtype)
+    weights = _whole([x.to(dtype) for x in axis_weights], shares, torch.mul) * _factors(attention_mask, dtype)
     return weights / _positive(weights.sum(-1, keepdim=True))
 
 
@@ -139,11 +141,11 @@ def _whole(
     return torch.cat([prefix_shares[..., 1:].expand(*on_grid.shape[:3], -1), on_grid], dim=3)
 
 
-def _factors(attention_mask: Tensor) -> Tensor:
+def _factors(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     """What the padding multiplies weights with: `e^P`, which is 0 for what it blocks and 1 for what it does not."""
     if attention_mask.dtype == torch.bool:
-        return attention_mask.float()
-    return attention_mask.to(_softmax_dtype(attention_mask.dtype)).exp()
+        return attention_mask.to(dtype)
+    return attention_mask.to(_softmax_dtype(attention_mask.dtype)).exp().to(dtype)
 
 
 def _positive(total: Tensor) -> Tensor:
@@ -178,9 +180,9 @@ def _masked_products(value: Tensor, *rest: Tensor | None) -> Tensor:
     *tensors, attention_mask = rest
     if attention_mask is None:
         return _products(value, *tensors)
-    factors = _factors(attention_mask)[:, :, 0, :, None].expand(*value.shape[:3], 1)
+    factors = _factors(attention_mask, _softmax_dtype(value.dtype))[:, :, 0, :, None].expand(*value.shape[:3], 1)
     total = _products(factors, *tensors)
-    return (_products(value.to(total.dtype) * factors, *tensors) / _positive(total)).to(value.dtype)
+    return (_products(value * factors, *tensors) / _positive(total)).to(value.dtype)
 
 
 def _products(value: Tensor, *tensors: Tensor | None) -> Tensor:
@@ -190,20 +192,22 @@ def _products(value: Tensor, *tensors: Tensor | None) -> Tensor:
     batch, heads, length, size = value.shape
     prefix = 0 if prefix_shares is None else prefix_shares.shape[3] - 1
     of_grid = value[:, :, prefix:].to(dtype)
-    of_prefix = of_grid[:, :, None]
-    before, after = 1, (length - prefix) * size
-    for weights in axis_weights if of_grid.numel() else ():
+    of_prefix = of_grid
+    sizes = [weights.shape[3] for weights in axis_weights if weights is not None]
+    # Every prefix token has a row of its own, once the first axis is summed up. No size is left to `reshape`, which
+    # cannot infer one for an empty batch or grid.
+    before, rows = 1, 1
+    for axis, weights in enumerate(axis_weights):
         assert weights is not None
-        places = weights.shape[3]
-        after = after // places
+        after = math.prod(sizes[axis + 1 :]) * size
         if prefix:
-            # Every prefix token has a row of its own; the axes before this one are summed up already.
-            of_prefix = weights[:, :, :prefix, None] @ of_prefix.reshape(batch, heads, -1, places, after)
-        of_grid = weights[:, :, None, prefix:] @ of_grid.reshape(batch, heads, before, places, after)
-        before = before * places
+            of_prefix = weights[:, :, :prefix, None] @ of_prefix.reshape(batch, heads, rows, sizes[axis], after)
+            rows = prefix
+        of_grid = weights[:, :, None, prefix:] @ of_grid.reshape(batch, heads, before, sizes[axis], after)
+        before = before * sizes[axis]
     out = of_grid.reshape(batch, heads, length - prefix, size)
     if prefix_shares is not None:
-        of_prefix = of_prefix.reshape(batch, heads, -1, size).expand(-1, -1, prefix, -1)
+        of_prefix = of_prefix.reshape(batch, heads, prefix, size)
         on_prefix = prefix_shares[..., 1:] @ value[:, :, :prefix].to(dtype)
         out = torch.addcmul(on_prefix, torch.cat([of_prefix, out], dim=2), prefix_shares[..., :1])
     return out.to(value.dtype).transpose(1, 2).contiguous().transpose(1, 2)

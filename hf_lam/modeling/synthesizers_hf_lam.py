@@ -73,25 +73,11 @@ class SyntheticLogits(NamedTuple):
     shares: Tensor | None
     mixing: Tensor | None
 
-    def weights(self, is_token: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
-        """The arguments of `stt_attention`, in at least fp32.
-
-        is_token: places of the grid that are not padding, bool `(B, n_1, …, n_k)`. Where all of a slice across an axis
-            is padding, the axis gives it no weight.
-        """
-        axes = []
-        for axis, logits in enumerate(self.axes):
-            logits = logits.to(_softmax_dtype(logits.dtype))
-            if is_token is None:
-                axes.append(logits.softmax(-1))
-                continue
-            others = [1 + other for other in range(len(self.axes)) if other != axis]
-            alive = (is_token.amax(others) if others else is_token)[:, None, None]
-            # A finite number instead of −inf: a row without any token gives zeros, not NaN.
-            weights = logits.masked_fill(~alive, torch.finfo(logits.dtype).min / 2).softmax(-1)
-            axes.append(weights.masked_fill(~alive, 0))
-        shares = None if self.shares is None else self.shares.to(_softmax_dtype(self.shares.dtype)).softmax(-1)
-        return axes, shares
+    def weights(self) -> tuple[list[Tensor], Tensor | None]:
+        """The arguments of `stt_attention`, in at least fp32."""
+        axes = [logits.to(_softmax_dtype(logits.dtype)).softmax(-1) for logits in self.axes]
+        shares = self.shares
+        return axes, None if shares is None else shares.to(_softmax_dtype(shares.dtype)).softmax(-1)
 
     def log_weights(self) -> tuple[list[Tensor], Tensor | None]:
         """The logarithms of `weights()`, for which `log_softmax` does not underflow."""
@@ -240,7 +226,7 @@ class RandomShares(nn.Module):
         init.normal_(self.logits, mean=self.mean_logit, std=1.0)
 
     def forward(self, length: int) -> Tensor:
-        return _with_grid(self.logits[None, :, :length])
+        return _with_grid(_first(self.logits, 1, length).unsqueeze(0))
 
 
 def _with_grid(shares: Tensor) -> Tensor:

@@ -184,7 +184,8 @@ class SttAnnealingCallback(_AnnealingCallback):
 
     Args:
         start: fraction of all steps until which the model stays as it is.
-        end: fraction of all steps at which `λ` is 1.
+        end: fraction of all steps at which `λ` is 1. The synthetic map alone has to learn after that, while the
+            learning rate still allows it; in short trainings an earlier end than the default can be much better.
 
     Raises:
         ValueError: for fractions that are not `0 <= start < end <= 1`; when training begins, if the model has no
@@ -193,7 +194,7 @@ class SttAnnealingCallback(_AnnealingCallback):
 
     log_name = "attention_mixing"
 
-    def __init__(self, start: float = 0.0, end: float = 0.8) -> None:
+    def __init__(self, start: float = 0.0, end: float = 0.5) -> None:
         super().__init__(start, end)
 
     def mixing(self, state: TrainerState) -> float:

@@ -35,6 +35,7 @@ class Case:
     auto_class: str
     lam: dict | None = field(default_factory=dict)
     locomt: dict | None = None
+    stt: dict | None = None
 
     @property
     def hf_lam_class(self):
@@ -46,17 +47,24 @@ class Case:
         if self.locomt is not None:
             options = {"lam": "too", **options} if self.lam is not None else options
             options |= {key: "given" if isinstance(value, list) else value for key, value in self.locomt.items()}
+        if self.stt is not None:
+            options |= {"stt": self.stt.get("variant", "mixture"), **self.stt}
+            options.pop("variant", None)
         return "-".join([self.hf_lam_class, *(f"{key}_{value}" for key, value in options.items())])
 
     @property
     def block(self):
-        given = {"lam": self.lam, "locomt": self.locomt}
+        given = {"lam": self.lam, "locomt": self.locomt, "stt": self.stt}
         return {key: dict(options) for key, options in given.items() if options is not None}
 
     @property
     def starts_as_the_original(self):
-        views = (self.locomt or {}).get("views", "full")
-        return views == "full" or self.locomt.get("annealing", False)
+        locomt = self.locomt or {}
+        return not self.is_pure_stt and (locomt.get("views", "full") == "full" or locomt.get("annealing", False))
+
+    @property
+    def is_pure_stt(self):
+        return self.stt is not None and self.stt.get("variant", "mixture") != "mixture"
 
     @property
     def host(self):
@@ -109,6 +117,21 @@ CASES += [
         ({"per_head": True}, {"views": "half", "annealing": True}),
         (None, {"views": "self", "bottleneck_tokens": 2}),
         *((None, options) for options in VIEW_OPTIONS[stock]),
+    ]
+]
+# Synthesised attention: every pure variant, and mixtures alone and with the others.
+CASES += [
+    Case(stock, CLASSES[stock], lam, locomt, stt)
+    for stock in HEADS
+    for lam, locomt, stt in [
+        (None, None, {"variant": "dense"}),
+        (None, None, {"variant": "random"}),
+        (None, None, {"variant": "random", "frozen": True}),
+        (None, None, {"variant": "factorized_dense"}),
+        (None, None, {"variant": "factorized_random", "rank": 2}),
+        (None, None, {}),
+        (None, None, {"synthesizer": "random", "train_mixing": True}),
+        ({"per_head": True}, {"views": "half", "annealing": True}, {"synthesizer": "factorized_dense"}),
     ]
 ]
 
@@ -211,7 +234,7 @@ def save(folder):
         reference = read_reference(folder / "references" / f"{case.stock_class}.safetensors")
         inputs = reference["inputs"]
         stock = getattr(transformers, case.stock_class).from_pretrained(folder / "stock" / case.stock_class)
-        kinds = {"lam": hf_lam.LamConfig, "locomt": hf_lam.LocomtConfig}
+        kinds = {"lam": hf_lam.LamConfig, "locomt": hf_lam.LocomtConfig, "stt": hf_lam.SttConfig}
         model = hf_lam.convert(stock, *(kinds[key](**options) for key, options in case.block.items())).eval()
         if type(model).__name__ != case.hf_lam_class:
             raise AssertionError(f"convert made a {type(model).__name__}, expected {case.hf_lam_class}")
@@ -220,6 +243,9 @@ def save(folder):
             raise AssertionError(f"{case.name}: {error:.1e} from the stock model right after convert()")
 
         add_noise(hf_lam.mechanism_parameters(model), seed=200 + seed)
+        for layer, synthesizer in enumerate(model.base_model.hf_lam.stt or ()):
+            if not case.is_pure_stt:
+                synthesizer.mixing.data.copy_(torch.linspace(0.2, 0.6, 4) + 0.2 * layer)
         outputs = outputs_of(model, inputs)
         effect = difference(outputs, reference["outputs"])
         if effect < LEAST_EFFECT:
@@ -295,12 +321,30 @@ def load_stock(folder):
         reference = read_reference(folder / "references" / f"{case.stock_class}.safetensors")
         hf_lam_class = getattr(hf_lam, case.hf_lam_class)
         block = case.block
+        path = folder / "stock" / case.stock_class
+        if case.is_pure_stt:
+            return difference_from_a_mixture(hf_lam, hf_lam_class, path, case, reference["inputs"])
         if not case.starts_as_the_original:
             block["locomt"] = {**block["locomt"], "views": "full", "bottleneck_tokens": 0}
-        model = hf_lam_class.from_pretrained(folder / "stock" / case.stock_class, hf_lam=block)
+        model = hf_lam_class.from_pretrained(path, hf_lam=block)
         return difference(outputs_of(model.eval(), reference["inputs"]), reference["outputs"])
 
     report("stock checkpoints into HfLam classes", CASES, check, STOCK_TOLERANCE)
+
+
+def difference_from_a_mixture(hf_lam, hf_lam_class, path, case, inputs):
+    """A pure variant has other outputs than its stock checkpoint: those of a mixture with the same synthesizers."""
+    import torch
+
+    pure, info = hf_lam_class.from_pretrained(path, hf_lam={"stt": case.stt}, output_loading_info=True)
+    clean(info)
+    options = {"synthesizer" if key == "variant" else key: value for key, value in case.stt.items()}
+    mixture = hf_lam_class.from_pretrained(path, hf_lam={"stt": options})
+    with torch.no_grad():
+        for layer, synthesizer in enumerate(mixture.base_model.hf_lam.stt):
+            synthesizer.load_state_dict(pure.base_model.hf_lam.stt[layer].state_dict(), strict=False)
+            synthesizer.mixing.fill_(1.0)
+    return difference(outputs_of(pure.eval(), inputs), outputs_of(mixture.eval(), inputs))
 
 
 def report(title, cases, check, tolerance):

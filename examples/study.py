@@ -1,0 +1,33 @@
+"""What the studies in this folder share: results that survive an interruption, and means with their spread."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+
+def stored_result(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of a run that was finished earlier, or `None`. Raises a `ValueError` if it had other settings."""
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text())
+    if stored["settings"] != settings:
+        differing = sorted(key for key in settings if stored["settings"].get(key) != settings[key])
+        raise ValueError(f"{str(path)!r} was made with another {', '.join(differing)}; choose another --output_dir.")
+    return stored["result"]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def mean_sd(values: list[float]) -> str:
+    """`mean ± standard deviation`, the latter from two values on."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
