@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .modeling.configuration_hf_lam import LocomtConfig, segment_kind
-from .modeling.injection_hf_lam import _dense_padding_mask, _valid_tokens, injected_encoders, views_of
+from .modeling.injection_hf_lam import _dense_padding_mask, injected_encoders, views_of
 from .modeling.segments_hf_lam import has_token_types, span_length
 from .modeling.views_hf_lam import View, parse_view
 from .observing import evaluation_mode, observing
@@ -203,12 +203,7 @@ def synthetic_axes(model: nn.Module, inputs: Mapping[str, Any]) -> list[list[tor
     """
 
     def axes(call: Any, value: torch.Tensor, padding: torch.Tensor | None) -> list[torch.Tensor]:
-        is_token = None
-        if padding is not None:
-            prefix = call.forward_call.configs.stt.prefix_tokens
-            tokens = _valid_tokens(padding, value.shape[0], value.shape[2])
-            is_token = tokens[:, prefix:].unflatten(1, call.sizes).to(call.hidden_states.device)
-        weights, _ = call.synthesize(padding).weights(is_token)
+        weights, _ = call.synthesize(padding).weights()
         return [axis.float().cpu().expand(value.shape[0], -1, -1, -1) for axis in weights]
 
     return _synthesised(model, inputs, axes)

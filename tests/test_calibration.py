@@ -133,8 +133,7 @@ def test_padding_may_have_any_form() -> None:
     additive = torch.zeros(2, 1, 1, 4).masked_fill(~keep[:, None, None], torch.finfo(torch.float32).min)
     square = keep[:, None, None, :].expand(2, 1, 4, 4) & torch.ones(4, 4, dtype=torch.bool).tril(1).triu(-1)
     for padding in (keep[:, None, None], additive, additive.expand(2, 1, 4, 4), square):
-        assert torch.equal(calibration._valid_tokens(padding, 2, 4, keep.device), keep)
-    assert calibration._valid_tokens(None, 2, 4, keep.device).all()
+        assert torch.equal(calibration._valid_tokens(padding, 2, 4), keep)
 
 
 def test_costs_are_means_over_samples_and_count_global_tokens() -> None:

@@ -139,7 +139,7 @@ def test_gradient_checkpointing_with_lora(case: str, use_reentrant: bool) -> Non
     assert all(gradient is not None and gradient.abs().max() > 0 for gradient in plain.values())
     for name, gradient in plain.items():
         torch.testing.assert_close(
-            checkpointed[name], gradient, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
+            checkpointed[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 

@@ -163,11 +163,11 @@ def test_checkpoints_on_the_way_hold_their_mixing(tmp_path: Path) -> None:
     model = make_mixture("bert")
     callbacks = (SttAnnealingCallback(), Keep())
     stt_trainer(model, "bert", tmp_path, *callbacks, save_strategy="steps", save_steps=1).train()
-    for step, mixing in ((2, 2 / 6 / 0.8), (5, 1.0)):
+    for step, mixing in ((2, 2 / 6 / 0.5), (5, 1.0)):
         loaded = type(model).from_pretrained(tmp_path / f"checkpoint-{step}")
         assert only_mixing(loaded) == pytest.approx(mixing)
         assert max_difference(outputs(loaded, "bert"), case[step]) < 1e-6
-    with pytest.raises(ValueError, match=r"lowest λ is 0\.4167"):
+    with pytest.raises(ValueError, match=r"lowest λ is 0\.6667"):
         hf_lam.harden(type(model).from_pretrained(tmp_path / "checkpoint-2"))
 
 
@@ -178,7 +178,7 @@ def trained(folder: Path, host: str = "vit", *, freeze: bool = False, **argument
     watcher = Watcher()
     options = {"learning_rate": 1e-2, "optim": "sgd", "lr_scheduler_type": "constant", **arguments}
     stt_trainer(model, host, folder, SttAnnealingCallback(), watcher, **options).train()
-    assert list(watcher.mixing.values()) == pytest.approx([min(1, step / 6 / 0.8) for step in range(6)])
+    assert list(watcher.mixing.values()) == pytest.approx([min(1, step / 6 / 0.5) for step in range(6)])
     return weights_of(model)
 
 
@@ -224,7 +224,7 @@ def test_anneals_the_active_copy_of_a_peft_model(tmp_path: Path) -> None:
     model = peft.get_peft_model(base, config)
     watcher = Watcher()
     stt_trainer(model, "bert", tmp_path, SttAnnealingCallback(), watcher).train()
-    assert watcher.mixing[2] == pytest.approx(2 / 6 / 0.8) and watcher.mixing[5] == 1.0
+    assert watcher.mixing[2] == pytest.approx(2 / 6 / 0.5) and watcher.mixing[5] == 1.0
     expected = outputs(model, "bert")
     merged = model.merge_and_unload()
     assert max_difference(outputs(merged, "bert"), expected) < 1e-4
@@ -285,7 +285,7 @@ def test_evaluations_on_the_way_log_it_but_none_before_training(tmp_path: Path) 
     assert "attention_mixing" not in trainer.evaluate()
     trainer.train()
     logged = {entry["step"]: entry["attention_mixing"] for entry in trainer.state.log_history if "eval_loss" in entry}
-    assert logged[2] == pytest.approx(2 / 6 / 0.8) and logged[6] == 1.0
+    assert logged[2] == pytest.approx(2 / 6 / 0.5) and logged[6] == 1.0
 
 
 @pytest.mark.parametrize("start, end", [(-0.1, 0.5), (0.5, 0.5), (0.6, 0.5), (0.0, 1.1), (0.0, float("nan"))])

@@ -187,6 +187,26 @@ def test_weights_are_normalised_in_fp32(dtype: torch.dtype) -> None:
     assert {x.dtype for x in (*axes, shares, *log_axes, log_shares)} == {torch.float32}
 
 
+def test_slices_of_padding_get_no_weight() -> None:
+    synthesis = make(prefix=0)
+    perturb(synthesis)
+    is_token = torch.ones(BATCH, *GRID, dtype=torch.bool)
+    is_token[0, :, 2:] = False  # two columns of padding
+    is_token[1, 1, 1] = False  # one place, which empties no row and no column
+    is_token[2] = False
+    logits = synthesis(make_tokens(prefix=0), GRID, is_token.flatten(1))
+    rows, columns = logits.weights()[0]
+    assert (columns[0, ..., 2:] == 0).all() and (columns[0, ..., :2] > 0).all()
+    assert (rows[:2] > 0).all() and (columns[1] > 0).all()
+    assert (rows[2] == 0).all() and (columns[2] == 0).all()
+    for weights, logarithms in zip((rows, columns), logits.log_weights()[0], strict=True):
+        torch.testing.assert_close(weights[:2].sum(-1), torch.ones(weights[:2].shape[:-1]))
+        assert logarithms.isfinite().all()
+        torch.testing.assert_close(logarithms.exp()[weights > 0], weights[weights > 0])
+    (rows.sum() + columns.sum() + sum(x.sum() for x in logits.log_weights()[0])).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in synthesis.parameters())
+
+
 def test_rows_of_factorized_dense_are_products_of_two_vectors() -> None:
     synthesis = make("factorized_dense", (6, 4), factors=[[2, 3], [4, 1]])
     perturb(synthesis)

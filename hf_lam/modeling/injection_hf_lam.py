@@ -128,7 +128,7 @@ class AttentionCall:
         mixing = logits.mixing.to(log_map).view(-1, 1, 1)
         factor, added = (1 - mixing).expand(1, *log_map.shape[1:]), mixing * log_map
         if mask is not None:
-            # A row's constant would not cancel any more: it must not depend on how much padding there is.
+            # LAM multiplies a row's constant, which then does not cancel: it must not depend on what is masked.
             added = mixing * _normalized_over_tokens(log_map, padding)
             factor, added = factor * mask, added * mask
         return factor, _with_padding(added, padding)
@@ -156,7 +156,7 @@ class AttentionCall:
         """STT's map of this layer, as logits."""
         sizes = self.sizes
         is_token = None
-        if padding is not None and len(sizes) > 1:
+        if padding is not None:
             batch, length = self.hidden_states.shape[:2]
             is_token = _valid_tokens(padding, batch, length).to(self.hidden_states.device)
         return self.forward_call.mechanisms("synthesis", self.hidden_states, self.layer_index, sizes, is_token)

@@ -67,23 +67,44 @@ class SyntheticLogits(NamedTuple):
     shares: how every token divides its attention between the grid and the prefix tokens, `(B or 1, H, L, 1 + p)`;
         None without prefix tokens.
     mixing: `λ` of every head, `(H,)`; None without queries and keys.
+    is_token: places of the grid that are not padding, bool `(B, n_1, …, n_k)`; None without padding. Rows are
+        normalised over the slices across the axis that hold any token, so that a short text gets what it gets alone.
     """
 
     axes: tuple[Tensor, ...]
     shares: Tensor | None
     mixing: Tensor | None
+    is_token: Tensor | None = None
 
     def weights(self) -> tuple[list[Tensor], Tensor | None]:
-        """The arguments of `stt_attention`, in at least fp32."""
-        axes = [logits.to(_softmax_dtype(logits.dtype)).softmax(-1) for logits in self.axes]
-        shares = self.shares
-        return axes, None if shares is None else shares.to(_softmax_dtype(shares.dtype)).softmax(-1)
+        """The arguments of `stt_attention`, in at least fp32. Slices of padding get no weight."""
+        log_axes, log_shares = self.log_weights()
+        axes = [log_axis.exp() for log_axis in log_axes]
+        if self.is_token is not None:
+            axes = [axis.masked_fill(~self._alive(index), 0) for index, axis in enumerate(axes)]
+        return axes, None if log_shares is None else log_shares.exp()
 
     def log_weights(self) -> tuple[list[Tensor], Tensor | None]:
-        """The logarithms of `weights()`, for which `log_softmax` does not underflow."""
-        axes = [logits.to(_softmax_dtype(logits.dtype)).log_softmax(-1) for logits in self.axes]
+        """The logarithms of `weights()`, finite everywhere: what is padding is left to the caller's mask."""
+        axes = [logits.to(_softmax_dtype(logits.dtype)) for logits in self.axes]
+        if self.is_token is None:
+            axes = [logits.log_softmax(-1) for logits in axes]
+        else:
+            axes = [self._normalized(logits, self._alive(index)) for index, logits in enumerate(axes)]
         shares = self.shares
         return axes, None if shares is None else shares.to(_softmax_dtype(shares.dtype)).log_softmax(-1)
+
+    def _alive(self, axis: int) -> Tensor:
+        """Which slices across an axis hold a token, bool `(B, 1, 1, n_a)`."""
+        assert self.is_token is not None
+        others = [1 + other for other in range(len(self.axes)) if other != axis]
+        return (self.is_token.amax(others) if others else self.is_token)[:, None, None]
+
+    @staticmethod
+    def _normalized(logits: Tensor, alive: Tensor) -> Tensor:
+        # A finite number instead of −inf: a row without any token has a gradient of 0, not NaN.
+        total = logits.masked_fill(~alive, torch.finfo(logits.dtype).min / 2).logsumexp(-1, keepdim=True)
+        return logits - total.masked_fill(~alive.any(-1, keepdim=True), 0)
 
 
 class DenseAxis(nn.Module):
@@ -323,7 +344,9 @@ class SynthesizedAttention(nn.Module):
         mixing = None
         if self.config.is_mixture:
             mixing = _ClampedMixing.apply(self.mixing) if self.config.train_mixing else self.mixing
-        return SyntheticLogits(tuple(axes), shares, mixing)
+        if is_token is not None:
+            is_token = is_token[:, self.config.prefix_tokens :].unflatten(1, sizes)
+        return SyntheticLogits(tuple(axes), shares, mixing, is_token)
 
     def extra_repr(self) -> str:
         return ", ".join(
