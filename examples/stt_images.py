@@ -72,6 +72,9 @@ class StudyArguments:
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "One run of each kind per seed."})
     vit_steps: int = field(default=1000, metadata={"help": "For the ViT that all runs start from."})
     more_steps: int = field(default=600, metadata={"help": "For each run."})
+    annealing_end: float = field(
+        default=0.3, metadata={"help": "Fraction of --more_steps after which `hardened` has no dot products any more."}
+    )
     hidden_size: int = field(default=64, metadata={"help": "Width of the ViT, with 4 layers of 4 heads."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images."})
     quick: bool = field(default=False, metadata={"help": "A try-out: 256 training images, a few steps."})
@@ -204,7 +207,7 @@ def run_one(
         model = hf_lam.convert(model, hf_lam.SttConfig("mixture"))
         batches = [{"pixel_values": part} for part in train.pixel_values[:FIT_IMAGES].split(64)]
         fit = hf_lam.fit_synthesizers(model, batches).to_dict()
-        callbacks.append(SttAnnealingCallback())
+        callbacks.append(SttAnnealingCallback(end=study.annealing_end))
     elif run != "stock":
         model = hf_lam.convert(model, hf_lam.SttConfig(run))
     before = {condition: accuracy(model, disturbed(test, condition)) for condition in CONDITIONS}
@@ -250,6 +253,7 @@ def settings_of(data: str, run: str, seed: int, study: StudyArguments, training:
         "seed": seed,
         "vit_steps": study.vit_steps,
         "more_steps": study.more_steps,
+        "annealing_end": study.annealing_end if run == "hardened" else None,
         "hidden_size": study.hidden_size,
         "max_train_samples": study.max_train_samples,
         "learning_rate": training.learning_rate,
