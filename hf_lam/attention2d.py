@@ -74,8 +74,7 @@ class SttAttention2d(nn.Module):
     def reset_parameters(self) -> None:
         """Start as the identity."""
         nn.init.zeros_(self.out.weight)
-        if self.out.bias is not None:
-            nn.init.zeros_(self.out.bias)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """`(B, C, H, W)` to the same; a `ValueError` if `H` or `W` is beyond `max_size`."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .hardening import encoders_with_mixture
-from .modeling.functional_hf_lam import _additive, lam_attention_with_weights
+from .modeling.functional_hf_lam import _additive, lam_attention_with_weights, without_autocast
 from .modeling.injection_hf_lam import _dense_padding_mask, _valid_tokens, mechanisms_of
 from .modeling.stt_hf_lam import log_synthetic_map
 from .observing import evaluation_mode, observing, run_batches
@@ -93,7 +93,13 @@ def fit_synthesizers(
     layers = [_Layer(synthesizer) for synthesizer in container.stt]
     trained = {parameter for layer in layers for parameter in layer.parameters}
     required = {parameter: parameter.requires_grad for parameter in trained}
-    with torch.no_grad(), evaluation_mode(model), observing(base, lambda call: _FittingCall(call, layers)):
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        without_autocast(base.device.type),  # its cache would go on with the weights of before
+        evaluation_mode(model),
+        observing(base, lambda call: _FittingCall(call, layers)),
+    ):
         before, rows, samples = _measured(model, base, batches, layers)
         if rows == 0:
             raise ValueError("batches held no token to fit to; give at least one that is not padding.")

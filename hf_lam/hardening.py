@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from .modeling.configuration_hf_lam import Mechanisms, SttConfig
+from .modeling.configuration_hf_lam import Mechanisms
 from .modeling.injection_hf_lam import (
     _all_containers,
     _check_combination,
@@ -37,39 +37,57 @@ def harden(model: ModelT, *, force: bool = False) -> ModelT:
         The same model. An optimizer made for it before still holds the dropped parameters; make a new one.
 
     Raises:
-        ValueError: if there is no mixture, `λ` is not 1 (the message says how far it is), or the mixture is combined
-            with LAM or LoCoMT, for which there are no scores left. The model is unchanged.
+        ValueError: if there is no mixture, `λ` is not 1 (the message says how far it is), the mixture is combined
+            with LAM or LoCoMT, for which there are no scores left, or PEFT has adapters on queries or keys. The model
+            is unchanged.
     """
     encoders = encoders_with_mixture(model)
     if not encoders:
         raise ValueError(
             f"{type(model).__name__} has no mixture to harden; convert it with SttConfig(variant='mixture') first."
         )
-    plans = []
+    plans = [(base, *hardened(base)) for base in encoders]
     for base in encoders:
-        configs: Mechanisms = base._hf_lam_configs
-        assert configs.stt is not None
-        hardened = configs._replace(stt=_pure(configs.stt))
-        _check_combination(base, hardened)
-        plans.append((base, hardened, _query_and_key_of(base, list(base._hf_lam_attentions))))
         mixing = mixing_of(base)
         short = ~(mixing >= 1)  # NaN too
         if not force and bool(short.any()):
             layer, head = divmod(int(mixing.argmin()), mixing.shape[1])
+            advice = "Train on" if base._hf_lam_configs.stt.train_mixing else "Train on with SttAnnealingCallback"
             raise ValueError(
                 f"harden needs λ = 1 in every head, but {int(short.sum())} of {mixing.numel()} heads of "
                 f"{type(base).__name__} are short of it: the lowest λ is {mixing.min():.4g} (layer {layer}, head "
-                f"{head}), the mean {mixing.mean():.4g}. Train on with SttAnnealingCallback, or pass force=True to "
-                "drop what is left of the dot products."
+                f"{head}), the mean {mixing.mean():.4g}. {advice}, or pass force=True to drop what is left of the dot "
+                "products."
             )
-    for base, hardened, projections in plans:
+    for base, configs, projections in plans:
         for container in _all_containers(base):
             for synthesizer in container.stt:
                 del synthesizer.mixing
-                synthesizer.config = hardened.stt
+                synthesizer.config = configs.stt
         drop_projections(projections)
-        _set_configs(base, hardened)
+        _set_configs(base, configs)
     return model
+
+
+def hardened(base: Any) -> tuple[Mechanisms, list[tuple[nn.Module, str]]]:
+    """What an encoder with a mixture has once it is hardened, and the projections that it then does without.
+
+    Raises:
+        ValueError: if it cannot be hardened, wherever `λ` is.
+    """
+    configs: Mechanisms = base._hf_lam_configs
+    assert configs.stt is not None
+    pure = replace(configs.stt, variant=configs.stt.synthesized_by, synthesizer=None, train_mixing=False)
+    configs = configs._replace(stt=pure)
+    _check_combination(base, configs)
+    projections = _query_and_key_of(base, list(base._hf_lam_attentions))
+    adapted = sorted({name for module, name in projections if hasattr(getattr(module, name), "base_layer")})
+    if adapted:
+        raise ValueError(
+            f"{' and '.join(adapted)} of {type(base).__name__} carry an adapter of PEFT, which would be saved and not "
+            "load again without them. Call merge_and_unload() on the PEFT model first, and harden what it returns."
+        )
+    return configs, projections
 
 
 def encoders_with_mixture(model: nn.Module) -> list[Any]:
@@ -85,7 +103,3 @@ def mixing_of(base: Any) -> torch.Tensor:
     """`λ` of every layer and head of an encoder with a mixture, `(layers, H)`, between 0 and 1."""
     container: Any = mechanisms_of(base)
     return torch.stack([synthesizer.mixing.detach().clamp(0, 1).float().cpu() for synthesizer in container.stt])
-
-
-def _pure(stt: SttConfig) -> SttConfig:
-    return replace(stt, variant=stt.synthesized_by, synthesizer=None, train_mixing=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from typing import Any
@@ -362,3 +363,20 @@ def test_text_as_long_as_its_batch() -> None:
     ]
     report = fit_synthesizers(model, batches, epochs=4)
     assert report.kl_after == pytest.approx(expected_divergence(model, batches), rel=1e-4)
+
+
+def test_inside_autocast_and_inference_mode_it_does_the_same() -> None:
+    def fitted(context: Any) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = hf_lam.inject(make_host("vit"), SttConfig())
+        inputs = [make_inputs("vit")]
+        with context:
+            report = hf_lam.fit_synthesizers(model, inputs, epochs=3)
+        return report, model.hf_lam.state_dict()
+
+    expected, weights = fitted(contextlib.nullcontext())
+    assert expected.kl_after[0] < expected.kl_before[0]
+    for context in (torch.autocast("cpu", torch.bfloat16), torch.inference_mode()):
+        report, others = fitted(context)
+        assert report == expected
+        assert all(torch.equal(weights[name], others[name]) for name in weights)

@@ -301,10 +301,9 @@ def test_an_injected_model_and_its_mechanism_file(tmp_path: Path) -> None:
     assert max_difference(outputs(loaded, inputs), outputs(model, inputs)) < 1e-6
 
 
-@pytest.mark.parametrize("targets", [["v_proj"], ["q_proj", "v_proj"]], ids=["values", "queries too"])
-def test_under_peft_with_the_copy_that_was_trained(targets: list[str], tmp_path: Path) -> None:
+def test_under_peft_with_the_copy_that_was_trained(tmp_path: Path) -> None:
     base = make_mixture(ViTForImageClassification, "vit", mixing=0.0)
-    config = peft.LoraConfig(r=4, target_modules=targets, modules_to_save=["hf_lam", "classifier"])
+    config = peft.LoraConfig(r=4, target_modules=["v_proj"], modules_to_save=["hf_lam", "classifier"])
     model = peft.get_peft_model(base, config)
     set_mixing(model, 1.0)  # of the copy; the original stays at 0
     for name, parameter in model.named_parameters():
@@ -368,3 +367,23 @@ def test_half_precision(dtype: torch.dtype) -> None:
     after = outputs(harden(model), inputs)
     assert after.dtype == dtype and after.isfinite().all()
     assert max_difference(after, before) < (0.05 if dtype == torch.bfloat16 else 0.01)
+
+
+def test_adapters_on_what_would_be_dropped_are_merged_first() -> None:
+    model = hf_lam.inject(make_host("vit"), SttConfig())
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"]))
+    container: Any = mechanisms_of(model)
+    for layer in container.stt:
+        layer.mixing.fill_(1)
+    with pytest.raises(ValueError, match=r"q_proj of ViTModel carry an adapter of PEFT.*merge_and_unload"):
+        hf_lam.harden(adapted)
+    expected = first_output(adapted, make_inputs("vit"))
+    merged = hf_lam.harden(adapted.merge_and_unload())
+    assert max_difference(first_output(merged, make_inputs("vit")), expected) < 1e-5
+
+
+def test_the_advice_fits_how_the_mixing_is_moved() -> None:
+    with pytest.raises(ValueError, match=r"mean 0\. Train on with SttAnnealingCallback, or"):
+        hf_lam.harden(hf_lam.inject(make_host("vit"), SttConfig()))
+    with pytest.raises(ValueError, match=r"mean 0\. Train on, or pass force=True"):
+        hf_lam.harden(hf_lam.inject(make_host("vit"), SttConfig(train_mixing=True)))

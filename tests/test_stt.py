@@ -347,13 +347,14 @@ def test_chunks_of_a_large_batch(samples: int, prefix: int, with_mask: bool, mon
     value, axes, shares = make_inputs([3, 4], prefix, batch, weights_batches=[1, batch, batch])
     mask = right_padding(batch, value.shape[2]) if with_mask else None
     calls: list[int] = []
-    products = stt._masked_products
+    products = stt._products
 
     def counted(value: Tensor, *rest: Tensor | None) -> Tensor:
-        calls.append(len(value))
+        if value.shape[3] > 1:  # not what the padding leaves of the map's rows
+            calls.append(len(value))
         return products(value, *rest)
 
-    monkeypatch.setattr(stt, "_masked_products", counted)
+    monkeypatch.setattr(stt, "_products", counted)
     monkeypatch.setattr(stt, "_CPU_CHUNK", samples * value[0].numel())
     actual = stt_attention(value, axes, prefix_shares=shares, attention_mask=mask)
     assert calls == [min(samples, batch - start) for start in range(0, batch, samples)]
@@ -632,3 +633,31 @@ def test_cuda(dtype: torch.dtype, prefix: int, grid: list[int], with_mask: bool)
             value, axes, prefix_shares=shares, attention_mask=allowed, implementation=implementation
         )
         assert_is(actual, expected, [value, *axes, shares])
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("implementation", ["eager", "modes"])
+def test_dropout_grows_the_other_weights_with_padding_too(implementation: str, prefix: int) -> None:
+    torch.manual_seed(0)
+    value, axes, shares = make_inputs([3, 4], prefix, 2)
+    mask = right_padding(2, value.shape[2])
+    options: dict[str, Any] = {"prefix_shares": shares, "implementation": implementation}
+    ones = torch.ones_like(value)
+    for attention_mask in (None, mask):
+        sums = stt_attention(ones, axes, attention_mask=attention_mask, dropout_p=0.4, **options)[:, :, :-5]
+        # Dropped weights make the sums of the rows vary around one, and padding does not bring them back to it.
+        assert sums.std() > 0.1 and (sums - 1).abs().max() > 0.2
+        means = torch.stack(
+            [stt_attention(ones, axes, attention_mask=attention_mask, dropout_p=0.4, **options) for _ in range(400)]
+        ).mean(0)[:, :, :-5]
+        assert (means - 1).abs().mean() < 0.1
+    torch.manual_seed(1)
+    out, weights = stt.stt_attention_with_weights(
+        value, axes, prefix_shares=shares, attention_mask=mask, dropout_p=0.4
+    )
+    torch.manual_seed(1)
+    again = stt_attention(value, axes, attention_mask=mask, dropout_p=0.4, **options)
+    torch.testing.assert_close(out, again, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(weights @ value, out)
+    with pytest.raises(ValueError, match="dropout_p must be at least 0 and below 1, got 1"):
+        stt_attention(value, axes, dropout_p=1.0, **options)

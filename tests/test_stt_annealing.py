@@ -14,7 +14,7 @@ from lam_models import assert_same_weights, make_samples, make_trainer, stacked,
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, ViTForImageClassification
 
 import hf_lam
-from hf_lam import LamConfig, SttConfig
+from hf_lam import LamConfig, LocomtConfig, SttConfig
 from hf_lam.hardening import mixing_of
 from hf_lam.modeling.injection_hf_lam import injected_encoders, mechanisms_of
 from hf_lam.training import SttAnnealingCallback
@@ -341,3 +341,13 @@ def test_gradients_reach_everything_in_between() -> None:
     wanted = [name for name, _ in model.named_parameters() if "hf_lam" in name or "q_proj" in name]
     assert any("q_proj" in name for name in wanted) and any("mixing" in name for name in wanted)
     assert all(model.get_parameter(name).grad.abs().max() > 0 for name in wanted)
+
+
+@pytest.mark.parametrize("other", [LamConfig(), LocomtConfig()], ids=["lam", "locomt"])
+def test_a_mixture_that_cannot_be_hardened_is_said_before_training(
+    other: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        stt_trainer(make_mixture("vit", other), "vit", tmp_path, SttAnnealingCallback(), max_steps=1).train()
+    (warning,) = [record.getMessage() for record in caplog.records if "will refuse it" in record.getMessage()]
+    assert type(other).__name__ in warning

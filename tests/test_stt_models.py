@@ -38,9 +38,13 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    EuroBertConfig,
+    EuroBertModel,
     ModernBertConfig,
     ModernBertModel,
     PreTrainedModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     VideoMAEForVideoClassification,
     VideoMAEModel,
     ViTForImageClassification,
@@ -63,6 +67,7 @@ from hf_lam import (
     save_mechanism,
 )
 from hf_lam.hardening import mixing_of
+from hf_lam.modeling.injection_hf_lam import hf_lam_attention_forward
 
 PURE_CASES = [case for case in STT_CASES if case[1] in PURE_CONFIGS]
 MIXTURE_CASES = [case for case in STT_CASES if case[1] in MIXTURE_CONFIGS]
@@ -460,7 +465,7 @@ def test_dropped_tokens_are_refused() -> None:
 @pytest.mark.parametrize("name", ["dense", "random", "mixture"])
 def test_inputs_of_another_size(name: str) -> None:
     (stt,) = mechanisms(name, "bert")
-    with pytest.raises(ValueError, match=r"\[4, 4\] with 1 prefix tokens is for 17 tokens.*has 37"):
+    with pytest.raises(ValueError, match=r"24 × 24 pixels, a grid of 6 × 6 patches, but .* made for 4 × 4"):
         injected("vit", name)(torch.randn(1, 3, 24, 24), interpolate_pos_encoding=True)
     model = inject(make_host("bert"), replace(stt, grid=[8]))
     with pytest.raises(ValueError, match=r"at most 8 tokens.*has 11"):
@@ -513,3 +518,62 @@ def test_a_mechanism_that_does_not_fit_leaves_the_host_its_projections(
         load_mechanism(host, tmp_path)
     assert set(host.state_dict()) == before
     assert torch.equal(first_output(host, inputs), expected)
+
+
+@pytest.mark.parametrize("config", [LamConfig(init="normal"), LocomtConfig(views="self"), SttConfig("random")])
+def test_a_host_that_keeps_its_keyword_arguments_is_refused(config: Any) -> None:
+    sizes = {**SIZES, "image_size": 16, "patch_size": 4}
+    model = SiglipVisionModel(SiglipVisionConfig(**sizes)).eval()
+    before = [name for name, _ in model.named_modules()]
+    with pytest.raises(ValueError, match=r"SiglipAttention of .* keeps its keyword arguments to itself"):
+        inject(model, config)
+    assert [name for name, _ in model.named_modules()] == before
+
+
+def test_a_call_that_is_lost_on_the_way_is_an_error_and_not_the_hosts_attention() -> None:
+    model = injected("vit", "dense")
+    attention = model.layers[0].attention
+    query = torch.randn(1, 4, 17, 8)
+    with pytest.raises(RuntimeError, match="does not hand its keyword arguments"):
+        hf_lam_attention_forward(attention, query, query, query, None)
+
+
+def test_grouped_heads_are_refused() -> None:
+    model = EuroBertModel(EuroBertConfig(**SIZES, num_key_value_heads=2, vocab_size=99, head_dim=8, pad_token_id=0))
+    for config in (SttConfig("dense"), SttConfig(), LamConfig()):
+        with pytest.raises(ValueError, match="2 key and value heads for 4 query heads"):
+            inject(model, config)
+
+
+def test_images_of_another_size_get_a_grid_of_their_own() -> None:
+    pixels = torch.randn(2, 3, 32, 32)
+    model = make_host("vit", image_size=16, patch_size=4)
+    expected = model(pixels, interpolate_pos_encoding=True).last_hidden_state
+    with pytest.raises(ValueError, match="makes 65 tokens, and ViTModel has 17"):
+        inject(model, SttConfig(grid=[8, 8]))
+    inject(model, SttConfig(grid=[8, 8], prefix_tokens=1))
+    assert max_difference(model(pixels, interpolate_pos_encoding=True).last_hidden_state, expected) < 1e-5
+    with pytest.raises(ValueError, match="is for 65 tokens, but the sequence has 17"):
+        model(torch.randn(2, 3, 16, 16))
+    dino = Dinov2Model(Dinov2Config(**SIZES, image_size=32, patch_size=4)).eval()
+    expected = dino(pixels[..., :16, :16]).last_hidden_state
+    inject(dino, SttConfig(grid=[4, 4], prefix_tokens=1))
+    assert max_difference(dino(pixels[..., :16, :16]).last_hidden_state, expected) < 1e-5
+
+
+@pytest.mark.parametrize("variant", ["dense", "mixture"])
+def test_as_many_patches_in_another_shape_are_noticed(variant: str) -> None:
+    model = inject(make_host("vit", image_size=16, patch_size=4), SttConfig(variant))
+    with pytest.raises(ValueError, match=r"8 × 32 pixels, a grid of 2 × 8 patches, but .* made for 4 × 4"):
+        model(torch.randn(1, 3, 8, 32), interpolate_pos_encoding=True)
+
+
+def test_large_logits_of_padding_have_finite_gradients() -> None:
+    model = inject(make_host("bert"), SttConfig("random", prefix_tokens=1))
+    rows = model.hf_lam.stt[0].axes[0].row_logits
+    rows.data[..., 5:] += 120
+    mask = torch.ones(2, 11, dtype=torch.long)
+    mask[:, 6:] = 0
+    output = model(torch.randint(5, 90, (2, 11)), attention_mask=mask).last_hidden_state
+    output[:, :6].sum().backward()
+    assert output.isfinite().all() and rows.grad is not None and rows.grad.isfinite().all()

@@ -79,14 +79,18 @@ def test_resolve_finds_the_grid(tokens: HostTokens, options: dict, grid: list[in
     ("tokens", "options", "message"),
     [
         (VIT, {"grid": [14, 15]}, r"\[14, 15\] with 1 prefix tokens makes 211 tokens, and ViTModel has 197: 1 before"),
-        (VIT, {"grid": [13, 14]}, r"makes 183 tokens, and ViTModel has 197: 1 before a grid of \[14, 14\]. Give"),
+        (
+            VIT,
+            {"grid": [13, 14]},
+            r"makes 183 tokens, and ViTModel has 197: 1 before a grid of \[14, 14\]. Leave both out",
+        ),
         (VIT, {"prefix_tokens": 0}, "with 0 prefix tokens makes 196 tokens, and ViTModel has 197"),
         (VIDEOMAE, {"grid": [16, 14, 14]}, r"makes 3136 tokens, and VideoMAEModel has 1568"),
         (VIDEOMAE, {"prefix_tokens": 1}, r"makes 1569 tokens, and VideoMAEModel has 1568"),
-        (BERT, {"grid": [513]}, "makes 513 tokens, and BertModel takes at most 512. Give"),
+        (BERT, {"grid": [513]}, "makes 513 tokens, and BertModel takes at most 512. Leave both out"),
         (BERT, {"grid": [512], "prefix_tokens": 1}, "makes 513 tokens, and BertModel takes at most 512"),
         (BERT, {"prefix_tokens": 512}, r"the grid \[0\] with 512 prefix tokens"),
-        (UNKNOWN, {}, r"RoFormerModel does not say how long its sequences get; give SttConfig\(grid="),
+        (UNKNOWN, {}, r"RoFormerModel does not say how many tokens it has; give SttConfig\(grid="),
     ],
 )
 def test_resolve_says_with_numbers_what_does_not_fit(tokens: HostTokens, options: dict, message: str) -> None:

@@ -334,6 +334,8 @@ class SttConfig(MechanismConfig):
             object.__setattr__(self, "synthesizer", "dense")
         if self.is_mixture:
             _check_choice(self, "synthesizer", SYNTHESIZERS)
+        elif self.synthesizer == self.variant:  # what `replace(mixture, variant=...)` leaves
+            object.__setattr__(self, "synthesizer", None)
         for name in ("bottleneck_size", "rank"):
             _check_positive_or_none(self, name)
         for name in ("frozen", "train_mixing"):

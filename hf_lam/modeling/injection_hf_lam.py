@@ -16,10 +16,12 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 from __future__ import annotations
 
+import ast
 import copy
 import functools
 import inspect
 import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -35,7 +37,7 @@ from transformers.utils import logging
 from transformers.utils.output_capturing import _active_collector
 
 from .configuration_hf_lam import LamConfig, LocomtConfig, Mechanisms, SttConfig, mechanism_block, mechanisms_in
-from .functional_hf_lam import _additive, flex_obstacle, lam_attention, lam_attention_with_weights
+from .functional_hf_lam import _additive, _softmax_dtype, flex_obstacle, lam_attention, lam_attention_with_weights
 from .locomt_hf_lam import Layout, attend_annealed, attend_blocks, attend_eager, attend_with_weights
 from .mechanisms_hf_lam import AttentionMechanisms, AttentionViews, LearnableAttentionMask
 from .segments_hf_lam import (
@@ -46,7 +48,7 @@ from .segments_hf_lam import (
     resolve_locomt,
     segment_of_tokens,
 )
-from .stt_hf_lam import log_synthetic_map, stt_attention, synthetic_map
+from .stt_hf_lam import log_synthetic_map, stt_attention, stt_attention_with_weights
 from .synthesizers_hf_lam import (
     DenseAxis,
     DenseShares,
@@ -165,30 +167,25 @@ class AttentionCall:
         self, value: torch.Tensor, padding: torch.Tensor | None, dropout: float
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         logits = self.synthesize(padding)
-        axes, shares = logits.weights()
         keys = None
-        if padding is not None and len(axes) == 1 and shares is None:
+        if padding is not None and len(logits.axes) == 1 and logits.shares is None:
             # On one axis the scores are there, and any mask can be added to them.
             (scores,) = logits.axes
-            addend, blocked = _additive(padding.to(scores.device), axes[0].dtype)
-            axes = [(scores + addend).softmax(-1).masked_fill(blocked, 0)]
-        elif padding is not None:
-            _refuse_masks_by_query(padding)
-            keys = _valid_tokens(padding, value.shape[0], value.shape[2]).to(value.device)[:, None, None]
-        if dropout > 0:
-            # On the weights of the axes, since the whole map is never there; on one axis it is the same.
-            axes = [nn.functional.dropout(axis.expand(value.shape[0], -1, -1, -1), dropout) for axis in axes]
-            if shares is not None:
-                shares = shares.expand(value.shape[0], -1, -1, -1)
-                of_prefix = nn.functional.dropout(shares[..., 1:], dropout)
-                shares = torch.cat([shares[..., :1], of_prefix], dim=-1)
-        call = self.forward_call
-        if call.output_attentions:
-            weights = synthetic_map(axes, shares, keys).to(value.dtype).expand(value.shape[0], -1, -1, -1)
-            return weights @ value, weights
-        implementation = "eager" if call.implementation == "eager" else "auto"
-        options: dict[str, Any] = {"prefix_shares": shares, "attention_mask": keys, "implementation": implementation}
-        return stt_attention(value, axes, **options), None
+            addend, blocked = _additive(padding.to(scores.device), _softmax_dtype(scores.dtype))
+            axes, shares = [(scores + addend).softmax(-1).masked_fill(blocked, 0)], None
+        else:
+            axes, shares = logits.weights()
+            if padding is not None:
+                if self.layer_index == 0:
+                    _refuse_masks_by_query(padding)
+                keys = _valid_tokens(padding, value.shape[0], value.shape[2]).to(value.device)[:, None, None]
+        axes = [axis.to(value.device) for axis in axes]
+        shares = None if shares is None else shares.to(value.device)
+        options: dict[str, Any] = {"prefix_shares": shares, "attention_mask": keys, "dropout_p": dropout}
+        if self.forward_call.output_attentions:
+            return stt_attention_with_weights(value, axes, **options)
+        implementation = "eager" if self.forward_call.implementation == "eager" else "auto"
+        return stt_attention(value, axes, implementation=implementation, **options), None
 
     def _attend_full(
         self,
@@ -329,6 +326,11 @@ def hf_lam_attention_forward(
     for any other. A module without a mechanism gets transformers' SDPA.
     """
     call: AttentionCall | None = kwargs.pop(CALL, None)
+    if call is None and hasattr(module, "_hf_lam_layer"):
+        raise RuntimeError(
+            f"{type(module).__name__} does not hand its keyword arguments to its attention function, so its hf_lam "
+            "mechanisms cannot be reached. hf_lam.remove(model) gives the host back."
+        )
     if call is None:
         sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
@@ -418,6 +420,8 @@ def attach(
     handles = [stack.register_forward_pre_hook(_enter_stack, with_kwargs=True)]
     if _needs_every_token(configs) and base.config.model_type in ("videomae", "hf_lam_videomae"):
         handles.append(base.register_forward_pre_hook(_refuse_dropped_tokens, with_kwargs=True))
+    if configs.stt is not None and tuple(configs.stt.grid or ()) == _host_tokens_of(base).grid:
+        handles.append(base.register_forward_pre_hook(_check_image_size, with_kwargs=True))
     if configs.locomt is not None and has_token_types(configs.locomt):
         # Not a hook: sentence-transformers calls `forward` itself. What accelerate may have put there stays beneath.
         host_forward = base.forward
@@ -741,6 +745,22 @@ def _refuse_dropped_tokens(base: nn.Module, args: tuple[Any, ...], kwargs: dict[
         )
 
 
+def _check_image_size(base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """An image of another shape may have as many patches as the grid, which then would not be noticed."""
+    pixels, grid = kwargs.get("pixel_values", args[0] if args else None), base._hf_lam_configs.stt.grid
+    patch = getattr(base.config, "patch_size", None)
+    if not isinstance(pixels, torch.Tensor) or pixels.dim() != 4 or len(grid) != 2 or patch is None:
+        return
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    rows, columns = pixels.shape[2] // height, pixels.shape[3] // width
+    if [rows, columns] != grid:
+        raise ValueError(
+            f"the images are {pixels.shape[2]} × {pixels.shape[3]} pixels, a grid of {rows} × {columns} patches, but "
+            f"the synthesised attention was made for {grid[0]} × {grid[1]}. Resize them, or make the model with "
+            f"SttConfig(grid=[{rows}, {columns}], prefix_tokens={base._hf_lam_configs.stt.prefix_tokens})."
+        )
+
+
 def _is_set(value: Any) -> bool:
     return value is not None and value is not False
 
@@ -774,6 +794,16 @@ def _self_attentions(base: PreTrainedModel) -> list[Any]:
             )
         if getattr(attention, "is_causal", False):
             raise ValueError(f"{type(attention).__name__} of {name} is causal; hf_lam works on encoders.")
+        if _takes_kwargs(forward) and not _hands_kwargs_on(forward):
+            raise ValueError(
+                f"{type(attention).__name__} of {name} keeps its keyword arguments to itself, through which hf_lam "
+                "reaches the attention function."
+            )
+        if getattr(base.config, "num_key_value_heads", None) not in (None, base.config.num_attention_heads):
+            raise ValueError(
+                f"{name} has {base.config.num_key_value_heads} key and value heads for "
+                f"{base.config.num_attention_heads} query heads; hf_lam needs as many of each."
+            )
         if not _takes_kwargs(forward) and not hasattr(attention, "dropout_prob"):
             raise ValueError(f"{type(attention).__name__} of {name} takes no keyword arguments, which hf_lam needs.")
     return attentions
@@ -820,6 +850,16 @@ def _without_containers(base: nn.Module, path: str) -> str:
 
 def _takes_kwargs(forward: Callable[..., Any]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(forward).parameters.values())
+
+
+def _hands_kwargs_on(forward: Callable[..., Any]) -> bool:
+    """Whether any call in a forward gets its keyword arguments; true where the source cannot be read."""
+    try:
+        source = textwrap.dedent(inspect.getsource(forward))
+    except OSError:
+        return True
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return any(keyword.arg is None for call in calls for keyword in call.keywords)
 
 
 def _check_combination(base: PreTrainedModel, configs: Mechanisms) -> None:
@@ -1003,14 +1043,14 @@ def _query_and_key_of(base: PreTrainedModel, attentions: list[Any]) -> list[tupl
         if names is None:
             raise ValueError(
                 f"{type(attention).__name__} of {type(base).__name__} has no query and key projections of its own "
-                f"({', '.join(children)}), which a pure STT would drop. Use a mixture: SttConfig()."
+                f"({', '.join(children)}), which a pure STT would drop. It can only be a mixture: SttConfig()."
             )
         size = getattr(children[names[2]], "out_features", None)
         if size != base.config.hidden_size or size % base.config.num_attention_heads:
             raise ValueError(
                 f"a pure STT needs heads × head size = hidden size, but the values of {type(base).__name__} have "
                 f"{size} features for a hidden size of {base.config.hidden_size} and "
-                f"{base.config.num_attention_heads} heads. Use a mixture: SttConfig()."
+                f"{base.config.num_attention_heads} heads. It can only be a mixture: SttConfig()."
             )
         found += [(attention, name) for name in names[:2]]
     return found

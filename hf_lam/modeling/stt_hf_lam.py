@@ -17,6 +17,7 @@ This file travels: it is copied into Hub repositories, so it needs torch and its
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ from torch import Tensor
 from .functional_hf_lam import _checked_padding, _product_dtype, _shape, _softmax_dtype, without_autocast
 
 IMPLEMENTATIONS = ("auto", "eager", "modes")
+
+# What a map is made of: the weights of the axes, and the prefix tokens' shares.
+_MapFactors = tuple[Sequence[Tensor], Tensor | None]
 
 # Elements of the values that are worked on at once, a number of whole samples; 2 MiB in fp32 stay near the cores.
 _CPU_CHUNK = 2**19
@@ -35,6 +39,7 @@ def stt_attention(
     *,
     prefix_shares: Tensor | None = None,
     attention_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
     implementation: str = "auto",
 ) -> Tensor:
     """Apply a synthesised attention map to the values (STT, arXiv 2201.01410).
@@ -48,6 +53,9 @@ def stt_attention(
             divided between the grid, which comes first, and the prefix tokens. `None` without prefix tokens.
         attention_mask: padding of the keys, broadcastable to `(B, H, 1, L)`: bool (True = may attend), or additive
             floating point. What would go to padding goes to the other tokens, in proportion.
+        dropout_p: probability, in [0, 1), with which a weight is zeroed (the others grow accordingly). The whole map
+            is never there, so these are the weights of the axes and the prefix tokens' shares; on one axis it is the
+            usual dropout.
         implementation: "eager" forms the whole map, then multiplies; "modes" applies the axes one after the other;
             "auto" is "modes".
 
@@ -56,19 +64,78 @@ def stt_attention(
 
     Raises:
         TypeError: a tensor of a dtype that has no meaning here.
-        ValueError: sizes that do not fit, an unknown `implementation`, or a floating point `attention_mask` of zeros
-            and ones, which would mask nothing.
+        ValueError: sizes that do not fit, an unknown `implementation`, a `dropout_p` outside [0, 1), or a floating
+            point `attention_mask` of zeros and ones, which would mask nothing.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}.")
-    _check(value, axis_weights, prefix_shares)
-    if attention_mask is not None:
-        attention_mask = _checked_padding(attention_mask, (*value.shape[:2], 1, value.shape[2]))
+    options: dict[str, Any] = {
+        "prefix_shares": prefix_shares,
+        "attention_mask": attention_mask,
+        "dropout_p": dropout_p,
+    }
+    if implementation == "eager":
+        return stt_attention_with_weights(value, axis_weights, **options)[0]
+    attention_mask = _checked(value, axis_weights, prefix_shares, attention_mask, dropout_p)
     with without_autocast(value.device.type):
-        if implementation == "eager":
-            weights = synthetic_map(axis_weights, prefix_shares, attention_mask)
-            return weights.to(value.dtype) @ value
-        return _in_chunks(value, axis_weights, prefix_shares, attention_mask)
+        dropped = _dropped(axis_weights, prefix_shares, dropout_p, value.shape[0])
+        if attention_mask is None:
+            return _in_chunks(value, *dropped)
+        # (A (e^P ⊙ V)) / (A e^P), the latter without dropout: it would cancel.
+        factors = _factors(attention_mask, _softmax_dtype(value.dtype))[:, :, 0, :, None].expand(*value.shape[:3], 1)
+        total = _products(factors, axis_weights, prefix_shares)
+        return (_in_chunks(value * factors, *dropped) / _positive(total)).to(value.dtype)
+
+
+def stt_attention_with_weights(
+    value: Tensor,
+    axis_weights: Sequence[Tensor],
+    *,
+    prefix_shares: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The reference: [`stt_attention`] with its attention map; same arguments and errors.
+
+    Returns:
+        The output `(B, H, L, D)`, and the weights `(B, H, L, L)` that multiplied the values: after dropout, as in
+        transformers' eager attention.
+    """
+    attention_mask = _checked(value, axis_weights, prefix_shares, attention_mask, dropout_p)
+    with without_autocast(value.device.type):
+        dropped = _dropped(axis_weights, prefix_shares, dropout_p, value.shape[0])
+        weights = _normalized_map(dropped, (axis_weights, prefix_shares), attention_mask)
+        weights = weights.to(value.dtype).expand(value.shape[0], -1, -1, -1)
+        return weights @ value, weights
+
+
+def _dropped(
+    axis_weights: Sequence[Tensor], prefix_shares: Tensor | None, dropout_p: float, batch: int
+) -> _MapFactors:
+    """The factors of the map after dropout, which every sample gets for itself."""
+    if dropout_p == 0:
+        return axis_weights, prefix_shares
+    axis_weights = [torch.dropout(axis.expand(batch, -1, -1, -1), dropout_p, train=True) for axis in axis_weights]
+    if prefix_shares is not None:
+        of_prefix = torch.dropout(prefix_shares[..., 1:].expand(batch, -1, -1, -1), dropout_p, train=True)
+        prefix_shares = torch.cat([prefix_shares[..., :1].expand(batch, -1, -1, -1), of_prefix], dim=-1)
+    return axis_weights, prefix_shares
+
+
+def _checked(
+    value: Tensor,
+    axis_weights: Sequence[Tensor],
+    prefix_shares: Tensor | None,
+    attention_mask: Tensor | None,
+    dropout_p: float,
+) -> Tensor | None:
+    """The padding with 4 dimensions and all keys, once everything is found to fit."""
+    _check(value, axis_weights, prefix_shares)
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p}.")
+    if attention_mask is None:
+        return None
+    return _checked_padding(attention_mask, (*value.shape[:2], 1, value.shape[2]))
 
 
 def _check(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None) -> None:
@@ -111,13 +178,22 @@ def synthetic_map(
 
     Its rows sum to one, but for rows of zeros where all keys are padding.
     """
+    factors = (axis_weights, prefix_shares)
+    return _normalized_map(factors, factors, attention_mask)
+
+
+def _normalized_map(used: _MapFactors, plain: _MapFactors, attention_mask: Tensor | None) -> Tensor:
+    """The map of the factors `used`, divided by what padding leaves of that of the `plain` ones, before dropout."""
     if attention_mask is None:
-        return _whole(axis_weights, prefix_shares, torch.mul)
+        return _whole(*used, torch.mul)
     # Renormalising subtracts nearly equal numbers in the gradients: in at least fp32 from the start.
-    dtype = _softmax_dtype(axis_weights[0].dtype)
-    shares = None if prefix_shares is None else prefix_shares.to(dtype)
-    weights = _whole([x.to(dtype) for x in axis_weights], shares, torch.mul) * _factors(attention_mask, dtype)
-    return weights / _positive(weights.sum(-1, keepdim=True))
+    dtype = _softmax_dtype(plain[0][0].dtype)
+    allowed = _factors(attention_mask, dtype)
+    used, plain = (
+        ([x.to(dtype) for x in axes], shares if shares is None else shares.to(dtype)) for axes, shares in (used, plain)
+    )
+    total = (_whole(*plain, torch.mul) * allowed).sum(-1, keepdim=True)
+    return _whole(*used, torch.mul) * allowed / _positive(total)
 
 
 def log_synthetic_map(axis_log_weights: Sequence[Tensor], prefix_log_shares: Tensor | None = None) -> Tensor:
@@ -156,49 +232,40 @@ def _positive(total: Tensor) -> Tensor:
 # --- mode products ---------------------------------------------------------------------------------------------------
 
 
-def _in_chunks(
-    value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None, attention_mask: Tensor | None
-) -> Tensor:
+def _in_chunks(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None) -> Tensor:
     """Some samples at a time where that is faster: on CPU a large batch would leave the cache after every product."""
     batch, heads, length, size = value.shape
-    tensors = [*axis_weights, prefix_shares, attention_mask]
     samples = batch
     if value.device.type == "cpu" and not torch.compiler.is_compiling():
         samples = max(1, _CPU_CHUNK // max(1, heads * length * size))
     if samples >= batch:
-        return _masked_products(value, *tensors)
+        return _products(value, axis_weights, prefix_shares)
+
+    def cut(tensor: Tensor, part: slice) -> Tensor:
+        return tensor if tensor.shape[0] == 1 else tensor[part]
+
     parts = []
     for start in range(0, batch, samples):
         part = slice(start, start + samples)
-        cut = [x if x is None or x.shape[0] == 1 else x[part] for x in tensors]
-        parts.append(_masked_products(value[part], *cut).transpose(1, 2))
+        shares = None if prefix_shares is None else cut(prefix_shares, part)
+        parts.append(_products(value[part], [cut(x, part) for x in axis_weights], shares).transpose(1, 2))
     return torch.cat(parts).transpose(1, 2)
 
 
-def _masked_products(value: Tensor, *rest: Tensor | None) -> Tensor:
-    """[`_products`] renormalised for padding: `(A (e^P ⊙ V)) / (A e^P)`."""
-    *tensors, attention_mask = rest
-    if attention_mask is None:
-        return _products(value, *tensors)
-    factors = _factors(attention_mask, _softmax_dtype(value.dtype))[:, :, 0, :, None].expand(*value.shape[:3], 1)
-    total = _products(factors, *tensors)
-    return (_products(value * factors, *tensors) / _positive(total)).to(value.dtype)
-
-
-def _products(value: Tensor, *tensors: Tensor | None) -> Tensor:
+def _products(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None) -> Tensor:
     """`V ×_1 A_1 … ×_k A_k` and the prefix, in value's dtype. In memory the result is `(B, L, H, D)`."""
     dtype = _product_dtype(value)
-    *axis_weights, prefix_shares = (x if x is None else x.to(dtype) for x in tensors)
+    axis_weights = [weights.to(dtype) for weights in axis_weights]
+    prefix_shares = None if prefix_shares is None else prefix_shares.to(dtype)
     batch, heads, length, size = value.shape
     prefix = 0 if prefix_shares is None else prefix_shares.shape[3] - 1
     of_grid = value[:, :, prefix:].to(dtype)
     of_prefix = of_grid
-    sizes = [weights.shape[3] for weights in axis_weights if weights is not None]
+    sizes = [weights.shape[3] for weights in axis_weights]
     # Every prefix token has a row of its own, once the first axis is summed up. No size is left to `reshape`, which
     # cannot infer one for an empty batch or grid.
     before, rows = 1, 1
     for axis, weights in enumerate(axis_weights):
-        assert weights is not None
         after = math.prod(sizes[axis + 1 :]) * size
         if prefix:
             of_prefix = weights[:, :, :prefix, None] @ of_prefix.reshape(batch, heads, rows, sizes[axis], after)

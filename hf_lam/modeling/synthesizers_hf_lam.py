@@ -32,17 +32,20 @@ def resolve_stt(config: SttConfig, tokens: HostTokens, head_size: int) -> SttCon
     if not grid:
         if tokens.length is None:
             raise ValueError(
-                f"{tokens.host} does not say how long its sequences get; give SttConfig(grid=[512]), for example."
+                f"{tokens.host} does not say how many tokens it has; give SttConfig(grid=[512]) for texts, or "
+                "SttConfig(grid=[14, 14], prefix_tokens=1) for images, for example."
             )
         grid = [tokens.length - prefix]
     total = prefix + math.prod(grid)
+    # With both given, they are for inputs of another size, to which the host's positions are interpolated.
+    is_other_size = tokens.grid and config.grid is not None and config.prefix_tokens is not None
     too_long = tokens.length is not None and total > tokens.length
-    if min(grid) < 1 or too_long or (tokens.grid and total != tokens.length):
+    if min(grid) < 1 or (not is_other_size and (too_long or (tokens.grid and total != tokens.length))):
         raise ValueError(
             f"the grid {grid} with {prefix} prefix tokens makes {total} tokens, and {tokens.host} "
             f"{'has' if tokens.grid else 'takes at most'} {tokens.length}"
             + (f": {tokens.prefix} before a grid of {list(tokens.grid)}" if tokens.grid else "")
-            + ". Give SttConfig(grid=..., prefix_tokens=...) that add up, or leave both out."
+            + ". Leave both out, or give both SttConfig(grid=..., prefix_tokens=...) for inputs of another size."
         )
     config = replace(config, grid=grid, prefix_tokens=prefix)
     kind = config.synthesized_by
@@ -79,10 +82,10 @@ class SyntheticLogits(NamedTuple):
     def weights(self) -> tuple[list[Tensor], Tensor | None]:
         """The arguments of `stt_attention`, in at least fp32. Slices of padding get no weight."""
         log_axes, log_shares = self.log_weights()
-        axes = [log_axis.exp() for log_axis in log_axes]
         if self.is_token is not None:
-            axes = [axis.masked_fill(~self._alive(index), 0) for index, axis in enumerate(axes)]
-        return axes, None if log_shares is None else log_shares.exp()
+            # Before `exp`, whose gradient could overflow where there is padding.
+            log_axes = [_without(log_axis, self._alive(axis)) for axis, log_axis in enumerate(log_axes)]
+        return [log_axis.exp() for log_axis in log_axes], None if log_shares is None else log_shares.exp()
 
     def log_weights(self) -> tuple[list[Tensor], Tensor | None]:
         """The logarithms of `weights()`, finite everywhere: what is padding is left to the caller's mask."""
@@ -102,9 +105,13 @@ class SyntheticLogits(NamedTuple):
 
     @staticmethod
     def _normalized(logits: Tensor, alive: Tensor) -> Tensor:
-        # A finite number instead of −inf: a row without any token has a gradient of 0, not NaN.
-        total = logits.masked_fill(~alive, torch.finfo(logits.dtype).min / 2).logsumexp(-1, keepdim=True)
+        total = _without(logits, alive).logsumexp(-1, keepdim=True)
         return logits - total.masked_fill(~alive.any(-1, keepdim=True), 0)
+
+
+def _without(logits: Tensor, alive: Tensor) -> Tensor:
+    """Logits without those of padding: a finite number, with which rows without any token have gradients of 0."""
+    return logits.masked_fill(~alive, torch.finfo(logits.dtype).min / 2)
 
 
 class DenseAxis(nn.Module):

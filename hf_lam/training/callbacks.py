@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..hardening import encoders_with_mixture
+from ..hardening import encoders_with_mixture, hardened
 from ..modeling.injection_hf_lam import injected_encoders, mechanisms_of, set_views, views_of
 
 logger = logging.get_logger(__name__)
@@ -41,6 +41,8 @@ class _AnnealingCallback(TrainerCallback):
     """
 
     log_name: str
+    goal: str
+    advice: str
 
     def __init__(self, start: float, end: float) -> None:
         if not 0 <= start < end <= 1:
@@ -86,10 +88,15 @@ class _AnnealingCallback(TrainerCallback):
     def _progress(self, state: TrainerState) -> float:
         return state.global_step / state.max_steps
 
-    def _is_before_the_end(self, args: TrainingArguments, state: TrainerState) -> bool:
-        """Whether the best checkpoint, if that is what was loaded, is older than the end of annealing."""
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         best = getattr(state, "best_global_step", None)
-        return bool(args.load_best_model_at_end and best is not None and best / state.max_steps < self.end)
+        if args.load_best_model_at_end and best is not None and best / state.max_steps < self.end:
+            logger.warning(
+                f"The best checkpoint, which was loaded, is of step {best}, before {self.goal} (step "
+                f"{math.ceil(self.end * state.max_steps)} of {state.max_steps}). {self.advice}"
+            )
 
 
 class ViewAnnealingCallback(_AnnealingCallback):
@@ -118,6 +125,11 @@ class ViewAnnealingCallback(_AnnealingCallback):
     """
 
     log_name = "attention_view_penalty"
+    goal = "the attention views were reached"
+    advice = (
+        "Its weights now run with the views, which is not what was evaluated. Evaluate again, or choose the best "
+        "model among later checkpoints."
+    )
 
     def __init__(self, start: float = 0.0, end: float = 0.8, max_penalty: float = 30.0) -> None:
         super().__init__(start, end)
@@ -144,17 +156,6 @@ class ViewAnnealingCallback(_AnnealingCallback):
                 "ViewAnnealingCallback needs one: give it LocomtConfig(views=..., annealing=True)."
             )
         super().on_train_begin(args, state, control, **kwargs)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._is_before_the_end(args, state):
-            logger.warning(
-                f"The best checkpoint is of step {state.best_global_step}, before the attention views were reached "
-                f"(step {math.ceil(self.end * state.max_steps)} of {state.max_steps}). Its weights now run with the "
-                "views, which is not what was evaluated. Evaluate again, or choose the best model among later "
-                "checkpoints."
-            )
 
     def follow(self, model: nn.Module, state: TrainerState) -> None:
         for base in injected_encoders(model):
@@ -193,6 +194,8 @@ class SttAnnealingCallback(_AnnealingCallback):
     """
 
     log_name = "attention_mixing"
+    goal = "λ reached 1"
+    advice = "hf_lam.harden needs a later one: choose the best model among the checkpoints after that step."
 
     def __init__(self, start: float = 0.0, end: float = 0.5) -> None:
         super().__init__(start, end)
@@ -218,17 +221,12 @@ class SttAnnealingCallback(_AnnealingCallback):
                 f"{type(model).__name__} trains its λ itself (train_mixing=True), which SttAnnealingCallback would "
                 "overwrite. Use one of the two."
             )
+        for base in encoders:
+            try:
+                hardened(base)
+            except ValueError as error:
+                logger.warning(f"This mixture can be annealed, but hf_lam.harden will refuse it: {error}")
         super().on_train_begin(args, state, control, **kwargs)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._is_before_the_end(args, state):
-            logger.warning(
-                f"The best checkpoint is of step {state.best_global_step}, before λ reached 1 (step "
-                f"{math.ceil(self.end * state.max_steps)} of {state.max_steps}), and was loaded with the λ it had. "
-                "hf_lam.harden needs a later one: choose the best model among the checkpoints after that step."
-            )
 
     def follow(self, model: nn.Module, state: TrainerState) -> None:
         for base in encoders_with_mixture(model):
