@@ -294,6 +294,7 @@ print("loaded", type(model.encoder).__name__)
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_needs_hf_lam_imported(tmp_path: Path) -> None:
     model = make_captioner("dense", "bert")
     data = make_data()

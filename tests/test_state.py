@@ -13,7 +13,7 @@ from hf_lam import LamConfig, LocomtConfig, SttConfig, inject, remove
 
 COMPILED = ["bert", "vit", "videomae"]
 slow = pytest.mark.slow
-STT_COMPILED = [("bert", "dense"), ("vit", "mixture")]
+STT_COMPILED = [("bert", "dense")]
 COMPILED_CASES = [
     *((host, "shared") for host in COMPILED),
     ("bert", "half"),

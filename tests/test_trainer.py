@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ CASES: dict[str, tuple[type, str, Any, dict[str, Any]]] = {
     "videomae_random": (VideoMAEForVideoClassification, "videomae", mechanisms("random", "videomae"), {}),
     "vit_bottleneck": (ViTForImageClassification, "vit", mechanisms("bottleneck", "vit"), {"num_labels": 3}),
 }
+
+
+def quick_or_slow(cases: Iterable[str]) -> list[Any]:
+    """All cases; some are slow, beside quick ones of their mechanism or host."""
+    slow = ("vit_dense", "videomae_random", "vit_bottleneck")
+    return [pytest.param(case, marks=pytest.mark.slow) if case in slow else case for case in cases]
 
 
 def make_case(name: str, seed: int = 0, **config: Any) -> Any:
@@ -89,7 +96,7 @@ def assert_resumed_equals_uninterrupted(case: str, folder: Path) -> None:
     assert_same_weights(weights_of(trainer.model), uninterrupted.weights[6])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", quick_or_slow(CASES))
 def test_killed_and_resumed_equals_uninterrupted(case: str, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         train_and_kill(case, str(tmp_path / "run"))
@@ -150,6 +157,7 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.slow
 def test_checkpoints_carry_the_code_of_the_whole_family(tmp_path: Path) -> None:
     heads = {
         "bert_tokens": "AutoModelForTokenClassification",
@@ -193,7 +201,7 @@ ACCUMULATION_CASES = {
 }
 
 
-@pytest.mark.parametrize("case", ACCUMULATION_CASES)
+@pytest.mark.parametrize("case", quick_or_slow(ACCUMULATION_CASES))
 def test_a_batch_of_eight_equals_two_accumulated_of_four(case: str, tmp_path: Path) -> None:
     stock_class, host, lam, config = ACCUMULATION_CASES[case]
     make = lambda: make_lam(stock_class, host, lam, **config)  # noqa: E731
