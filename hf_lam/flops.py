@@ -297,13 +297,14 @@ def _layer_cost(base: Any, call: _Call, bottleneck_tokens: int) -> LayerCost:
 def stt_products(grid: Sequence[int], prefix: int = 0) -> int:
     """Multiply-adds a feature of a synthesised map: `N · Σ n_a` on the grid, and what `prefix` tokens add.
 
-    A prefix token sums up one axis after the other, `N + N / n_1 + …`, and every token gets from every prefix token.
+    A prefix token sums up one axis after the other, `N + N / n_1 + …`. What it gives to the others is no matrix
+    product, and not counted.
     """
     places = prod(grid)
     of_prefix, left = 0, places
     for size in grid:
         of_prefix, left = of_prefix + left, left // size
-    return places * sum(grid) + prefix * of_prefix + (prefix + places) * prefix
+    return places * sum(grid) + prefix * of_prefix
 
 
 def _kinds_of(

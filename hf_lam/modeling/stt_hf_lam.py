@@ -253,12 +253,16 @@ def _in_chunks(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Ten
 
 
 def _products(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None) -> Tensor:
-    """`V ×_1 A_1 … ×_k A_k` and the prefix, in value's dtype. In memory the result is `(B, L, H, D)`."""
+    """`V ×_1 A_1 … ×_k A_k` and the prefix, in value's dtype. In memory the result is `(B, L, H, D)`.
+
+    Time goes into passes over tensors of the size of the values, so there are few: the grid's shares are multiplied
+    into the weights of the last axis, and what the prefix tokens give is added in place.
+    """
     dtype = _product_dtype(value)
     axis_weights = [weights.to(dtype) for weights in axis_weights]
-    prefix_shares = None if prefix_shares is None else prefix_shares.to(dtype)
     batch, heads, length, size = value.shape
-    prefix = 0 if prefix_shares is None else prefix_shares.shape[3] - 1
+    shares = None if prefix_shares is None else prefix_shares.to(dtype)
+    prefix = 0 if shares is None else shares.shape[3] - 1
     of_grid = value[:, :, prefix:].to(dtype)
     of_prefix = of_grid
     sizes = [weights.shape[3] for weights in axis_weights]
@@ -270,11 +274,16 @@ def _products(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tens
         if prefix:
             of_prefix = weights[:, :, :prefix, None] @ of_prefix.reshape(batch, heads, rows, sizes[axis], after)
             rows = prefix
-        of_grid = weights[:, :, None, prefix:] @ of_grid.reshape(batch, heads, before, sizes[axis], after)
+        weights = weights[:, :, None, prefix:]
+        if shares is not None and axis == len(sizes) - 1:
+            weights = weights * shares[:, :, prefix:, :1].unflatten(2, (before, sizes[axis]))
+        of_grid = weights @ of_grid.reshape(batch, heads, before, sizes[axis], after)
         before = before * sizes[axis]
-    out = of_grid.reshape(batch, heads, length - prefix, size)
-    if prefix_shares is not None:
-        of_prefix = of_prefix.reshape(batch, heads, prefix, size)
-        on_prefix = prefix_shares[..., 1:] @ value[:, :, :prefix].to(dtype)
-        out = torch.addcmul(on_prefix, torch.cat([of_prefix, out], dim=2), prefix_shares[..., :1])
-    return out.to(value.dtype).transpose(1, 2).contiguous().transpose(1, 2)
+    out = of_grid.reshape(batch, heads, length - prefix, size).transpose(1, 2)
+    if shares is None:
+        return out.to(value.dtype).contiguous().transpose(1, 2)
+    of_prefix = of_prefix.reshape(batch, heads, prefix, size) * shares[:, :, :prefix, :1]
+    out = torch.cat([of_prefix.transpose(1, 2), out], dim=1).transpose(1, 2)
+    for token in range(prefix):
+        out.addcmul_(shares[..., 1 + token, None], value[:, :, token, None].to(dtype))
+    return out.to(value.dtype)

@@ -81,11 +81,15 @@ class SyntheticLogits(NamedTuple):
 
     def weights(self) -> tuple[list[Tensor], Tensor | None]:
         """The arguments of `stt_attention`, in at least fp32. Slices of padding get no weight."""
-        log_axes, log_shares = self.log_weights()
+        axes = [logits.to(_softmax_dtype(logits.dtype)) for logits in self.axes]
         if self.is_token is not None:
-            # Before `exp`, whose gradient could overflow where there is padding.
-            log_axes = [_without(log_axis, self._alive(axis)) for axis, log_axis in enumerate(log_axes)]
-        return [log_axis.exp() for log_axis in log_axes], None if log_shares is None else log_shares.exp()
+            # Before the softmax: what is divided out after it could leave nothing.
+            axes = [_without(logits, self._alive(axis)) for axis, logits in enumerate(axes)]
+        axes = [logits.softmax(-1) for logits in axes]
+        if self.is_token is not None:  # rows without any token
+            axes = [axis.masked_fill(~self._alive(index), 0) for index, axis in enumerate(axes)]
+        shares = self.shares
+        return axes, None if shares is None else shares.to(_softmax_dtype(shares.dtype)).softmax(-1)
 
     def log_weights(self) -> tuple[list[Tensor], Tensor | None]:
         """The logarithms of `weights()`, finite everywhere: what is padding is left to the caller's mask."""
