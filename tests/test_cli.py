@@ -91,7 +91,7 @@ def test_synthesised_attention_has_its_synthesis_beside_its_products(folders, ru
         "synthesis",
     ]
     # A grid of 4 × 4 after [CLS], and heads of 8 features.
-    full, own = 4 * 4 * 8 * 17**2, 4 * 2 * 8 * (16 * 8 + 20 + 17)
+    full, own = 4 * 4 * 8 * 17**2, 4 * 2 * 8 * (16 * 8 + 20)
     synthesis = 2 * (2 * 5 * (32 * 8 + 8 * 16) + 17 * 32 * 4)
     expected = [f"{full / 1e9:.4g}", f"{own / 1e9:.4g}", f"{own / full:.3f}", f"{own / 1e9:.4g}"]
     assert cells(next(line for line in lines if cells(line)[0] == "0")) == ["0", *expected, f"{synthesis / 1e9:.4g}"]

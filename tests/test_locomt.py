@@ -795,6 +795,7 @@ def test_segments_that_lie_apart_in_every_sample(kind: str | None, with_mask: bo
         assert_gradients_same(actual, expected, [*inputs, mask] if with_mask else inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("ids_kind", ["random", "a segment absent from a sample", "one segment"])
 @pytest.mark.parametrize("length", [LENGTH, 1])

@@ -98,7 +98,7 @@ def test_remove_while_checkpointing_gives_the_host_back() -> None:
     model.train()(**batches[0]).last_hidden_state.sum().backward()
 
 
-@pytest.mark.parametrize("use_reentrant", [None, False])
+@pytest.mark.parametrize("use_reentrant", [None, pytest.param(False, marks=slow)])
 @pytest.mark.parametrize(("host", "name"), COMPILED_CASES)
 def test_compiled_without_a_graph_break(host: str, name: str, use_reentrant: bool | None) -> None:
     torch._dynamo.reset()

@@ -47,9 +47,9 @@ CASES: dict[str, tuple[type, str, Any, dict[str, Any]]] = {
 
 
 def quick_or_slow(cases: Iterable[str]) -> list[Any]:
-    """All cases; some are slow, beside quick ones of their mechanism or host."""
-    slow = ("vit_dense", "videomae_random", "vit_bottleneck")
-    return [pytest.param(case, marks=pytest.mark.slow) if case in slow else case for case in cases]
+    """All cases; of those that share their mechanism or their host with others, most are slow."""
+    quick = ("bert", "vit", "videomae", "bert_views", "bert_mixture")
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def make_case(name: str, seed: int = 0, **config: Any) -> Any:
