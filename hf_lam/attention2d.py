@@ -8,7 +8,7 @@ from torch import nn
 from .modeling.configuration_hf_lam import SYNTHESIZERS, SttConfig
 from .modeling.segments_hf_lam import HostTokens
 from .modeling.stt_hf_lam import IMPLEMENTATIONS, stt_attention
-from .modeling.synthesizers_hf_lam import SynthesizedAttention, resolve_stt
+from .modeling.synthesizers_hf_lam import AttentionSynthesizer, resolve_stt
 
 
 class SttAttention2d(nn.Module):
@@ -68,7 +68,7 @@ class SttAttention2d(nn.Module):
         self.implementation = implementation
         self.value = nn.Conv2d(channels, channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
-        self.synthesis = SynthesizedAttention(self.config, channels, num_heads)
+        self.synthesis = AttentionSynthesizer(self.config, channels, num_heads)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

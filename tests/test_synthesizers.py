@@ -16,11 +16,11 @@ from hf_lam.modeling.configuration_hf_lam import SYNTHESIZERS
 from hf_lam.modeling.segments_hf_lam import HostTokens
 from hf_lam.modeling.stt_hf_lam import stt_attention, synthetic_map
 from hf_lam.modeling.synthesizers_hf_lam import (
+    AttentionSynthesizer,
     DenseAxis,
     DenseShares,
     RandomAxis,
     RandomShares,
-    SynthesizedAttention,
     resolve_stt,
 )
 
@@ -35,7 +35,7 @@ GRID = (3, 4)
 
 def make(variant: str = "dense", grid: tuple[int, ...] = GRID, prefix: int = 1, **options: object) -> nn.Module:
     config = SttConfig(variant, grid=list(grid), prefix_tokens=prefix, **options)
-    return SynthesizedAttention(resolve_stt(config, UNKNOWN, HIDDEN // HEADS), HIDDEN, HEADS)
+    return AttentionSynthesizer(resolve_stt(config, UNKNOWN, HIDDEN // HEADS), HIDDEN, HEADS)
 
 
 def make_tokens(grid: tuple[int, ...] = GRID, prefix: int = 1, batch: int = BATCH) -> Tensor:
@@ -372,7 +372,7 @@ def test_a_trained_lambda_is_clamped_and_its_gradient_leads_inwards_only() -> No
     numbers = [-0.3, 0.0, 0.4, 1.0, 1.7]
     for sign, passes in ((1.0, [0, 0, 1, 1, 1]), (-1.0, [1, 1, 1, 0, 0])):
         config = SttConfig("mixture", "random", grid=[3], prefix_tokens=0, train_mixing=True)
-        synthesis = SynthesizedAttention(config, 10, 5)
+        synthesis = AttentionSynthesizer(config, 10, 5)
         with torch.no_grad():
             synthesis.mixing.copy_(torch.tensor(numbers))
         mixing = synthesis(torch.randn(1, 3, 10), (3,)).mixing

@@ -50,11 +50,11 @@ from .segments_hf_lam import (
 )
 from .stt_hf_lam import log_synthetic_map, stt_attention, stt_attention_with_weights
 from .synthesizers_hf_lam import (
+    AttentionSynthesizer,
     DenseAxis,
     DenseShares,
     RandomAxis,
     RandomShares,
-    SynthesizedAttention,
     SyntheticLogits,
     resolve_stt,
 )
@@ -1023,7 +1023,7 @@ def _make_masks(base: PreTrainedModel, config: LamConfig, attentions: list[Any])
 def _make_synthesizers(base: PreTrainedModel, config: SttConfig, attentions: list[Any]) -> nn.ModuleList:
     host = base.config
     return nn.ModuleList(
-        SynthesizedAttention(
+        AttentionSynthesizer(
             config, host.hidden_size, host.num_attention_heads, getattr(host, "initializer_range", 0.02)
         ).to(device=next(attention.parameters()).device, dtype=base.dtype)
         for attention in attentions
@@ -1107,7 +1107,7 @@ def _videomae_forward(
 _OWN_MODULES = (
     LearnableAttentionMask,
     AttentionViews,
-    SynthesizedAttention,
+    AttentionSynthesizer,
     DenseAxis,
     RandomAxis,
     DenseShares,

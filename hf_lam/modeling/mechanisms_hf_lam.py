@@ -227,6 +227,6 @@ class AttentionMechanisms(nn.Module):
     def _synthesis(
         self, hidden_states: torch.Tensor, layer_index: int, sizes: tuple[int, ...], is_token: torch.Tensor | None
     ) -> SyntheticLogits:
-        """STT's map of layer `layer_index`; arguments as in `SynthesizedAttention.forward`."""
+        """STT's map of layer `layer_index`; arguments as in `AttentionSynthesizer.forward`."""
         assert self.stt is not None
         return self.stt[layer_index](hidden_states, sizes, is_token)

@@ -291,7 +291,7 @@ class _ClampedMixing(torch.autograd.Function):
         return grad.masked_fill(leads_out, 0)
 
 
-class SynthesizedAttention(nn.Module):
+class AttentionSynthesizer(nn.Module):
     """The synthetic attention map of one layer (STT, arXiv 2201.01410).
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +35,7 @@ def penalty_at(progress: float, start: float = 0.0, end: float = 0.8, max_penalt
     return annealed(progress, start, end, max_penalty)
 
 
-class _AnnealingCallback(TrainerCallback):
+class _AnnealingCallback(TrainerCallback, ABC):
     """Move a model from its original attention to a mechanism between two fractions of the training.
 
     Everything follows from `state.global_step` alone, so a resumed run goes on where it was.
@@ -51,13 +52,13 @@ class _AnnealingCallback(TrainerCallback):
             )
         self.start, self.end = start, end
 
+    @abstractmethod
     def follow(self, model: nn.Module, state: TrainerState) -> None:
         """Bring the model to where it should be after `state.global_step` steps."""
-        raise NotImplementedError
 
+    @abstractmethod
     def logged(self, state: TrainerState) -> float:
         """What the logs show of it."""
-        raise NotImplementedError
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
