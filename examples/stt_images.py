@@ -35,7 +35,7 @@ import torch
 from datasets import Dataset
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from study import mean_sd, stored_result, write_atomically
+from study import mean_sd, stored_result, write_atomically, write_results
 from torch import Tensor
 from transformers import (
     HfArgumentParser,
@@ -331,11 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
             stored = {"settings": settings_of(data, run, seed, study, training), "result": result}
             write_atomically(paths[data, run, seed], json.dumps(stored, indent=2) + "\n")
         results.append(result)
-    table = markdown_table(results)
-    versions = {"hf_lam": hf_lam.__version__, "torch": torch.__version__}
-    write_atomically(output / "results.json", json.dumps({"versions": versions, "results": results}, indent=2) + "\n")
-    write_atomically(output / "results.md", table)
-    print(f"\n{table}\nWritten to {output / 'results.json'} and {output / 'results.md'}.")
+    write_results(output, results, markdown_table(results))
     return 0
 
 

@@ -8,6 +8,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import hf_lam
+
 
 def stored_result(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The result of a run that was finished earlier, or `None`. Raises a `ValueError` if it had other settings."""
@@ -25,6 +29,14 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
     os.replace(partial, path)
+
+
+def write_results(output: Path, results: list[dict[str, Any]], table: str) -> None:
+    """Write `results.json`, with the versions that gave them, and the table as `results.md`; print the table."""
+    versions = {"hf_lam": hf_lam.__version__, "torch": torch.__version__}
+    write_atomically(output / "results.json", json.dumps({"versions": versions, "results": results}, indent=2) + "\n")
+    write_atomically(output / "results.md", table)
+    print(f"\n{table}\nWritten to {output / 'results.json'} and {output / 'results.md'}.")
 
 
 def mean_sd(values: list[float]) -> str:

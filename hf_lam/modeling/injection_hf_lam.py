@@ -101,8 +101,7 @@ class AttentionCall:
         dropout: float,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention as transformers' interface wants it: context `(B, L, H, D)`, and the weights if asked for."""
-        stt = self.forward_call.configs.stt
-        if stt is not None and not stt.is_mixture:
+        if is_pure_stt(self.forward_call.configs):
             # Without projections, query and key are the layer's input: good for their sizes, and nothing else.
             padding = _dense_padding_mask(attention_mask, query, key)
             context, weights = self._attend_synthetic(value, padding, dropout)
@@ -703,18 +702,16 @@ def _with_padding(added: torch.Tensor, padding: torch.Tensor | None) -> torch.Te
     if padding is None:
         return added
     padding = padding.to(added.device)
-    if padding.dtype == torch.bool:
-        return added.masked_fill(~padding, -float("inf"))
-    blocked = padding <= torch.finfo(padding.dtype).min
-    return (added + padding.to(added.dtype)).masked_fill(blocked, -float("inf"))
+    if padding.dtype != torch.bool:
+        added = added + padding.to(added.dtype)
+    return added.masked_fill(~_allowed(padding), -float("inf"))
 
 
 def _normalized_over_tokens(log_map: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
     """The logarithms of a map whose rows sum to one over what the padding leaves of them."""
     if padding is None:
         return log_map
-    padding = padding.to(log_map.device)
-    blocked = ~padding if padding.dtype == torch.bool else padding <= torch.finfo(padding.dtype).min
+    blocked = ~_allowed(padding.to(log_map.device))
     # A finite number instead of −inf: a row without any token has a gradient of 0, not NaN.
     total = log_map.masked_fill(blocked, torch.finfo(log_map.dtype).min / 2).logsumexp(-1, keepdim=True)
     return log_map - total.masked_fill(blocked.all(-1, keepdim=True), 0)
@@ -722,8 +719,12 @@ def _normalized_over_tokens(log_map: torch.Tensor, padding: torch.Tensor | None)
 
 def _valid_tokens(padding: torch.Tensor, batch: int, length: int) -> torch.Tensor:
     """Which tokens are not padding, bool `(B, L)`: those that some query may see."""
-    allowed = padding if padding.dtype == torch.bool else padding > torch.finfo(padding.dtype).min
-    return allowed.flatten(1, 2).any(1).expand(batch, length)
+    return _allowed(padding).flatten(1, 2).any(1).expand(batch, length)
+
+
+def _allowed(padding: torch.Tensor) -> torch.Tensor:
+    """Which keys a mask lets through, bool in its shape."""
+    return padding if padding.dtype == torch.bool else padding > torch.finfo(padding.dtype).min
 
 
 def _refuse_masks_by_query(padding: torch.Tensor) -> None:
@@ -870,7 +871,7 @@ def _check_combination(base: PreTrainedModel, configs: Mechanisms) -> None:
             "attention are absolute positions. Use a low-rank mask alone: LamConfig(rank=8)."
         )
     others = [type(other).__name__ for other in (configs.lam, configs.locomt) if other is not None]
-    if configs.stt is not None and not configs.stt.is_mixture and others:
+    if configs.stt is not None and is_pure_stt(configs) and others:
         raise ValueError(
             f"SttConfig(variant={configs.stt.variant!r}) has no scores that {' and '.join(others)} could multiply or "
             f"cut. Leave one out, or keep the dot products: SttConfig(variant='mixture', "
@@ -981,7 +982,7 @@ def say_what_changes(model: nn.Module) -> None:
                 f"LamConfig(init={lam.init!r}) starts from random masks: the outputs of {type(model).__name__} change "
                 "at once. init='identity' starts from the original model."
             )
-        if stt is not None and not stt.is_mixture:
+        if is_pure_stt(base._hf_lam_configs):
             logger.warning(
                 f"SttConfig(variant={stt.variant!r}) replaces the query-key products of {type(model).__name__} by "
                 "maps that have not been trained yet: its outputs change at once. "
