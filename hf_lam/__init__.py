@@ -21,6 +21,7 @@ from .modeling.configuration_hf_lam import (
     SttConfig,
     __version__,
 )
+from .modeling.configuration_hf_lam_fusion import HfLamFusionConfig
 from .modeling.functional_hf_lam import lam_attention
 from .modeling.injection_hf_lam import inject, remove, set_views
 from .modeling.locomt_hf_lam import locomt_attention
@@ -38,6 +39,7 @@ from .modeling.modeling_hf_lam import (
     HfLamViTForMaskedImageModeling,
     HfLamViTModel,
 )
+from .modeling.modeling_hf_lam_fusion import HfLamFusionForSequenceClassification, HfLamFusionModel
 from .modeling.stt_hf_lam import stt_attention
 from .parameters import freeze_host, mechanism_parameters
 
@@ -49,6 +51,9 @@ __all__ = [
     "HfLamBertForSequenceClassification",
     "HfLamBertForTokenClassification",
     "HfLamBertModel",
+    "HfLamFusionConfig",
+    "HfLamFusionForSequenceClassification",
+    "HfLamFusionModel",
     "HfLamViTConfig",
     "HfLamViTForImageClassification",
     "HfLamViTForMaskedImageModeling",
@@ -79,7 +84,7 @@ __all__ = [
     "stt_attention",
 ]
 
-for _config_class in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig):
+for _config_class in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig, HfLamFusionConfig):
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
     for _auto_name, _model_name in _config_class.auto_classes.items():
         getattr(modeling_auto, _auto_name).register(_config_class, globals()[_model_name], exist_ok=True)

@@ -30,6 +30,7 @@ require_version(
 # The files a saved model needs to load without the hf_lam package, copied flat by `save_pretrained`.
 TRAVELLING_FILES = (
     "configuration_hf_lam.py",
+    "configuration_hf_lam_fusion.py",
     "views_hf_lam.py",
     "segments_hf_lam.py",
     "functional_hf_lam.py",
@@ -39,6 +40,8 @@ TRAVELLING_FILES = (
     "mechanisms_hf_lam.py",
     "injection_hf_lam.py",
     "modeling_hf_lam.py",
+    "modeling_hf_lam_fusion.py",
+    "processing_hf_lam.py",
 )
 
 
@@ -123,10 +126,12 @@ class LocomtConfig(MechanismConfig):
             - `{"rectangle": [top, left, height, width]}` in patches, for images. Together they cover the grid; tokens
               before it, such as `[CLS]`, become a global segment of their own unless a first extent names them;
             - `{"frames": [start, stop]}` in frames of the input, for video;
-            - `{"token_type": t}`: the tokens with that `token_type_ids`, which differ from sample to sample.
+            - `{"token_type": t}`: the tokens with that `token_type_ids`, which differ from sample to sample;
+            - `{"modality": name}`: the tokens of one modality of a fusion model, however many there are.
 
             `"token_type_ids"` is short for one segment `type_t` for every token type. `None` takes the host's own:
-            token types for text, four quadrants for an image, two halves for a video.
+            token types for text, four quadrants for an image, two halves for a video, and the modalities of a fusion
+            model, by their names.
         views: one view for all heads; a preset (`full`, `self`, `cross`, `round_robin`, `half`, `random(seed)`,
             `low_self(k)`); or a table, layers × heads. A model's `config.json` stores the table. `"full"` leaves the
             model's outputs as they are, all others change them at once.
@@ -202,7 +207,7 @@ class LocomtConfig(MechanismConfig):
 
 
 _EXTENTS = "a number of tokens, {'length': n, 'global': True}, {'rectangle': [top, left, height, width]}, "
-_EXTENTS += "{'frames': [start, stop]} or {'token_type': t}"
+_EXTENTS += "{'frames': [start, stop]}, {'token_type': t} or {'modality': name}"
 
 
 def _checked_segment(entry: Any) -> list[Any]:
@@ -228,6 +233,8 @@ def _is_extent(extent: Mapping[str, Any]) -> bool:
     value = extent[kind]
     if kind == "token_type":
         return _is_count(value, 0)
+    if kind == "modality":
+        return isinstance(value, str)
     if not isinstance(value, (list, tuple)):
         return False
     if kind == "rectangle":
@@ -240,7 +247,7 @@ def _is_count(value: Any, least: int) -> bool:
 
 
 def segment_kind(extent: Any) -> str:
-    """`"length"`, `"rectangle"`, `"frames"` or `"token_type"`."""
+    """`"length"`, `"rectangle"`, `"frames"`, `"token_type"` or `"modality"`."""
     if isinstance(extent, int) or "length" in extent:
         return "length"
     return next(iter(extent))
@@ -255,7 +262,7 @@ def _check_segment_list(segments: Any) -> None:
     if len(set(kinds[first:])) > 1:
         raise ValueError(
             "LocomtConfig: segments are spans of tokens, or begin with such spans and go on with extents of one other "
-            f"kind (rectangles, frames or token types), got {segments!r}."
+            f"kind (rectangles, frames, token types or modalities), got {segments!r}."
         )
     if all(isinstance(extent, dict) and extent.get("global") for _, extent in segments):
         raise ValueError("LocomtConfig: all segments are global; at least one must not be.")
@@ -485,10 +492,16 @@ def mechanisms_in(block: Mapping[str, Any] | None) -> Mechanisms:
 
 
 class HfLamConfigMixin:
-    """What the three host configurations share: the validated `hf_lam` key, and code that travels with the model."""
+    """What the configurations share: the validated `hf_lam` key, and code that travels with the model.
+
+    host_model_type: of the stock checkpoints that the models load; None if there are none.
+    code_suffix: of the two files in which the configuration and the models are.
+    auto_classes: the models, by the Auto class that loads them.
+    """
 
     model_type: ClassVar[str]
-    host_model_type: ClassVar[str]
+    host_model_type: ClassVar[str | None]
+    code_suffix: ClassVar[str] = ""
     auto_classes: ClassVar[dict[str, str]]
     hf_lam: Any
 
@@ -505,8 +518,9 @@ class HfLamConfigMixin:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
         found = config_dict.get("model_type", cls.model_type)
         if found not in (cls.model_type, cls.host_model_type):
+            expected = " or ".join(repr(kind) for kind in (cls.host_model_type, cls.model_type) if kind is not None)
             raise ValueError(
-                f"{cls.__name__} loads checkpoints of model type {cls.host_model_type!r} or {cls.model_type!r}, but "
+                f"{cls.__name__} loads checkpoints of model type {expected}, but "
                 f"{str(pretrained_model_name_or_path)!r} is of type {found!r}. For other encoders load the model with "
                 "transformers and call hf_lam.inject(model, ...)."
             )
@@ -528,8 +542,9 @@ class HfLamConfigMixin:
         copy_code(Path(__file__).parent, folder)
         if self.hf_lam is not None:
             self.hf_lam = self.hf_lam | {"version": __version__}
-        family = {"AutoConfig": f"configuration_hf_lam.{type(self).__name__}"}
-        family |= {auto: f"modeling_hf_lam.{name}" for auto, name in self.auto_classes.items()}
+        suffix = self.code_suffix
+        family = {"AutoConfig": f"configuration_hf_lam{suffix}.{type(self).__name__}"}
+        family |= {auto: f"modeling_hf_lam{suffix}.{name}" for auto, name in self.auto_classes.items()}
         # A process that loaded a configuration alone has only this file, and can only write what it has.
         self.auto_map = {
             auto: name for auto, name in family.items() if (folder / f"{name.split('.')[0]}.py").is_file()

@@ -22,9 +22,10 @@ import functools
 import inspect
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from itertools import accumulate
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -43,6 +44,7 @@ from .mechanisms_hf_lam import AttentionMechanisms, AttentionViews, LearnableAtt
 from .segments_hf_lam import (
     HostTokens,
     bottleneck_segments,
+    has_modalities,
     has_token_types,
     host_tokens,
     resolve_locomt,
@@ -65,8 +67,20 @@ logger = logging.get_logger(__name__)
 # The keyword arguments that we hand from module to module.
 CALL = "hf_lam_call"
 TOKEN_TYPES = "hf_lam_token_types"
+MODALITY_TOKENS = "hf_lam_modality_tokens"
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+
+
+class ModalityTokens(NamedTuple):
+    """What the tokens of a fusion model's batch belong to.
+
+    lengths: tokens of each modality, in their order; 0 for one that the batch does not have.
+    is_present: `(B, m)` bool, which modalities each sample has; None if all samples have those of the batch.
+    """
+
+    lengths: tuple[int, ...]
+    is_present: torch.Tensor | None = None
 
 
 class AttentionCall:
@@ -255,6 +269,8 @@ class ForwardCall:
     views: of every layer and head, or None.
     layout: where the views' segments lie in this batch, or None.
     penalty: of attention outside of the views, while annealing; else None.
+    tokens: of a fusion model, what they belong to; else None.
+    columns: `(L,)`, the column of a dense mask that belongs to each token; None if they are in its order.
     state: what one layer hands to the later ones.
     """
 
@@ -275,6 +291,8 @@ class ForwardCall:
         self.views = views
         self.layout = layout
         self.penalty = penalty
+        self.tokens: ModalityTokens | None = None
+        self.columns: torch.Tensor | None = None
         self.state: torch.Tensor | None = None
 
     @property
@@ -285,7 +303,7 @@ class ForwardCall:
         """What crosses layers when `source="embeddings"`: the shared mask, or what the layers' own masks read."""
         lam = self.configs.lam
         assert lam is not None
-        return self.mechanisms("mask", embeddings, 0) if lam.scope == "shared" else embeddings
+        return self.mechanisms("mask", embeddings, 0, self.columns) if lam.scope == "shared" else embeddings
 
     def with_state(self, state: torch.Tensor | None) -> ForwardCall:
         twin = copy.copy(self)
@@ -300,7 +318,7 @@ class ForwardCall:
             mask = self.state
         elif lam is not None:
             source = hidden_states if lam.source == "layer_input" else self.state
-            mask = self.mechanisms("mask", source, layer_index)
+            mask = self.mechanisms("mask", source, layer_index, self.columns)
         views = None if self.views is None else self.views[layer_index]
         return AttentionCall(self, layer_index, hidden_states, mask, views)
 
@@ -534,9 +552,12 @@ def _enter_stack(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     if _needs_state(configs):
         _carry_state_through_checkpoints(base._hf_lam_layers)
     call = ForwardCall(base.hf_lam, configs, _implementation_of(base), _wants_attentions(base, stack, kwargs))
+    kwargs = dict(kwargs)
+    call.tokens = kwargs.pop(MODALITY_TOKENS, None)
+    if call.tokens is not None and configs.lam is not None and configs.lam.rank is None:
+        call.columns = _columns_of(base.max_lengths, call.tokens.lengths)
     if configs.locomt is None:
         return args, {**kwargs, CALL: call}
-    kwargs = dict(kwargs)
     call.views = base._hf_lam_views
     call.penalty = base.hf_lam("penalty") if configs.locomt.annealing else None
     token_types = None
@@ -550,8 +571,15 @@ def _enter_stack(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         if token_types is None:
             hidden_states = _first_input(args, kwargs)
             token_types = hidden_states.new_zeros(1, hidden_states.shape[1], dtype=torch.long)
-    call.layout = base.hf_lam("layout", token_types)
+    lengths = None if call.tokens is None else call.tokens.lengths
+    call.layout = base.hf_lam("layout", token_types, lengths)
     return args, {**kwargs, CALL: call}
+
+
+def _columns_of(max_lengths: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+    """Where a dense mask has the tokens of each modality: always in the same place, however long the others are."""
+    starts = accumulate(max_lengths, initial=0)
+    return torch.cat([torch.arange(start, start + length) for start, length in zip(starts, lengths, strict=False)])
 
 
 def _forward_with_token_types(base: Any, *args: Any, **kwargs: Any) -> Any:
@@ -578,13 +606,23 @@ def _append_bottleneck(
 
 
 def _average_bottleneck(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Every segment has updated the bottleneck's tokens on its own; the next layer starts from their mean."""
+    """Every segment has updated the bottleneck's tokens on its own; the next layer starts from their mean.
+
+    Modalities that a sample does not have are no part of it.
+    """
     hidden_states = output[0] if isinstance(output, tuple) else output
-    locomt = kwargs[CALL].configs.locomt
+    call: ForwardCall = kwargs[CALL]
+    locomt = call.configs.locomt
+    assert locomt is not None
     length = len(bottleneck_segments(locomt))
     copies = length // locomt.bottleneck_tokens
     tokens = hidden_states[:, -length:].unflatten(1, (copies, locomt.bottleneck_tokens))
-    mean = tokens.mean(1, keepdim=True).expand_as(tokens).flatten(1, 2)
+    if call.tokens is None or call.tokens.is_present is None:
+        mean = tokens.mean(1, keepdim=True)
+    else:
+        weights = call.tokens.is_present.to(tokens)[:, :, None, None]
+        mean = (tokens * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+    mean = mean.expand_as(tokens).flatten(1, 2)
     return _with_first(output, torch.cat([hidden_states[:, :-length], mean], dim=1))
 
 
@@ -781,6 +819,8 @@ def _self_attentions(base: PreTrainedModel) -> list[Any]:
     attentions = [
         module for path, module in base.named_modules() if any(_is_recorded(r, path, module) for r in recorders)
     ]
+    if not attentions and getattr(base.config, "num_hidden_layers", None) == 0:
+        raise ValueError(f"{name} has num_hidden_layers=0, so it has no attention to attach a mechanism to.")
     if not attentions:
         raise ValueError(
             f"{name} does not say where its self-attention is (no `_can_record_outputs['attentions']`), so it has no "
@@ -870,6 +910,11 @@ def _check_combination(base: PreTrainedModel, configs: Mechanisms) -> None:
             "a dense learnable attention mask, the segments of attention views and the grid of a synthesised "
             "attention are absolute positions. Use a low-rank mask alone: LamConfig(rank=8)."
         )
+    if configs.stt is not None and hasattr(base.config, "modalities"):
+        raise ValueError(
+            f"SttConfig needs tokens on one grid, which the sequence of several modalities of {type(base).__name__} "
+            "is not. Use LocomtConfig or LamConfig."
+        )
     others = [type(other).__name__ for other in (configs.lam, configs.locomt) if other is not None]
     if configs.stt is not None and is_pure_stt(configs) and others:
         raise ValueError(
@@ -901,7 +946,7 @@ def is_pure_stt(configs: Mechanisms) -> bool:
 
 
 def _host_tokens_of(base: PreTrainedModel) -> HostTokens:
-    tokens = host_tokens(base, _max_length_of(base))
+    tokens = host_tokens(base, max_length_of(base))
     takes_token_types = "token_type_ids" in inspect.signature(type(base).forward).parameters
     return tokens if takes_token_types else tokens._replace(token_types=0)
 
@@ -912,7 +957,8 @@ def _resolved(base: PreTrainedModel, config: LocomtConfig, num_layers: int) -> L
 
 def _make_views(base: PreTrainedModel, config: LocomtConfig) -> AttentionViews:
     host = base.config
-    segment_ids = None if has_token_types(config) else segment_of_tokens(config, _host_tokens_of(base))
+    is_fixed = not has_token_types(config) and not has_modalities(config)
+    segment_ids = segment_of_tokens(config, _host_tokens_of(base)) if is_fixed else None
     views = AttentionViews(config, segment_ids, host.hidden_size, getattr(host, "initializer_range", 0.02))
     return views.to(device=next(base.parameters()).device, dtype=base.dtype)
 
@@ -1002,11 +1048,17 @@ def say_what_changes(model: nn.Module) -> None:
 
 def _make_masks(base: PreTrainedModel, config: LamConfig, attentions: list[Any]) -> nn.ModuleList:
     host = base.config
-    max_length = config.max_length or (0 if config.rank is not None else _max_length_of(base))
+    max_length = config.max_length or (0 if config.rank is not None else max_length_of(base))
     if max_length is None:
         raise ValueError(
             f"{type(base).__name__} does not say how long its sequences get; give LamConfig(max_length=...), or use a "
             "low-rank mask, which takes any length: LamConfig(rank=8)."
+        )
+    of_modalities: Any = getattr(base, "max_lengths", [])
+    if config.rank is None and max_length < sum(of_modalities):
+        raise ValueError(
+            f"LamConfig(max_length={max_length}) is too short for {type(base).__name__}, whose modalities have up to "
+            f"{of_modalities} tokens. Leave it out, or use a low-rank mask: LamConfig(rank=8)."
         )
     masks = [
         LearnableAttentionMask(
@@ -1063,8 +1115,10 @@ def drop_projections(projections: list[tuple[nn.Module, str]]) -> None:
         setattr(attention, name, nn.Identity())
 
 
-def _max_length_of(base: PreTrainedModel) -> int | None:
+def max_length_of(base: Any) -> int | None:
     """The longest sequence the host is made for, in tokens, prefix tokens included; None if it does not say."""
+    if hasattr(base, "max_lengths"):  # a fusion model
+        return None if None in base.max_lengths else sum(base.max_lengths)
     text_length = getattr(base.config, "max_position_embeddings", None)
     if text_length is not None:
         return text_length

@@ -93,8 +93,16 @@ class LearnableAttentionMask(nn.Module):
         random_but_first[:, 0] = 0.0
         init.copy_(self.column_weight, random_but_first)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The mask of each sample. Raises a `ValueError` if a dense mask is shorter than the sequence."""
+    def forward(self, hidden_states: torch.Tensor, columns: torch.Tensor | None = None) -> torch.Tensor:
+        """The mask of each sample.
+
+        Args:
+            hidden_states: `(B, L, d)`.
+            columns: `(L,)`, which column of a dense mask belongs to each token; the first `L` unless given.
+
+        Raises:
+            ValueError: if a dense mask is shorter than the sequence.
+        """
         length = hidden_states.shape[1]
         hidden = torch.relu(nn.functional.linear(hidden_states, self.in_weight, self.in_bias)).unsqueeze(1)
         if self.config.rank is not None:
@@ -107,6 +115,10 @@ class LearnableAttentionMask(nn.Module):
                 f"max_length={self.max_length}. Make it longer with LamConfig(max_length={length}), or use a low-rank "
                 "mask, which takes any length: LamConfig(rank=8)."
             )
+        if columns is not None:
+            columns = columns.to(hidden.device)
+            weight, bias = self.out_weight.index_select(1, columns), self.out_bias.index_select(1, columns)
+            return hidden @ weight.mT + bias.unsqueeze(1)
         return hidden @ self.out_weight[:, :length].mT + self.out_bias[:, None, :length]
 
     def extra_repr(self) -> str:
@@ -118,8 +130,8 @@ class AttentionViews(nn.Module):
 
     Args:
         config: the options, resolved for the host (`resolve_locomt`).
-        segment_ids: the segment of each token, bottleneck tokens at the end; `None` where samples differ
-            (`token_type_ids`).
+        segment_ids: the segment of each token, bottleneck tokens at the end; `None` where samples or batches differ
+            (`token_type_ids`, modalities).
         hidden_size: width `d` of the tokens.
         initializer_range: standard deviation of the bottleneck's tokens.
     """
@@ -160,8 +172,20 @@ class AttentionViews(nn.Module):
         if self.config.bottleneck_tokens:
             init.normal_(self.bottleneck, std=self.initializer_range)
 
-    def layout(self, token_types: torch.Tensor | None) -> Layout:
-        """Where the segments lie in this batch; `token_types` is `(1 or B, L)` if samples differ, else None."""
+    def layout(self, token_types: torch.Tensor | None, lengths: tuple[int, ...] | None = None) -> Layout:
+        """Where the segments lie in this batch.
+
+        Args:
+            token_types: `(1 or B, L)` if samples differ, else None.
+            lengths: tokens of each segment if batches differ, else None.
+        """
+        if lengths is not None:
+            appended = bottleneck_segments(self.config)
+            if not appended:
+                return Layout(lengths)
+            pieces = [torch.full((length,), segment) for segment, length in enumerate(lengths)]
+            longer = tuple(length + appended.count(segment) for segment, length in enumerate(lengths))
+            return fixed_layout(torch.cat([*pieces, torch.tensor(appended)]), longer)
         if token_types is None:
             return fixed_layout(self.segment_ids, self.lengths) if self.is_permuted else Layout(self.lengths)
         leading = leading_lengths(self.config)
@@ -207,14 +231,16 @@ class AttentionMechanisms(nn.Module):
         """One part of the mechanisms: `"mask"`, `"layout"`, `"penalty"`, `"bottleneck"` or `"synthesis"`."""
         return getattr(self, f"_{part}")(*args)
 
-    def _mask(self, hidden_states: torch.Tensor, layer_index: int) -> torch.Tensor:
+    def _mask(
+        self, hidden_states: torch.Tensor, layer_index: int, columns: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """LAM's mask of layer `layer_index` for its source tokens `(B, L, d)`; a shared mask has only layer 0."""
         assert self.lam is not None
-        return self.lam[layer_index](hidden_states)
+        return self.lam[layer_index](hidden_states, columns)
 
-    def _layout(self, token_types: torch.Tensor | None) -> Layout:
+    def _layout(self, token_types: torch.Tensor | None, lengths: tuple[int, ...] | None = None) -> Layout:
         assert self.locomt is not None
-        return self.locomt.layout(token_types)
+        return self.locomt.layout(token_types, lengths)
 
     def _penalty(self) -> torch.Tensor:
         assert self.locomt is not None

@@ -24,6 +24,7 @@ class HostTokens(NamedTuple):
     grid: axes of the row-major grid of the others, `(rows, columns)` or `(steps, rows, columns)`; empty for text.
     frames_per_step: frames of the input in one step of a video grid.
     token_types: how many different `token_type_ids` there are; 0 if the encoder takes none.
+    modalities: of a fusion model, in their order; else empty.
     """
 
     host: str
@@ -32,6 +33,7 @@ class HostTokens(NamedTuple):
     grid: tuple[int, ...] = ()
     frames_per_step: int = 1
     token_types: int = 0
+    modalities: tuple[str, ...] = ()
 
 
 def host_tokens(base: Any, length: int | None) -> HostTokens:
@@ -43,6 +45,8 @@ def host_tokens(base: Any, length: int | None) -> HostTokens:
     """
     config = base.config
     name = type(base).__name__
+    if hasattr(config, "modalities"):
+        return HostTokens(name, length, modalities=tuple(config.modalities))
     if length is None:
         return HostTokens(name, length, token_types=getattr(config, "type_vocab_size", 0))
     if hasattr(config, "tubelet_size"):
@@ -92,6 +96,8 @@ def resolve_locomt(config: LocomtConfig, tokens: HostTokens, num_layers: int, nu
 
 
 def _default_segments(tokens: HostTokens) -> list[Any]:
+    if tokens.modalities:
+        return [[name, {"modality": name}] for name in tokens.modalities]
     if len(tokens.grid) == 3 and tokens.grid[0] >= 2:
         frames = tokens.grid[0] * tokens.frames_per_step
         half = tokens.grid[0] // 2 * tokens.frames_per_step
@@ -117,6 +123,14 @@ def _check_segments(segments: list[Any], kind: str, tokens: HostTokens) -> None:
     spans = [extent for _, extent in segments if segment_kind(extent) == "length"]
     spanned = sum(map(span_length, spans))
     special = [extent[kind] for _, extent in segments[len(spans) :]]
+    if tokens.modalities or kind == "modality":
+        if spans or kind != "modality" or special != list(tokens.modalities):
+            has = f"the modalities {list(tokens.modalities)}" if tokens.modalities else "no modalities"
+            raise ValueError(
+                f"{where}: it has {has}. Segments of a fusion model are its modalities in their order, each as "
+                "[name, {'modality': name}]; leave segments=None to get them."
+            )
+        return
     if kind == "length":
         if tokens.length is not None and (spanned > tokens.length or (tokens.grid and spanned != tokens.length)):
             most = "has" if tokens.grid else "takes at most"
@@ -175,6 +189,11 @@ def span_length(extent: Any) -> int:
 def has_token_types(config: LocomtConfig) -> bool:
     """Whether the segments differ from sample to sample."""
     return segment_kind(config.segments[-1][1]) == "token_type"
+
+
+def has_modalities(config: LocomtConfig) -> bool:
+    """Whether the segments are the modalities of a fusion model, whose lengths differ from batch to batch."""
+    return segment_kind(config.segments[-1][1]) == "modality"
 
 
 def leading_lengths(config: LocomtConfig) -> list[int]:

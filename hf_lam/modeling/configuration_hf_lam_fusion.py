@@ -1,0 +1,233 @@
+"""The configuration of a model that fuses text, image, video and audio encoders.
+
+This file travels with saved models; see `configuration_hf_lam.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from .configuration_hf_lam import HfLamConfigMixin, mechanism_block
+
+MODALITIES = ("text", "image", "video", "audio")
+BASELINES = ("full", "self", "bottleneck", "late")
+
+# Bottleneck tokens of the baseline, as in the experiments of MBT (arXiv 2107.00135).
+BOTTLENECK_TOKENS = 4
+
+
+class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
+    """Several encoders, one for each modality, and a transformer encoder over the tokens of all of them.
+
+    Every modality runs through its own encoder, is projected to `hidden_size` where its encoder has another, and
+    takes its place in one sequence, in the order of `modalities`. The fusion layers run on that sequence, with the
+    mechanisms of `hf_lam`: attention views by the names of the modalities (LoCoMT), a learnable mask (LAM), or both.
+
+    Args:
+        text_config: configuration of the text encoder, BERT or one of its family, or its dictionary with `model_type`;
+            `None` for no text. Likewise the next three. An encoder's `num_hidden_layers` is how many layers a modality
+            has of its own before fusion: fewer than the checkpoint's is mid fusion, as in MBT.
+        image_config: of the image encoder, such as ViT or DeiT.
+        video_config: of the video encoder, such as VideoMAE.
+        audio_config: of the audio encoder, such as the Audio Spectrogram Transformer.
+        modalities: their order in the sequence; `None` is text, image, video, audio, as far as there are.
+        hidden_size: width `d` of the fusion layers; `None` is that of the first modality's encoder.
+        num_hidden_layers: fusion layers; 0 is late fusion, where the modalities meet in the pooled output only.
+        num_attention_heads: heads of the fusion layers; `None` is as many as the first modality's encoder has.
+        intermediate_size: width of their feed-forward layers; `None` is four times `hidden_size`.
+        hidden_act: their activation.
+        norm_first: normalise before attention and feed-forward layers, as ViT does, and once at the end; or after
+            each, as BERT does. Before pre-norm fusion layers, the encoders leave out their own last norm.
+        hidden_dropout_prob: in the fusion layers, in training.
+        attention_probs_dropout_prob: of their attention weights.
+        layer_norm_eps: of their norms.
+        initializer_range: standard deviation of random weights.
+        pooling: what a modality gives to the pooled output, by its name or for all: `"cls"`, its first token (for the
+            Audio Spectrogram Transformer the mean of its two, as that model does itself), or `"mean"` over its tokens.
+            `None` is `"cls"` for encoders that have such a token, and `"mean"` for the others.
+        combine: `"mean"` over the modalities that a sample has, or `"concat"`, with zeros for those it does not have.
+        classifier_dropout: before the classifier; `None` is `hidden_dropout_prob`.
+        hf_lam: the mechanisms of the fusion layers, for example `{"locomt": {"views": "half"}}`.
+        baseline: one of the paper's baselines in place of `hf_lam`; see `as_baseline`. It is written down as what it
+            means, in `hf_lam` and `num_hidden_layers`.
+
+    Raises:
+        ValueError: for a value outside the above; the message names it.
+    """
+
+    model_type = "hf_lam_fusion"
+    host_model_type: ClassVar[None] = None
+    code_suffix: ClassVar[str] = "_fusion"
+    sub_configs: ClassVar[dict[str, Any]] = {f"{name}_config": AutoConfig for name in MODALITIES}
+    auto_classes: ClassVar[dict[str, str]] = {
+        "AutoModel": "HfLamFusionModel",
+        "AutoModelForSequenceClassification": "HfLamFusionForSequenceClassification",
+    }
+    # For transformers before 5.19: it must not try to make one without arguments.
+    has_no_defaults_at_init: ClassVar[bool] = True
+    # What `Trainer` does not gather in evaluation.
+    keys_to_ignore_at_inference = ["hidden_states", "attentions"]
+
+    text_config: Any = None
+    image_config: Any = None
+    video_config: Any = None
+    audio_config: Any = None
+    modalities: Any = None
+    hidden_size: Any = None
+    num_hidden_layers: int = 4
+    num_attention_heads: Any = None
+    intermediate_size: Any = None
+    hidden_act: str = "gelu"
+    norm_first: bool = True
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pooling: Any = None
+    combine: str = "mean"
+    classifier_dropout: Any = None
+    hf_lam: Any = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        baseline = kwargs.pop("baseline", None)
+        for name in MODALITIES:
+            setattr(self, f"{name}_config", _encoder_config(name, getattr(self, f"{name}_config")))
+        given = [name for name in MODALITIES if getattr(self, f"{name}_config") is not None]
+        if not given:
+            raise ValueError(
+                "HfLamFusionConfig needs at least one modality: give text_config, image_config, video_config or "
+                "audio_config."
+            )
+        if self.modalities is None:
+            self.modalities = given
+        if not isinstance(self.modalities, (list, tuple)) or sorted(map(str, self.modalities)) != sorted(given):
+            raise ValueError(
+                f"HfLamFusionConfig: modalities must list {given} in the order of the sequence, each once, got "
+                f"{self.modalities!r}."
+            )
+        self.modalities = list(self.modalities)
+        self._resolve_sizes()
+        self._check_pooling()
+        if baseline is not None:
+            self._set_baseline(baseline)
+        if self.hf_lam is not None and self.num_hidden_layers == 0:
+            raise ValueError(
+                "HfLamFusionConfig: hf_lam has no meaning with num_hidden_layers=0, late fusion, which has no fusion "
+                "layers that could have mechanisms."
+            )
+        super().__post_init__(**kwargs)
+
+    def _resolve_sizes(self) -> None:
+        first = self.modality_config(self.modalities[0])
+        if self.hidden_size is None:
+            self.hidden_size = first.hidden_size
+        if self.num_attention_heads is None:
+            self.num_attention_heads = first.num_attention_heads
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        for name, least in (
+            ("hidden_size", 1),
+            ("num_attention_heads", 1),
+            ("intermediate_size", 1),
+            ("num_hidden_layers", 0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"HfLamFusionConfig: {name} must be an integer of at least {least}, got {value!r}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"HfLamFusionConfig: hidden_size={self.hidden_size} must be a multiple of "
+                f"num_attention_heads={self.num_attention_heads}."
+            )
+
+    def _check_pooling(self) -> None:
+        pooling = self.pooling
+        by_name = dict.fromkeys(self.modalities, pooling) if isinstance(pooling, str) or pooling is None else pooling
+        if not isinstance(by_name, Mapping) or not set(by_name) <= set(self.modalities):
+            raise ValueError(
+                "HfLamFusionConfig: pooling must be 'cls', 'mean' or one of them for each of "
+                f"{self.modalities}, got {pooling!r}."
+            )
+        for name, value in by_name.items():
+            if value not in ("cls", "mean", None):
+                raise ValueError(f"HfLamFusionConfig: pooling of {name} must be 'cls' or 'mean', got {value!r}.")
+        if not isinstance(pooling, (str, type(None))):
+            self.pooling = dict(by_name)
+        if self.combine not in ("mean", "concat"):
+            raise ValueError(f"HfLamFusionConfig: combine must be 'mean' or 'concat', got {self.combine!r}.")
+
+    def _set_baseline(self, baseline: str) -> None:
+        if baseline not in BASELINES:
+            raise ValueError(f"HfLamFusionConfig: baseline must be one of {', '.join(BASELINES)}, got {baseline!r}.")
+        if self.hf_lam is not None:
+            raise ValueError(
+                f"HfLamFusionConfig: baseline={baseline!r} stands for mechanisms of its own; leave out hf_lam, which "
+                f"has {sorted(set(self.hf_lam) - {'version'})}."
+            )
+        if baseline == "late":
+            self.num_hidden_layers = 0
+        elif baseline == "self":
+            self.hf_lam = {"locomt": {"views": "self"}}
+        elif baseline == "bottleneck":
+            self.hf_lam = {"locomt": {"views": "self", "bottleneck_tokens": BOTTLENECK_TOKENS}}
+
+    def as_baseline(self, baseline: str) -> HfLamFusionConfig:
+        """The same model without its mechanisms, as one of the baselines that the papers compare with.
+
+        Args:
+            baseline: `"full"`, attention over all tokens; `"self"`, every modality by itself; `"bottleneck"`, the same
+                with a few learned tokens between them (MBT, arXiv 2107.00135); or `"late"`, no fusion layers.
+
+        Returns:
+            A new configuration.
+        """
+        other = copy.deepcopy(self)
+        other.hf_lam = None
+        other._set_baseline(baseline)
+        return other
+
+    def modality_config(self, name: str) -> Any:
+        """The configuration of one modality's encoder."""
+        return getattr(self, f"{name}_config")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "hf_lam" and (mechanism_block(value) or {}).get("stt"):
+            raise ValueError(
+                "HfLamFusionConfig: SttConfig needs tokens on one grid, which a sequence of several modalities is "
+                "not. Use LocomtConfig or LamConfig for the fusion layers."
+            )
+        super().__setattr__(name, value)
+
+
+def _encoder_config(modality: str, config: Any) -> Any:
+    """A modality's configuration as an object; a `ValueError` that names the modality if it is none."""
+    if isinstance(config, Mapping):
+        model_type = str(config.get("model_type"))
+        if model_type not in CONFIG_MAPPING:
+            raise ValueError(
+                f"{modality}_config has the model type {model_type!r}, which transformers does not know as one of its "
+                "own. Give the configuration of an encoder such as BERT, ViT, VideoMAE or AST."
+            )
+        config = CONFIG_MAPPING[model_type](**{key: value for key, value in config.items() if key != "model_type"})
+    if config is None:
+        return None
+    if not isinstance(config, PreTrainedConfig):
+        raise ValueError(f"{modality}_config must be a configuration or a dictionary, got {type(config).__name__}.")
+    if config.model_type.startswith("hf_lam_"):
+        raise ValueError(
+            f"{modality}_config is of type {config.model_type!r}; a fusion model has its mechanisms in the fusion "
+            "layers, and takes stock encoders."
+        )
+    lacking = [
+        name for name in ("hidden_size", "num_hidden_layers", "num_attention_heads") if not hasattr(config, name)
+    ]
+    if lacking:
+        raise ValueError(
+            f"{modality}_config is a {type(config).__name__} without {', '.join(lacking)}, so it is not one of an "
+            "encoder that gives a sequence of tokens."
+        )
+    return copy.deepcopy(config)

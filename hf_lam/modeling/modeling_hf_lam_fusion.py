@@ -1,0 +1,824 @@
+"""One model from several encoders: text, image, video and audio in one sequence, with attention mechanisms on it.
+
+Source of the idea: Nagrani et al., "Attention Bottlenecks for Multimodal Fusion" (MBT), arXiv 2107.00135, for encoders
+that run apart before their layers meet; Park & Choi (LoCoMT), arXiv 2402.15096, and Barrios & Jin (LAM), arXiv
+2406.02761, for what the fusion layers can do.
+
+This file travels with saved models; see `configuration_hf_lam.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_hf_lam_fusion import MODALITIES, HfLamFusionConfig
+from .functional_hf_lam import lam_attention_with_weights
+from .injection_hf_lam import MODALITY_TOKENS, ModalityTokens, max_length_of
+from .modeling_hf_lam import HfLamMixin
+
+logger = logging.get_logger(__name__)
+
+# The argument of `forward` that holds each modality.
+INPUT_NAMES = {
+    "text": "input_ids",
+    "image": "pixel_values",
+    "video": "video_values",
+    "audio": "audio_values",
+}
+
+# What transformers' encoders call the norm after their last layer, where they have one.
+_LAST_NORMS = ("layernorm", "norm", "post_layernorm")
+
+# The parts of a fusion layer, and what transformers' encoders call theirs: ViT, DeiT and AST; BERT and its family;
+# VideoMAE; CLIP; DistilBERT. All but BERT and DistilBERT normalise first.
+_PARTS = (
+    "attention.q_proj",
+    "attention.k_proj",
+    "attention.v_proj",
+    "attention.o_proj",
+    "attention_norm",
+    "mlp_norm",
+    "fc1",
+    "fc2",
+)
+_VIT_MLP = ("layernorm_before", "layernorm_after")
+_LAYER_FAMILIES: tuple[tuple[bool, tuple[str, ...]], ...] = (
+    (True, (*(f"attention.{x}_proj" for x in "qkvo"), *_VIT_MLP, "mlp.fc1", "mlp.fc2")),
+    (
+        False,
+        (
+            *(f"attention.self.{x}" for x in ("query", "key", "value")),
+            "attention.output.dense",
+            "attention.output.LayerNorm",
+            "output.LayerNorm",
+            "intermediate.dense",
+            "output.dense",
+        ),
+    ),
+    (
+        True,
+        (
+            *(f"attention.attention.{x}" for x in ("query", "key", "value")),
+            "attention.output.dense",
+            *_VIT_MLP,
+            "intermediate.dense",
+            "output.dense",
+        ),
+    ),
+    (
+        True,
+        (
+            *(f"self_attn.{x}_proj" for x in ("q", "k", "v", "out")),
+            "layer_norm1",
+            "layer_norm2",
+            "mlp.fc1",
+            "mlp.fc2",
+        ),
+    ),
+    (
+        False,
+        (
+            *(f"attention.{x}_lin" for x in ("q", "k", "v", "out")),
+            "sa_layer_norm",
+            "output_layer_norm",
+            "ffn.lin1",
+            "ffn.lin2",
+        ),
+    ),
+)
+
+
+@dataclass
+class HfLamFusionModelOutput(BaseModelOutputWithPooling):
+    """What a fusion model returns.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, tokens, hidden_size)`):
+            The tokens of all modalities of the batch, one modality after the other.
+        pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`, or `modalities * hidden_size`):
+            What the modalities pool, combined.
+        hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`):
+            The input of the first fusion layer and the output of every one; the encoders' own layers are not in it.
+        attentions (`tuple(torch.FloatTensor)`, with `output_attentions=True`):
+            The attention maps of the fusion layers, `(batch_size, num_heads, tokens, tokens)`.
+        token_mask (`torch.BoolTensor` of shape `(batch_size, tokens)`):
+            Which tokens count: those that are not padding, of modalities that the sample has.
+        modality_ids (`torch.LongTensor` of shape `(tokens,)`):
+            The modality of each token, as an index of `config.modalities`.
+    """
+
+    token_mask: torch.Tensor | None = None
+    modality_ids: torch.Tensor | None = None
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`softmax(Q Kᵀ · scaling + padding) V`, as in transformers' own encoders."""
+    ones = query.new_ones(1, 1, 1, 1).expand(1, 1, query.shape[2], key.shape[2])
+    options: dict[str, Any] = {"attention_mask": attention_mask, "scaling": scaling, "dropout_p": dropout}
+    context, weights = lam_attention_with_weights(query, key, value, ones, **options)
+    return context.transpose(1, 2).contiguous(), weights
+
+
+class FusionSelfAttention(nn.Module):
+    """Self-attention over the tokens of all modalities."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4)
+        )
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            projection(hidden_states).view(shape).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        context, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.o_proj(context.flatten(-2)), weights
+
+
+class FusionLayer(GradientCheckpointingLayer):
+    """A transformer layer, with its norms before (`norm_first`) or after attention and feed-forward layers."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.attention = FusionSelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        if self.norm_first:
+            attended, _ = self.attention(self.attention_norm(hidden_states), attention_mask, **kwargs)
+            hidden_states = hidden_states + self.dropout(attended)
+            return hidden_states + self.dropout(self._feed_forward(self.mlp_norm(hidden_states)))
+        attended, _ = self.attention(hidden_states, attention_mask, **kwargs)
+        hidden_states = self.attention_norm(hidden_states + self.dropout(attended))
+        return self.mlp_norm(hidden_states + self.dropout(self._feed_forward(hidden_states)))
+
+    def _feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class FusionEncoder(nn.Module):
+    """The fusion layers, one after the other."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_hidden_layers))
+        has_norm = config.norm_first and config.num_hidden_layers > 0
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if has_norm else nn.Identity()
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        hf_lam_modality_tokens: ModalityTokens | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        # `hf_lam_modality_tokens` is for the mechanisms, which take it before it gets here.
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        return self.norm(hidden_states)
+
+
+class FusionPreTrainedModel(PreTrainedModel):
+    """What the fusion models tell transformers about themselves."""
+
+    config_class = HfLamFusionConfig
+    base_model_prefix = "fusion"
+    main_input_name = "input_ids"
+    input_modalities = list(MODALITIES)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["FusionLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": FusionLayer, "attentions": FusionSelfAttention}
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.main_input_name = INPUT_NAMES[config.modalities[0]]
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Those of the text, or else of the first modality."""
+        return self._embedding_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self._embedding_model.set_input_embeddings(value)
+
+    @property
+    def _embedding_model(self) -> Any:
+        modalities = self.config.modalities
+        return getattr(self.base_model, f"{'text' if 'text' in modalities else modalities[0]}_model")
+
+
+class FusionModel(FusionPreTrainedModel):
+    """The encoders of the modalities and the fusion layers, without mechanisms."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for name in config.modalities:
+            encoder = _make_encoder(name, config)
+            width = encoder.config.hidden_size
+            is_fitting = width == config.hidden_size
+            setattr(self, f"{name}_model", encoder)
+            setattr(self, f"{name}_projection", nn.Identity() if is_fitting else nn.Linear(width, config.hidden_size))
+        self.encoder = FusionEncoder(config)
+        # The most tokens that each modality can have; None where its encoder does not say.
+        self.max_lengths = [max_length_of(self.modality_model(name)) for name in config.modalities]
+        self.class_tokens = {name: _class_tokens(self.modality_model(name)) for name in config.modalities}
+        self.pooling = {name: self._pooling_of(name) for name in config.modalities}
+        self.post_init()
+
+    def modality_model(self, name: str) -> Any:
+        """The encoder of one modality."""
+        return getattr(self, f"{name}_model")
+
+    @property
+    def pooled_size(self) -> int:
+        """Features of the pooled output."""
+        parts = len(self.config.modalities) if self.config.combine == "concat" else 1
+        return parts * self.config.hidden_size
+
+    def _pooling_of(self, name: str) -> str:
+        pooling = self.config.pooling
+        chosen = pooling.get(name) if isinstance(pooling, Mapping) else pooling
+        has_class_token = self.class_tokens[name] > 0
+        if chosen == "cls" and not has_class_token:
+            raise ValueError(
+                f"pooling of {name} cannot be 'cls': {type(self.modality_model(name)).__name__} has no such token. "
+                "Use 'mean'."
+            )
+        return chosen or ("cls" if has_class_token else "mean")
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        video_values: torch.Tensor | None = None,
+        audio_values: torch.Tensor | None = None,
+        has_text: torch.Tensor | None = None,
+        has_image: torch.Tensor | None = None,
+        has_video: torch.Tensor | None = None,
+        has_audio: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> HfLamFusionModelOutput:
+        """Any subset of the modalities, for a whole batch (leave an argument out) or sample by sample (`has_…`).
+
+        Args:
+            input_ids: `(B, L)`, the text, for the `input_ids` of the text encoder.
+            attention_mask: `(B, L)`, 1 where the text has a token; no padding unless given. A row of zeros is a sample
+                without text.
+            token_type_ids: `(B, L)`, for the argument of the text encoder with this name.
+            pixel_values: `(B, channels, height, width)`, the images, for the `pixel_values` of the image encoder.
+            video_values: `(B, frames, channels, height, width)`, for the `pixel_values` of the video encoder.
+            audio_values: `(B, frames, mel bins)`, for the `input_values` of the audio encoder.
+            has_text: `(B,)` bool, which samples have a text; all unless given. What stands in `input_ids` for the
+                others is not read.
+            has_image: likewise for `pixel_values`.
+            has_video: likewise for `video_values`.
+            has_audio: likewise for `audio_values`.
+            kwargs: `output_attentions`, `output_hidden_states` and `return_dict`, as in transformers; both are about
+                the fusion layers.
+
+        Raises:
+            ValueError: for no modality at all, also in one sample, one that the configuration does not have, batch
+                sizes that disagree, or an input of another size than its encoder takes. The message names the
+                modality.
+        """
+        given = {"text": input_ids, "image": pixel_values, "video": video_values, "audio": audio_values}
+        is_there = {"text": has_text, "image": has_image, "video": has_video, "audio": has_audio}
+        batch_size, device = self._check_inputs(given, is_there, attention_mask, token_type_ids)
+        streams: dict[str, torch.Tensor] = {}
+        masks: dict[str, torch.Tensor] = {}
+        presence: list[torch.Tensor] = []
+        anchors: list[torch.Tensor] = []
+        for name in self.config.modalities:
+            values = given[name]
+            if values is None:
+                presence.append(torch.zeros(batch_size, dtype=torch.bool, device=device))
+                if torch.is_grad_enabled() and any(p.requires_grad for p in self._parameters_of(name)):
+                    anchors.append(self._anchor(name, device))
+                continue
+            present = is_there[name]
+            present = torch.ones(batch_size, dtype=torch.bool, device=device) if present is None else present.bool()
+            options: dict[str, torch.Tensor] = {}
+            if name == "text":
+                mask = torch.ones_like(values) if attention_mask is None else attention_mask
+                present = present & mask.bool().any(1)
+                # An encoder that sees nothing at all gives NaN: a text that is not there is read, and left out later.
+                options["attention_mask"] = torch.where(present[:, None], mask, torch.ones_like(mask))
+                if token_type_ids is not None:
+                    options["token_type_ids"] = token_type_ids
+            blank = ~present.view(-1, *(1 for _ in values.shape[1:]))
+            hidden_states = self._encode(name, values.masked_fill(blank, 0), options)
+            masks[name] = present[:, None].expand(hidden_states.shape[:2])
+            if name == "text":
+                masks[name] = masks[name] & mask.bool()
+            streams[name] = hidden_states.masked_fill(~present[:, None, None], 0)
+            presence.append(present)
+
+        is_present = torch.stack(presence, dim=1)
+        if not torch.compiler.is_compiling() and not is_present.is_meta:
+            self._check_presence(is_present, is_there, attention_mask)
+        lengths = tuple(streams[name].shape[1] if name in streams else 0 for name in self.config.modalities)
+        hidden_states = torch.cat(list(streams.values()), dim=1)
+        for anchor in anchors:
+            hidden_states = hidden_states + anchor
+        token_mask = torch.cat(list(masks.values()), dim=1)
+        is_whole = attention_mask is None and all(present is None for present in is_there.values())
+        fused = self._fuse(
+            hidden_states, None if is_whole else token_mask, ModalityTokens(lengths, is_present), **kwargs
+        )
+        pieces = dict(
+            zip(streams, fused.last_hidden_state.split([n for n in lengths if n], dim=1), strict=True)
+            if len(streams) > 1
+            else zip(streams, [fused.last_hidden_state], strict=True)
+        )
+        ids = [torch.full((pieces[name].shape[1],), self.config.modalities.index(name)) for name in pieces]
+        return HfLamFusionModelOutput(
+            last_hidden_state=fused.last_hidden_state,
+            pooler_output=self._pool(pieces, masks, is_present),
+            hidden_states=fused.hidden_states,
+            attentions=fused.attentions,
+            token_mask=token_mask,
+            modality_ids=torch.cat(ids).to(device),
+        )
+
+    # Not on `forward`: the encoders capture outputs of their own, and a compiled program has one place for them all.
+    @capture_outputs
+    def _fuse(
+        self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, tokens: ModalityTokens, **kwargs: Any
+    ) -> BaseModelOutput:
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=token_mask
+        )
+        hidden_states = self.encoder(hidden_states, attention_mask, **{MODALITY_TOKENS: tokens}, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+    def _encode(self, name: str, values: torch.Tensor, options: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The tokens of one modality, `(B, L, d)`."""
+        encoder = self.modality_model(name)
+        hidden_states = encoder(**{encoder.main_input_name: values}, **options).last_hidden_state
+        if hidden_states.dim() != 3:
+            raise ValueError(
+                f"the {name} encoder {type(encoder).__name__} gives {tuple(hidden_states.shape)}, which is no "
+                "sequence of tokens (batch, tokens, features)."
+            )
+        return getattr(self, f"{name}_projection")(hidden_states)
+
+    def _anchor(self, name: str, device: torch.device) -> torch.Tensor:
+        """A zero that has all parameters of a modality in its graph.
+
+        In data parallel training every process must have a gradient for every parameter, whatever modalities its batch
+        has; and where parameters are sharded, every process must run every module.
+        """
+        shape = input_shape(self.config.modality_config(name)) or (1,)
+        is_text = name == "text"
+        dtype = torch.long if is_text else self.dtype
+        hidden_states = self._encode(name, torch.zeros(1, *shape, dtype=dtype, device=device), {})
+        return hidden_states.masked_fill(torch.ones_like(hidden_states, dtype=torch.bool), 0).sum()
+
+    def _parameters_of(self, name: str) -> list[nn.Parameter]:
+        modules = (self.modality_model(name), getattr(self, f"{name}_projection"))
+        return [parameter for module in modules for parameter in module.parameters()]
+
+    def _pool(
+        self, pieces: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], is_present: torch.Tensor
+    ) -> torch.Tensor:
+        pooled = []
+        for name in self.config.modalities:
+            if name not in pieces:
+                pooled.append(next(iter(pieces.values())).new_zeros(is_present.shape[0], self.config.hidden_size))
+            elif self.pooling[name] == "cls":
+                pooled.append(pieces[name][:, : self.class_tokens[name]].mean(1))
+            else:
+                weights = masks[name].to(pieces[name]).unsqueeze(-1)
+                pooled.append((pieces[name] * weights).sum(1) / weights.sum(1).clamp(min=1))
+        stacked = torch.stack(pooled, dim=1).masked_fill(~is_present.unsqueeze(-1), 0)
+        if self.config.combine == "concat":
+            return stacked.flatten(1)
+        return stacked.sum(1) / is_present.sum(1, keepdim=True).to(stacked)
+
+    def _check_inputs(
+        self,
+        given: Mapping[str, torch.Tensor | None],
+        is_there: Mapping[str, torch.Tensor | None],
+        attention_mask: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+    ) -> tuple[int, torch.device]:
+        """What can be seen from the shapes; returns the batch size and the device of the inputs."""
+        known = self.config.modalities
+        for name, argument in INPUT_NAMES.items():
+            if name not in known and (given[name] is not None or is_there[name] is not None):
+                raise ValueError(
+                    f"this model has no {name}, for {argument} or has_{name}; its modalities are {known}."
+                )
+            if given[name] is None and is_there[name] is not None:
+                raise ValueError(f"has_{name} was given without {argument}.")
+        inputs = {name: given[name] for name in known if given[name] is not None}
+        if not inputs:
+            expected = ", ".join(f"{INPUT_NAMES[name]} ({name})" for name in known)
+            raise ValueError(f"no modality was given; give at least one of {expected}.")
+        sizes = {name: len(values) for name, values in inputs.items() if values is not None}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"the modalities have different batch sizes: {sizes}.")
+        (batch_size,) = set(sizes.values())
+        for name, values in inputs.items():
+            assert values is not None
+            self._check_size(name, values)
+            present = is_there[name]
+            if present is not None and tuple(present.shape) != (batch_size,):
+                raise ValueError(f"has_{name} must be of shape ({batch_size},), got {tuple(present.shape)}.")
+        for argument, tensor in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+            text = given["text"]
+            if tensor is not None and (text is None or tensor.shape != text.shape):
+                wanted = None if text is None else tuple(text.shape)
+                raise ValueError(
+                    f"{argument} is for the text and must have the shape of input_ids, {wanted}, got "
+                    f"{tuple(tensor.shape)}."
+                )
+        first = next(iter(inputs.values()))
+        assert first is not None
+        return batch_size, first.device
+
+    def _check_size(self, name: str, values: torch.Tensor) -> None:
+        argument, shape = INPUT_NAMES[name], input_shape(self.config.modality_config(name))
+        if shape is not None and tuple(values.shape[1:]) != shape:
+            raise ValueError(
+                f"{argument} of the {name} must be of shape (batch, {', '.join(map(str, shape))}), as its encoder "
+                f"{type(self.modality_model(name)).__name__} was made for, got {tuple(values.shape)}."
+            )
+        longest = self.max_lengths[self.config.modalities.index(name)]
+        if shape is None and (values.dim() != 2 or (longest is not None and values.shape[1] > longest)):
+            raise ValueError(
+                f"{argument} of the {name} must be of shape (batch, tokens) with at most {longest} tokens, got "
+                f"{tuple(values.shape)}."
+            )
+
+    def _check_presence(
+        self,
+        is_present: torch.Tensor,
+        is_there: Mapping[str, torch.Tensor | None],
+        attention_mask: torch.Tensor | None,
+    ) -> None:
+        if attention_mask is None and all(present is None for present in is_there.values()):
+            return
+        lacking = (~is_present.any(1)).nonzero().flatten().tolist()
+        if lacking:
+            raise ValueError(
+                f"samples {lacking[:5]} of the batch have no modality at all: each needs at least one of "
+                f"{self.config.modalities}."
+            )
+
+
+class FusionForSequenceClassification(FusionPreTrainedModel):
+    """A fusion model with a linear layer on its pooled output."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.fusion = FusionModel(config)
+        dropout = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        self.classifier = nn.Linear(self.fusion.pooled_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        video_values: torch.Tensor | None = None,
+        audio_values: torch.Tensor | None = None,
+        has_text: torch.Tensor | None = None,
+        has_image: torch.Tensor | None = None,
+        has_video: torch.Tensor | None = None,
+        has_audio: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """As [`FusionModel.forward`], with a loss.
+
+        Args:
+            labels: `(B,)` classes, `(B, num_labels)` of zeros and ones for several labels, or `(B,)` numbers for
+                regression: what `config.problem_type` says, or else what their dtype and `config.num_labels` say.
+            input_ids, attention_mask, token_type_ids, pixel_values, video_values, audio_values, has_text, has_image,
+                has_video, has_audio, kwargs: see [`FusionModel.forward`].
+        """
+        outputs = self.fusion(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            pixel_values=pixel_values,
+            video_values=video_values,
+            audio_values=audio_values,
+            has_text=has_text,
+            has_image=has_image,
+            has_video=has_video,
+            has_audio=has_audio,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
+    """What the two public classes share: mechanisms, and the way from one checkpoint per modality."""
+
+    @classmethod
+    def from_modality_pretrained(
+        cls,
+        text: PreTrainedModel | str | os.PathLike[str] | None = None,
+        image: PreTrainedModel | str | os.PathLike[str] | None = None,
+        video: PreTrainedModel | str | os.PathLike[str] | None = None,
+        audio: PreTrainedModel | str | os.PathLike[str] | None = None,
+        *,
+        own_layers: Mapping[str, int] | None = None,
+        fusion_from: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """A fusion model from one checkpoint for each modality, like `VisionTextDualEncoderModel` for two.
+
+        Args:
+            text: a Hub id, a folder, or a loaded model, whose weights are copied; a task model gives its encoder.
+                Likewise for the other modalities.
+            image: of the images.
+            video: of the videos.
+            audio: of the audio.
+            own_layers: how many of its layers a modality keeps to itself, by its name; all unless given. The layers
+                above are dropped.
+            fusion_from: the modality whose checkpoint the fusion layers start from: from its last layers (and the last
+                norm, where it has one), as many as there are fusion layers. Their sizes, activation, dropouts and
+                order of norms are then the checkpoint's. Random weights unless given. A ViT or BERT whose upper layers
+                became the fusion layers, with `own_layers` the rest, gives the same outputs as before on its own.
+            **kwargs: options of `HfLamFusionConfig` (`num_hidden_layers`, `hf_lam`, `baseline`, `num_labels`, …).
+                With the name of a modality in front, what `from_pretrained` gets for that one: `text_revision`, for
+                example.
+
+        Returns:
+            The model, in evaluation mode. What starts from random weights is logged.
+
+        Raises:
+            TypeError: if a modality is neither a model nor a name.
+            ValueError: for a modality that does not fit, or layers that it does not have.
+        """
+        given = {"text": text, "image": image, "video": video, "audio": audio}
+        sources = {}
+        for name, source in given.items():
+            options = {
+                key.removeprefix(f"{name}_"): kwargs.pop(key) for key in [*kwargs] if key.startswith(f"{name}_")
+            }
+            if source is not None:
+                sources[name] = _load_source(name, source, options)
+            elif options:
+                raise ValueError(f"options {sorted(options)} were given for {name}, but no {name} checkpoint.")
+        own_layers = dict(own_layers or {})
+        for name, wanted in own_layers.items():
+            has = sources[name].config.num_hidden_layers if name in sources else None
+            if has is None or isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted <= has:
+                raise ValueError(
+                    f"own_layers[{name!r}]={wanted!r} must be a number of layers that the {name} checkpoint has"
+                    + (", which was not given." if has is None else f", from 0 to {has}.")
+                )
+        if fusion_from is not None and fusion_from not in sources:
+            raise ValueError(f"fusion_from={fusion_from!r} must be one of the given modalities, {list(sources)}.")
+        configs = {}
+        for name, source in sources.items():
+            configs[f"{name}_config"] = copy.deepcopy(source.config)
+            configs[f"{name}_config"].num_hidden_layers = own_layers.get(name, source.config.num_hidden_layers)
+        defaults = {} if fusion_from is None else _layer_options(fusion_from, sources[fusion_from])
+        config = cls.config_class(**configs, **{**defaults, **kwargs})
+        model: Any = cls(config)
+        base = model.base_model
+        for name, source in sources.items():
+            _copy_encoder(name, source, base.modality_model(name))
+        if fusion_from is not None:
+            _copy_layers(fusion_from, sources[fusion_from], base.encoder)
+        model.to(next(iter(sources.values())).dtype).eval()
+        fresh = [
+            f"{name}_projection" for name in sources if any(base.get_submodule(f"{name}_projection").parameters())
+        ]
+        fresh += ["encoder"] if fusion_from is None and config.num_hidden_layers else []
+        fresh += ["classifier"] if base is not model else []
+        if fresh:
+            logger.warning(
+                f"{', '.join(fresh)} of {cls.__name__} start from random weights. Train the model on a task before "
+                "using it."
+            )
+        return model
+
+
+class HfLamFusionModel(HfLamFusionMixin, FusionModel):
+    config_class = HfLamFusionConfig
+
+
+class HfLamFusionForSequenceClassification(HfLamFusionMixin, FusionForSequenceClassification):
+    config_class = HfLamFusionConfig
+
+
+# --- what is asked of the encoders -----------------------------------------------------------------------------------
+
+
+def input_shape(config: Any) -> tuple[int, ...] | None:
+    """The shape of one sample that an encoder takes, or None for text, whose length differs."""
+    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
+        return (config.max_length, config.num_mel_bins)
+    if hasattr(config, "image_size") and hasattr(config, "num_channels"):
+        size = config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        frames = (config.num_frames,) if hasattr(config, "num_frames") else ()
+        return (*frames, config.num_channels, height, width)
+    return None
+
+
+def _make_encoder(name: str, config: Any) -> Any:
+    """The encoder of a modality, without what a fusion model has no use for."""
+    encoder_config = config.modality_config(name)
+    if type(encoder_config) not in MODEL_MAPPING:
+        raise ValueError(f"AutoModel knows no model for the {type(encoder_config).__name__} of the {name}.")
+    model_class: Any = MODEL_MAPPING[type(encoder_config)]
+    if isinstance(model_class, (tuple, list)):
+        model_class = model_class[0]
+    is_text = model_class.main_input_name == "input_ids"
+    if is_text != (name == "text"):
+        wanted = "input_ids" if name == "text" else "pixel_values or input_values"
+        raise ValueError(
+            f"{name}_config is for {model_class.__name__}, which takes {model_class.main_input_name}; an encoder for "
+            f"{name} takes {wanted}."
+        )
+    if not is_text and input_shape(encoder_config) is None:
+        raise ValueError(
+            f"{type(encoder_config).__name__} of the {name} does not say how large its inputs are (image_size and "
+            "num_channels, or max_length and num_mel_bins), which a fusion model needs."
+        )
+    # A pooler would have no gradient, which stops data parallel training.
+    has_option = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    encoder = model_class(encoder_config, **({"add_pooling_layer": False} if has_option else {}))
+    if isinstance(getattr(encoder, "pooler", None), nn.Module):
+        encoder.pooler = None
+    if config.norm_first and config.num_hidden_layers > 0:
+        for child in _LAST_NORMS:
+            if getattr(encoder, child, None) is not None:
+                setattr(encoder, child, nn.Identity())
+    return encoder
+
+
+def _class_tokens(encoder: Any) -> int:
+    """How many tokens at the beginning stand for the whole input."""
+    if encoder.main_input_name == "input_ids":
+        return 1
+    if encoder.config.model_type == "audio-spectrogram-transformer":
+        return 2
+    names = ("cls_token", "class_embedding")
+    return int(any(getattr(module, name, None) is not None for module in encoder.modules() for name in names))
+
+
+# --- from pretrained encoders ----------------------------------------------------------------------------------------
+
+
+def _load_source(name: str, source: Any, options: dict[str, Any]) -> Any:
+    """The encoder of a modality's checkpoint."""
+    if isinstance(source, PreTrainedModel):
+        if options:
+            raise ValueError(f"{sorted(options)} have no meaning for {name}, which is a loaded model.")
+        return source.base_model
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a transformers model, a folder or a Hub id, got {type(source).__name__}.")
+    return AutoModel.from_pretrained(source, **options).base_model
+
+
+def _copy_encoder(name: str, source: nn.Module, target: nn.Module) -> None:
+    expected, found = target.state_dict(), source.state_dict()
+    lacking = sorted(key for key in expected if key not in found or found[key].shape != expected[key].shape)
+    if lacking:
+        raise ValueError(
+            f"{type(source).__name__} of the {name} does not have {len(lacking)} weights of {type(target).__name__}, "
+            f"such as {lacking[0]}."
+        )
+    target.load_state_dict({key: found[key] for key in expected})
+
+
+def _layers_and_names(name: str, source: nn.Module) -> tuple[list[nn.Module], bool, tuple[str, ...]]:
+    """An encoder's layers, whether they normalise first, and what they call the parts of a layer."""
+    layers: list[nn.Module] = [module for module in source.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for norm_first, names in _LAYER_FAMILIES:
+        parts = {child for child, _ in layers[0].named_modules()} if layers else set()
+        weights = {key.rpartition(".")[0] for key, _ in layers[0].named_parameters()} if layers else set()
+        if set(names) <= parts and weights == set(names):
+            return layers, norm_first, names
+    raise ValueError(
+        f"the layers of {type(source).__name__} cannot become fusion layers: they have other parts than attention, "
+        f"two norms and a feed-forward layer. Leave out fusion_from={name!r}, or name another modality."
+    )
+
+
+def _layer_options(name: str, source: Any) -> dict[str, Any]:
+    """The options of fusion layers that are like an encoder's own."""
+    _, norm_first, _ = _layers_and_names(name, source)
+    options: dict[str, Any] = {"norm_first": norm_first}
+    for option in (
+        "hidden_size",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "layer_norm_eps",
+        "initializer_range",
+    ):
+        if hasattr(source.config, option):
+            options[option] = getattr(source.config, option)
+    return options
+
+
+@torch.no_grad()
+def _copy_layers(name: str, source: Any, encoder: FusionEncoder) -> None:
+    """Let the fusion layers start from the last layers of an encoder."""
+    layers, _, names = _layers_and_names(name, source)
+    if len(encoder.layers) > len(layers):
+        raise ValueError(
+            f"fusion_from={name!r} has {len(layers)} layers, but there are {len(encoder.layers)} fusion layers."
+        )
+    for target, layer in zip(encoder.layers, layers[len(layers) - len(encoder.layers) :], strict=True):
+        for ours, theirs in zip(_PARTS, names, strict=True):
+            _copy_part(name, layer.get_submodule(theirs), target.get_submodule(ours))
+    last_norm = next((getattr(source, child, None) for child in _LAST_NORMS if hasattr(source, child)), None)
+    if isinstance(encoder.norm, nn.LayerNorm) and isinstance(last_norm, nn.LayerNorm):
+        _copy_part(name, last_norm, encoder.norm)
+
+
+def _copy_part(name: str, source: Any, target: Any) -> None:
+    if source.weight.shape != target.weight.shape:
+        raise ValueError(
+            f"the fusion layers cannot start from the {name} encoder: a weight has the shape "
+            f"{tuple(target.weight.shape)} there and {tuple(source.weight.shape)} here. Leave out the sizes, which "
+            "are then the encoder's."
+        )
+    target.weight.copy_(source.weight)
+    # VideoMAE's keys have no bias.
+    target.bias.copy_(source.bias) if source.bias is not None else target.bias.zero_()
