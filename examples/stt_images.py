@@ -20,12 +20,9 @@ All are tested on images as they are, and with noise, blur and occlusion, none o
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
-import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,12 +32,11 @@ import torch
 from datasets import Dataset
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from study import mean_sd, stored_result, write_atomically, write_results
+from study import mean_sd, stored_result, trained, write_atomically, write_results
 from torch import Tensor
 from transformers import (
     HfArgumentParser,
     PreTrainedModel,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
     ViTConfig,
@@ -179,22 +175,6 @@ def make_vit(train: Images, study: StudyArguments) -> ViTForImageClassification:
     return ViTForImageClassification(config)
 
 
-def trained(
-    model: PreTrainedModel,
-    train: Images,
-    training: TrainingArguments,
-    seed: int,
-    steps: int,
-    callbacks: list[TrainerCallback],
-) -> float:
-    """Train the model in place; seconds."""
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = dataclasses.replace(training, output_dir=scratch, seed=seed, max_steps=steps, save_strategy="no")
-        started = time.perf_counter()
-        Trainer(model=model, args=arguments, train_dataset=train, callbacks=callbacks).train()
-        return time.perf_counter() - started
-
-
 def run_one(
     run: str, seed: int, vit: Path, train: Images, test: Images, study: StudyArguments, training: TrainingArguments
 ) -> dict[str, Any]:
@@ -323,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not vit.is_dir():
                 set_seed(seed)
                 model = make_vit(train, study)
-                trained(model, train, training, seed, study.vit_steps, [])
+                trained(model, train, training, seed, study.vit_steps)
                 partial = vit.with_name(f".{vit.name}.partial")
                 model.save_pretrained(partial)
                 os.replace(partial, vit)

@@ -1,16 +1,37 @@
-"""What the studies in this folder share: results that survive an interruption, and means with their spread."""
+"""What the studies in this folder share: training, results that survive an interruption, means with their spread."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import statistics
+import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 import hf_lam
+
+
+def trained(
+    model: PreTrainedModel,
+    train: Any,
+    training: TrainingArguments,
+    seed: int,
+    steps: int,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> float:
+    """Train the model in place on a dataset, without keeping checkpoints; seconds."""
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = dataclasses.replace(training, output_dir=scratch, seed=seed, max_steps=steps, save_strategy="no")
+        started = time.perf_counter()
+        Trainer(model=model, args=arguments, train_dataset=train, callbacks=[*callbacks]).train()
+        return time.perf_counter() - started
 
 
 def stored_result(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto import modeling_auto
 
 from .attention2d import SttAttention2d
@@ -40,6 +40,7 @@ from .modeling.modeling_hf_lam import (
     HfLamViTModel,
 )
 from .modeling.modeling_hf_lam_fusion import HfLamFusionForSequenceClassification, HfLamFusionModel
+from .modeling.processing_hf_lam import HfLamFusionProcessor
 from .modeling.stt_hf_lam import stt_attention
 from .parameters import freeze_host, mechanism_parameters
 
@@ -54,6 +55,7 @@ __all__ = [
     "HfLamFusionConfig",
     "HfLamFusionForSequenceClassification",
     "HfLamFusionModel",
+    "HfLamFusionProcessor",
     "HfLamViTConfig",
     "HfLamViTForImageClassification",
     "HfLamViTForMaskedImageModeling",
@@ -88,3 +90,4 @@ for _config_class in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig, HfLa
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
     for _auto_name, _model_name in _config_class.auto_classes.items():
         getattr(modeling_auto, _auto_name).register(_config_class, globals()[_model_name], exist_ok=True)
+AutoProcessor.register(HfLamFusionConfig, HfLamFusionProcessor, exist_ok=True)

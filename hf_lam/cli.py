@@ -93,7 +93,8 @@ def cost(
     """FLOPs of an encoder's attention, by formula and as counted by torch.
 
     For every layer: full attention, segments that see themselves, these with a bottleneck, and the model's own views
-    or synthesised attention; what makes a synthesised map is counted beside its products.
+    or synthesised attention; what makes a synthesised map is counted beside its products. Of a fusion model, the
+    layers are those of fusion, and the segments its modalities.
 
     It reads the model's configuration alone, and builds the encoder with random weights.
 
@@ -141,7 +142,8 @@ def _cost_table(report: CostReport) -> Table:
     kinds = list(report.attention)
     table = Table()
     table.add_column("layer")
-    if report.segments:
+    has_views = any(layer.views for layer in report.layers)
+    if has_views:
         table.add_column("views", overflow="fold")
     synthesis = ["synthesis"] if report.synthesizer else []
     for kind in [*kinds, *(["own/full"] if "own" in kinds else []), "counted", *synthesis]:
@@ -152,7 +154,7 @@ def _cost_table(report: CostReport) -> Table:
         synthesis = [_giga(layer.synthesis)] if report.synthesizer else []
         table.add_row(str(index), *views, *_cost_cells(sums, layer.forward), *synthesis)
     table.add_section()
-    views = [""] if report.segments else []
+    views = [""] if has_views else []
     synthesis = [_giga(report.synthesis)] if report.synthesizer else []
     table.add_row("all", *views, *_cost_cells(report.attention, report.forward_attention), *synthesis)
     return table
@@ -176,11 +178,12 @@ def _cost_lines(report: CostReport) -> str:
     size = f"batch of {report.batch_size}, {report.tokens} tokens, heads of {report.head_size} features"
     segments = ", ".join(f"{name} {length}" for name, length in (report.segments or {}).items())
     added = f", {report.mechanism_parameters:,} of them of hf_lam" if report.mechanism_parameters else ""
+    counted = f"counted: the forward pass, which computes {report.forward_kind} attention; formula and count "
+    counted += "are equal" if report.agrees else "DIFFER"
     lines = [
         f"{size}{f'; segments {segments}' if segments else ''}",
         *([f"bottleneck: {report.bottleneck_tokens} tokens for each segment"] if segments else []),
-        f"counted: the forward pass, which computes {report.forward_kind} attention; formula and count "
-        f"{'are equal' if report.agrees else 'DIFFER'}",
+        counted if report.layers else "late fusion: no fusion layers, so no attention between the modalities",
         *([_synthesis_line(report)] if report.synthesizer else []),
         f"whole model: {_giga(report.flops)} GFLOPs, {report.parameters:,} parameters{added}",
     ]

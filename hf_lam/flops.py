@@ -16,8 +16,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from .modeling.configuration_hf_lam import LocomtConfig, SttConfig
-from .modeling.injection_hf_lam import CALL, _self_attentions, injected_encoders, is_pure_stt, mechanisms_of
+from .modeling.injection_hf_lam import (
+    CALL,
+    MODALITY_TOKENS,
+    ModalityTokens,
+    _self_attentions,
+    injected_encoders,
+    is_pure_stt,
+    max_length_of,
+    mechanisms_of,
+)
 from .modeling.locomt_hf_lam import locomt_attention
+from .modeling.modeling_hf_lam_fusion import INPUT_NAMES, input_shape
 from .modeling.segments_hf_lam import bottleneck_segments, has_token_types, leading_lengths
 from .modeling.stt_hf_lam import stt_attention
 from .modeling.views_hf_lam import View, parse_view, view_cost
@@ -30,6 +40,9 @@ if TYPE_CHECKING:
 # For every feature of a head: a multiply-add is two, and there are two products, queries by keys and weights by
 # values.
 FLOPS_PER_PAIR = 4
+
+# What attention over segments is compared with.
+_KINDS_OF_SEGMENTS = ("full", "self", "bottleneck")
 
 # A synthesised map has one product, weights by values.
 FLOPS_PER_WEIGHT = 2
@@ -63,12 +76,13 @@ class CostReport:
     batch_size, tokens: sizes of the batch that the encoder got, padding included.
     head_size: features `D` of a head.
     bottleneck_tokens: of the kind `bottleneck`.
-    segments: tokens of each segment, where samples differ those that the batch is padded to; None without views.
+    segments: tokens of each segment, where samples differ those that the batch is padded to; of a fusion model, of
+        each modality, 0 for those that the inputs do not have. None without views on other models.
     synthesizer: where the synthetic map comes from, that of a mixture too, such as `dense`; None without STT.
     grid: of the synthetic map for these inputs, without the prefix tokens before it; None without STT.
     forward_kind: what the forward pass computed: `own`, or `full` without views and pure STT, while views are
-        annealed, and for views with `output_attentions`.
-    layers: one entry for each.
+        annealed, and for views with `output_attentions`; `none` for late fusion, which has no layers.
+    layers: one entry for each; of a fusion model, its fusion layers.
     flops: the whole model, as counted in a forward pass.
     parameters: of the whole model, mechanisms included.
     mechanism_parameters: those that hf_lam added.
@@ -91,7 +105,8 @@ class CostReport:
     @property
     def attention(self) -> dict[str, int]:
         """FLOPs of the attention products of all layers by formula, for every kind."""
-        return {kind: sum(sum(layer.formula[kind]) for layer in self.layers) for kind in self.layers[0].formula}
+        kinds = list(self.layers[0].formula) if self.layers else _KINDS_OF_SEGMENTS
+        return {kind: sum(sum(layer.formula[kind]) for layer in self.layers) for kind in kinds}
 
     @property
     def forward_attention(self) -> int:
@@ -134,7 +149,9 @@ def cost(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None, *, bot
         bottleneck   and `bottleneck_tokens` more of its own (MBT, arXiv 2107.00135)
         own          the views that the model has, or its synthesised attention (STT, arXiv 2201.01410)
 
-    A model without attention views has no segments, and `full` alone, or with a pure STT `full` and `own`.
+    A model without attention views has no segments, and `full` alone, or with a pure STT `full` and `own`. In a fusion
+    model, attention is that of the fusion layers, and the segments are the modalities, also without views; `flops`
+    holds the encoders of the modalities that the inputs have. Late fusion has no such layers, and attention of 0.
 
     What makes a synthetic map comes on top of its products, and is reported beside them (`synthesis`). On text, which
     has one axis, both together can cost more than dot products do: at 512 tokens, BERT's sizes and the dense variant
@@ -162,22 +179,32 @@ def cost(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None, *, bot
         raise ValueError(f"bottleneck_tokens must be an integer of at least 1, got {bottleneck_tokens!r}.")
     base = _encoder_of(model)
     locomt, stt = _locomt_of(base), _stt_of(base)
-    attentions = _self_attentions(base) if locomt is None else list(base._hf_lam_attentions)
-    calls, flops = _count_forward(model, attentions, example_inputs(model) if inputs is None else inputs)
-    if not calls:
+    attentions = [] if _is_late(base) else _self_attentions(base) if locomt is None else base._hf_lam_attentions
+    with modality_tokens_of(base) as fused:
+        calls, flops = _count_forward(model, attentions, example_inputs(model) if inputs is None else inputs)
+    if not calls and not fused:
         raise ValueError(f"{type(model).__name__} did not run the self-attention of {type(base).__name__} at all.")
-    first = calls[0]
+    segments: dict[str, int] | None = None
+    if locomt is not None:
+        segments = dict(zip(locomt.names, _without(locomt, calls[0].lengths), strict=True))
+    elif fused:
+        segments = dict(zip(base.config.modalities, fused[0].lengths, strict=True))
+    if calls:
+        batch_size, tokens = calls[0].hidden_states[0], calls[0].hidden_states[1] - _appended(locomt)
+    else:
+        assert fused[0].is_present is not None
+        batch_size, tokens = len(fused[0].is_present), sum(fused[0].lengths)
     return CostReport(
         model=type(model).__name__,
-        batch_size=first.hidden_states[0],
-        tokens=first.hidden_states[1] - _appended(locomt),
-        head_size=first.head_size,
+        batch_size=batch_size,
+        tokens=tokens,
+        head_size=calls[0].head_size if calls else _head_size(base.config),
         bottleneck_tokens=bottleneck_tokens,
-        segments=None if locomt is None else dict(zip(locomt.names, _without(locomt, first.lengths), strict=True)),
+        segments=segments,
         synthesizer=None if stt is None else stt.synthesized_by,
-        grid=None if stt is None else first.grid,
-        forward_kind=first.kind,
-        layers=tuple(_layer_cost(base, call, bottleneck_tokens) for call in calls),
+        grid=None if stt is None else calls[0].grid,
+        forward_kind=calls[0].kind if calls else "none",
+        layers=tuple(_layer_cost(base, call, segments, bottleneck_tokens) for call in calls),
         flops=flops,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         mechanism_parameters=sum(parameter.numel() for parameter in _mechanism_parameters(base)),
@@ -188,7 +215,7 @@ def example_inputs(model: PreTrainedModel, batch_size: int = 1) -> dict[str, tor
     """A batch of the size that the model is configured for, on its device.
 
     Text is as long as the spans of the model's views add up to, or else as the model can take; where it has token
-    types, they divide it evenly. Images, videos and spectrograms are zeros.
+    types, they divide it evenly. Images, videos and spectrograms are zeros. A fusion model gets all of its modalities.
 
     Raises:
         ValueError: if `batch_size` is below 1, or the model's configuration does not give the sizes.
@@ -196,22 +223,29 @@ def example_inputs(model: PreTrainedModel, batch_size: int = 1) -> dict[str, tor
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     base = _encoder_of(model)
-    config = base.config
-    name = base.main_input_name
-    if name == "input_ids":
+    if _is_fusion(base):
+        inputs: dict[str, torch.Tensor] = {}
+        for modality in base.config.modalities:
+            encoder = base.modality_model(modality)
+            if modality == "text":
+                inputs |= _example_text(model, encoder, batch_size)
+            else:
+                inputs[INPUT_NAMES[modality]] = _example_grid(encoder, batch_size)
+        return inputs
+    if base.main_input_name == "input_ids":
         return _example_text(model, base, batch_size)
-    if name == "pixel_values" and hasattr(config, "image_size"):
-        size = config.image_size
-        shape = [config.num_channels, *((size, size) if isinstance(size, int) else size)]
-        if hasattr(config, "num_frames"):
-            shape.insert(0, config.num_frames)
-    elif name == "input_values" and hasattr(config, "num_mel_bins"):
-        shape = [config.max_length, config.num_mel_bins]
-    else:
+    return {base.main_input_name: _example_grid(base, batch_size)}
+
+
+def _example_grid(base: Any, batch_size: int) -> torch.Tensor:
+    """Images, videos or spectrograms."""
+    shape = input_shape(base.config) if base.main_input_name in ("pixel_values", "input_values") else None
+    if shape is None:
         raise ValueError(
-            f"the configuration of {type(base).__name__} does not say how large its {name} is; give inputs."
+            f"the configuration of {type(base).__name__} does not say how large its {base.main_input_name} is; give "
+            "inputs."
         )
-    return {name: torch.zeros(batch_size, *shape, dtype=base.dtype, device=base.device)}
+    return torch.zeros(batch_size, *shape, dtype=base.dtype, device=base.device)
 
 
 def _example_text(model: PreTrainedModel, base: Any, batch_size: int) -> dict[str, torch.Tensor]:
@@ -232,12 +266,9 @@ def _example_text(model: PreTrainedModel, base: Any, batch_size: int) -> dict[st
 
 def _text_length(base: Any) -> int:
     """The longest text that an encoder and its mechanisms take."""
-    length = getattr(base.config, "max_position_embeddings", None)
+    length = max_length_of(base)
     if length is None:
         raise ValueError(f"{type(base).__name__} does not say how long its texts get; give inputs.")
-    for path, module in base.named_modules():
-        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            length -= module.padding_idx + 1  # RoBERTa counts positions from there
     configs = base.__dict__.get("_hf_lam_configs")
     if configs is not None and configs.lam is not None and configs.lam.max_length is not None:
         length = min(length, configs.lam.max_length)
@@ -265,12 +296,19 @@ class _Head(NamedTuple):
 _ALL: View = frozenset({(0, 0)})  # with one segment
 
 
-def _layer_cost(base: Any, call: _Call, bottleneck_tokens: int) -> LayerCost:
+def _layer_cost(base: Any, call: _Call, segments: dict[str, int] | None, bottleneck_tokens: int) -> LayerCost:
     locomt = _locomt_of(base)
     batch_size, length = call.hidden_states[:2]
     kinds = {"full": [_Head((length - _appended(locomt),), _ALL)] * call.num_heads}
+    if segments is not None:
+        is_global = (False,) * len(segments) if locomt is None else locomt.is_global
+        itself = parse_view("self", list(segments), is_global)
+        plain = tuple(segments.values())
+        longer = tuple(n if g else n + bottleneck_tokens for n, g in zip(plain, is_global, strict=True))
+        kinds["self"] = [_Head(plain, itself)] * call.num_heads
+        kinds["bottleneck"] = [_Head(longer, itself)] * call.num_heads
     if locomt is not None:
-        kinds |= _kinds_of(locomt, base._hf_lam_views[call.layer], call.lengths, bottleneck_tokens)
+        kinds["own"] = [_Head(call.lengths, view) for view in base._hf_lam_views[call.layer]]
     scale = FLOPS_PER_PAIR * call.head_size
     formula = {kind: tuple(batch_size * scale * head.pairs for head in heads) for kind, heads in kinds.items()}
     counted = {
@@ -307,20 +345,6 @@ def stt_products(grid: Sequence[int], prefix: int = 0) -> int:
     return places * sum(grid) + prefix * of_prefix
 
 
-def _kinds_of(
-    locomt: LocomtConfig, own: Sequence[View], lengths: tuple[int, ...], bottleneck_tokens: int
-) -> dict[str, list[_Head]]:
-    """The heads of a layer with segments, for every kind but full attention."""
-    itself = parse_view("self", locomt.names, locomt.is_global)
-    plain = _without(locomt, lengths)
-    longer = tuple(n if g else n + bottleneck_tokens for n, g in zip(plain, locomt.is_global, strict=True))
-    return {
-        "self": [_Head(plain, itself)] * len(own),
-        "bottleneck": [_Head(longer, itself)] * len(own),
-        "own": [_Head(lengths, view) for view in own],
-    }
-
-
 def _appended(locomt: LocomtConfig | None) -> int:
     """How many bottleneck tokens of its own the model appends to the sequence."""
     return 0 if locomt is None else len(bottleneck_segments(locomt))
@@ -333,6 +357,18 @@ def _without(locomt: LocomtConfig, lengths: Sequence[int]) -> tuple[int, ...]:
 
 def _encoder_of(model: PreTrainedModel) -> Any:
     return only_injected_encoder(model) if injected_encoders(model) else model.base_model
+
+
+def _is_fusion(base: Any) -> bool:
+    return hasattr(base.config, "modalities")
+
+
+def _is_late(base: Any) -> bool:
+    return _is_fusion(base) and base.config.num_hidden_layers == 0
+
+
+def _head_size(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _locomt_of(base: Any) -> LocomtConfig | None:
@@ -427,6 +463,25 @@ class _Call:
     synthesis: int = 0
 
 
+@contextmanager
+def modality_tokens_of(base: Any) -> Iterator[list[ModalityTokens]]:
+    """Note what the tokens of a fusion model's layers are in every forward pass; for other models nothing comes in."""
+    found: list[ModalityTokens] = []
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(kwargs[MODALITY_TOKENS])
+
+    # Before the hook of the mechanisms, which takes the modalities' tokens out.
+    handle = (
+        base.encoder.register_forward_pre_hook(enter, with_kwargs=True, prepend=True) if _is_fusion(base) else None
+    )
+    try:
+        yield found
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
 def _count_forward(
     model: PreTrainedModel, attentions: Sequence[nn.Module], inputs: Mapping[str, Any]
 ) -> tuple[list[_Call], int]:
@@ -436,7 +491,6 @@ def _count_forward(
     def enter(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden_states = args[0] if args else kwargs["hidden_states"]
         host = attention.config
-        size = getattr(host, "head_dim", None) or host.hidden_size // host.num_attention_heads
         lengths: tuple[int, ...] = ()
         grid: tuple[int, ...] = ()
         kind = "full"
@@ -456,7 +510,9 @@ def _count_forward(
         layer = getattr(attention, "_hf_lam_layer", 0)
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         shape = tuple(hidden_states.shape)
-        calls.append(_Call(layer, shape, lengths, kind, host.num_attention_heads, size, grid, mask is not None))
+        calls.append(
+            _Call(layer, shape, lengths, kind, host.num_attention_heads, _head_size(host), grid, mask is not None)
+        )
         calls[-1].flops -= counter.get_total_flops()
 
     # What the attention does itself is what happens inside of it, but outside of its projections.

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .flops import modality_tokens_of
 from .modeling.configuration_hf_lam import LocomtConfig, segment_kind
-from .modeling.injection_hf_lam import _dense_padding_mask, injected_encoders, views_of
-from .modeling.segments_hf_lam import has_token_types, span_length
+from .modeling.injection_hf_lam import ModalityTokens, _dense_padding_mask, injected_encoders, views_of
+from .modeling.segments_hf_lam import has_modalities, has_token_types, span_length
 from .modeling.views_hf_lam import View, parse_view
 from .observing import evaluation_mode, observing
 
@@ -93,26 +94,32 @@ def plot_masks(
     """Heat maps of the masks of one sample: one panel per layer, or a single one for a shared mask.
 
     White is 1, which leaves a score as it is; red strengthens it, blue weakens it or, below 0, turns it around. All
-    panels have the same scale. Padding is cut off.
+    panels have the same scale. Padding is cut off; of a fusion model, also the modalities that the sample does not
+    have, and lines part the others.
 
     Args:
         model: a model with learnable attention masks.
         inputs: what the model is called with; `B` samples of `L` tokens.
         sample: which of the `B`.
         head: with `per_head` masks, which head; `None` is the mean over heads.
-        tokens: `L` names for the axes (padding included), for example `tokenizer.convert_ids_to_tokens(...)`.
+        tokens: `L` names for the axes (padding included), for example `tokenizer.convert_ids_to_tokens(...)`; those of
+            the modalities unless given.
 
     Raises:
         ImportError: if matplotlib is not installed.
         ValueError: if the model has no masks, or there is no such sample, head or number of tokens.
     """
     figure_class = _matplotlib_figure()
-    masks = [_of_sample(mask, sample, head) for mask in learned_masks(model, inputs)]
+    base = _encoder_with(model, "lam")
+    with modality_tokens_of(base) as fused:
+        masks = [_of_sample(mask, sample, head) for mask in learned_masks(model, inputs)]
     length = masks[0].shape[-1]
     if tokens is not None and len(tokens) != length:
         raise ValueError(f"tokens must name all {length} tokens of the sequence, got {len(tokens)}.")
-    kept = _unpadded(inputs, sample, length)
+    kept = _present(inputs, sample, base.config.modalities, fused[0]) if fused else _unpadded(inputs, sample, length)
     masks = [mask[kept][:, kept] for mask in masks]
+    counts = [int(part.sum()) for part in kept.split(list(fused[0].lengths))] if fused else []
+    modalities = {name: n for name, n in zip(base.config.modalities, counts, strict=True) if n} if fused else {}
     names = None if tokens is None else [name for name, keep in zip(tokens, kept.tolist(), strict=True) if keep]
 
     columns = min(len(masks), 4)
@@ -123,7 +130,10 @@ def plot_masks(
     for index, (panel, mask) in enumerate(zip(panels, masks, strict=False)):
         panel.imshow(mask.numpy(), cmap=colours.cmap, norm=colours.norm, interpolation="nearest")
         panel.set_title(_title(index, len(masks)), fontsize=9)
-        _name_axes(panel, names)
+        if modalities and names is None:
+            _name_segments(panel, list(modalities), list(modalities.values()), "black")
+        else:
+            _name_axes(panel, names)
     for panel in panels[len(masks) :]:
         panel.remove()
     figure.supxlabel("key token", fontsize=9)
@@ -424,8 +434,8 @@ def plot_view_blocks(model_or_config: nn.Module | LocomtConfig, lengths: Sequenc
 
     Args:
         model_or_config: a model with attention views, or its `LocomtConfig`, as `config.json` stores it.
-        lengths: tokens of each segment, where that is not known: with token types, which differ from sample to sample,
-            and for a configuration with frames.
+        lengths: tokens of each segment, where that is not known: with token types and modalities, which differ from
+            sample to sample or batch to batch, and for a configuration with frames.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -473,7 +483,8 @@ def _views_in(model_or_config: nn.Module | LocomtConfig) -> tuple[LocomtConfig, 
             )
         return config, _lengths_in(config)
     views = views_of(_encoder_with(model_or_config, "locomt"))
-    return views.config, None if has_token_types(views.config) else views.lengths
+    differs = has_token_types(views.config) or has_modalities(views.config)
+    return views.config, None if differs else views.lengths
 
 
 def _lengths_in(config: LocomtConfig) -> tuple[int, ...] | None:
@@ -548,7 +559,7 @@ def _pattern(view: View, lengths: Sequence[int]) -> torch.Tensor:
     return table.repeat_interleave(sizes, 0).repeat_interleave(sizes, 1)
 
 
-def _name_segments(panel: Axes, names: Sequence[str], lengths: Sequence[int]) -> None:
+def _name_segments(panel: Axes, names: Sequence[str], lengths: Sequence[int], colour: str = "white") -> None:
     """Names at the middle of the segments, lines between them."""
     stops = list(accumulate(lengths))
     middles = [stop - length / 2 - 0.5 for stop, length in zip(stops, lengths, strict=True)]
@@ -557,8 +568,8 @@ def _name_segments(panel: Axes, names: Sequence[str], lengths: Sequence[int]) ->
     panel.set_yticks(middles, labels=labels, fontsize=6)
     panel.tick_params(length=0)
     for stop in stops[:-1]:
-        panel.axhline(stop - 0.5, color="white", linewidth=1)
-        panel.axvline(stop - 0.5, color="white", linewidth=1)
+        panel.axhline(stop - 0.5, color=colour, linewidth=1)
+        panel.axvline(stop - 0.5, color=colour, linewidth=1)
 
 
 def _matplotlib_figure() -> type[Figure]:
@@ -593,6 +604,18 @@ def _unpadded(inputs: Mapping[str, Any], sample: int, length: int) -> torch.Tens
     if attention_mask is None or attention_mask.dim() != 2 or attention_mask.shape[1] != length:
         return torch.ones(length, dtype=torch.bool)
     return attention_mask[sample].bool().cpu()
+
+
+def _present(
+    inputs: Mapping[str, Any], sample: int, modalities: Sequence[str], tokens: ModalityTokens
+) -> torch.Tensor:
+    """Which of the `L` tokens of a fusion model are not padding, of modalities that the sample has, `(L,)` of bool."""
+    assert tokens.is_present is not None
+    present = tokens.is_present[sample].cpu()
+    kept = {name: there.expand(n) for name, n, there in zip(modalities, tokens.lengths, present, strict=True)}
+    if kept.get("text") is not None and inputs.get("attention_mask") is not None:
+        kept["text"] = kept["text"] & inputs["attention_mask"][sample].bool().cpu()
+    return torch.cat(list(kept.values()))
 
 
 def _patch_grid(model: nn.Module, pixels: torch.Tensor, length: int, instead: str) -> tuple[int, int]:

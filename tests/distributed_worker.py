@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from fusion_models import make_fusion, make_fusion_inputs
 from hosts import mechanisms, set_mixing
 from lam_models import make_lam, make_samples, stacked, weights_of
 from safetensors.torch import save_file
@@ -78,6 +79,14 @@ TRAINER_CASES: dict[str, tuple[Any, str, Any]] = {
     "vit_views": (ViTForImageClassification, "vit", mechanisms("half", "vit")),
 }
 
+# Mechanisms of a fusion model, and the `use_reentrant` of gradient checkpointing, `None` for none.
+FUSION_CASES: dict[str, tuple[str, bool | None]] = {
+    "fusion-none": ("none", None),
+    "fusion-lam_half": ("lam_half", None),
+    "fusion-lam_embeddings-checkpointed": ("lam_embeddings", False),
+    "fusion-bottleneck-reentrant": ("bottleneck", True),
+}
+
 
 def make_loop_model(name: str) -> Any:
     stock_class, host, lam, use_reentrant = LOOP_CASES[name]
@@ -112,6 +121,48 @@ def train_loop(model: Any, host: str, wrap: Callable[[Any], nn.Module] = lambda 
     if world > 1:
         dist.all_reduce(total)
     return total / world
+
+
+def make_fusion_loop_model(name: str) -> Any:
+    hf_lam, use_reentrant = FUSION_CASES[name]
+    model = make_fusion(hf_lam=hf_lam).train().double()
+    if use_reentrant is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    return model
+
+
+def fusion_shares(step: int) -> list[dict[str, torch.Tensor]]:
+    """What the two processes see in a step: one text and images, which one sample lacks, the other only audio."""
+    batch = BATCH // 2
+    has_image = torch.arange(batch) != step
+    shares = [
+        {**make_fusion_inputs(("text", "image"), batch, seed=2 * step), "has_image": has_image},
+        make_fusion_inputs(("audio",), batch, seed=2 * step + 1),
+    ]
+    for share in shares:
+        share["labels"] = torch.arange(batch) % 3
+    return [{key: x.double() if x.is_floating_point() else x for key, x in share.items()} for share in shares]
+
+
+def train_fusion(model: Any, wrap: Callable[[Any], nn.Module] = lambda model: model) -> torch.Tensor:
+    """`train_loop` for processes whose batches have different modalities; one process alone sees both batches."""
+    network = wrap(model)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    losses = []
+    for step in range(STEPS):
+        shares = fusion_shares(step)
+        if dist.is_initialized():
+            shares = [shares[dist.get_rank()]]
+        loss = torch.stack([network(**share).loss for share in shares]).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    total = torch.stack(losses)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+        total /= dist.get_world_size()
+    return total
 
 
 def shard(model: Any, mechanisms_apart: bool) -> nn.Module:
@@ -159,6 +210,14 @@ def run_ddp(folder: Path) -> None:
         model = make_loop_model(name)
         losses = train_loop(model, case[1], DistributedDataParallel)
         write(folder / f"{name}.safetensors", {**weights_of(model), "losses": losses})
+    for name in FUSION_CASES:
+        model = make_fusion_loop_model(name)
+        losses = train_fusion(model, DistributedDataParallel)
+        for parameter in model.parameters():
+            first = parameter.detach().clone()
+            dist.broadcast(first, src=0)
+            assert torch.equal(first, parameter), name
+        write(folder / f"{name}.safetensors", {**weights_of(model), "losses": losses})
 
 
 def run_fsdp(folder: Path) -> None:
@@ -166,12 +225,18 @@ def run_fsdp(folder: Path) -> None:
         for mechanisms_apart in (False, True):
             model = make_loop_model(name)
             losses = train_loop(model, case[1], lambda model, apart=mechanisms_apart: shard(model, apart))
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            weights = get_model_state_dict(model, options=options)
-            target = folder / f"{name}-{'apart' if mechanisms_apart else 'together'}"
-            if dist.get_rank() == 0:
-                model.save_pretrained(target, state_dict=weights)
-                write(target / "losses.safetensors", {"losses": losses})
+            save_gathered(model, losses, folder / f"{name}-{'apart' if mechanisms_apart else 'together'}")
+    for name in FUSION_CASES:
+        model = make_fusion_loop_model(name)
+        losses = train_fusion(model, lambda model: shard(model, mechanisms_apart=False))
+        save_gathered(model, losses, folder / name)
+
+
+def save_gathered(model: Any, losses: torch.Tensor, target: Path) -> None:
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_rank() == 0:
+        model.save_pretrained(target, state_dict=weights)
+        write(target / "losses.safetensors", {"losses": losses})
 
 
 def run_trainer(folder: Path) -> None:

@@ -9,9 +9,12 @@ import pytest
 import torch
 from distributed_worker import (
     BATCH,
+    FUSION_CASES,
     LOOP_CASES,
     TRAINER_CASES,
+    make_fusion_loop_model,
     make_loop_model,
+    train_fusion,
     train_loop,
     train_with_trainer,
 )
@@ -69,6 +72,32 @@ def test_fsdp2_equals_one_process_and_its_gathered_weights_load(name: str, group
     losses = load_file(folder / "losses.safetensors")
     assert_same_weights(losses, {"losses": expected.pop("losses")}, tolerance=1e-10)
     loaded = getattr(hf_lam, type(make_loop_model(name)).__name__).from_pretrained(folder, dtype=torch.float64)
+    assert_same_weights(weights_of(loaded), expected, tolerance=1e-10)
+
+
+def one_process_of_both(name: str) -> dict[str, torch.Tensor]:
+    model = make_fusion_loop_model(name)
+    before = weights_of(model)
+    losses = train_fusion(model)
+    # The processes have other modalities, and nobody has a video; every other part learns from one of them.
+    changed = changed_names(before, weights_of(model))
+    for part in ("text_model", "image_model", "audio_model", "fusion.encoder", "classifier"):
+        assert any(part in key for key in changed), part
+    assert not [key for key in changed if "video" in key]
+    return {**weights_of(model), "losses": losses}
+
+
+@pytest.mark.parametrize("name", FUSION_CASES)
+def test_ddp_with_different_modalities_equals_one_process(name: str, ddp: Path) -> None:
+    assert_same_weights(load_file(ddp / f"{name}.safetensors"), one_process_of_both(name), tolerance=1e-10)
+
+
+@pytest.mark.parametrize("name", FUSION_CASES)
+def test_fsdp2_with_different_modalities_equals_one_process(name: str, fsdp: Path) -> None:
+    expected = one_process_of_both(name)
+    losses = load_file(fsdp / name / "losses.safetensors")
+    assert_same_weights(losses, {"losses": expected.pop("losses")}, tolerance=1e-10)
+    loaded = hf_lam.HfLamFusionForSequenceClassification.from_pretrained(fsdp / name, dtype=torch.float64)
     assert_same_weights(weights_of(loaded), expected, tolerance=1e-10)
 
 

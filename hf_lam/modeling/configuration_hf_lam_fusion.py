@@ -168,6 +168,10 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
                 f"HfLamFusionConfig: baseline={baseline!r} stands for mechanisms of its own; leave out hf_lam, which "
                 f"has {sorted(set(self.hf_lam) - {'version'})}."
             )
+        if baseline != "late" and self.num_hidden_layers == 0:
+            raise ValueError(
+                f"HfLamFusionConfig: baseline={baseline!r} needs fusion layers, but num_hidden_layers=0: late fusion."
+            )
         if baseline == "late":
             self.num_hidden_layers = 0
         elif baseline == "self":
@@ -184,6 +188,9 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
 
         Returns:
             A new configuration.
+
+        Raises:
+            ValueError: for another baseline, or one with fusion layers where there are none.
         """
         other = copy.deepcopy(self)
         other.hf_lam = None
@@ -230,4 +237,8 @@ def _encoder_config(modality: str, config: Any) -> Any:
             f"{modality}_config is a {type(config).__name__} without {', '.join(lacking)}, so it is not one of an "
             "encoder that gives a sequence of tokens."
         )
-    return copy.deepcopy(config)
+    config = copy.deepcopy(config)
+    if getattr(config, "use_cache", False):
+        # There is none. Where it is on, transformers warns under checkpointing, which stops `torch.compile`.
+        config.use_cache = False
+    return config

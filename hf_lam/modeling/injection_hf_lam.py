@@ -1121,7 +1121,13 @@ def max_length_of(base: Any) -> int | None:
         return None if None in base.max_lengths else sum(base.max_lengths)
     text_length = getattr(base.config, "max_position_embeddings", None)
     if text_length is not None:
-        return text_length
+        # RoBERTa counts positions from the one after padding.
+        offsets = [
+            module.padding_idx + 1
+            for path, module in base.named_modules()
+            if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+        ]
+        return text_length - max(offsets, default=0)
     for module in base.modules():
         positions = getattr(module, "position_embeddings", getattr(module, "position_embedding", None))
         if isinstance(positions, nn.Embedding):

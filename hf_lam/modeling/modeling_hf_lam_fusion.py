@@ -43,6 +43,9 @@ INPUT_NAMES = {
     "audio": "audio_values",
 }
 
+# Dimensions of one sample. Audio is mel bands over time, for an audio encoder or as an image with channels.
+_DIMENSIONS = {"text": (1,), "image": (3,), "video": (4,), "audio": (2, 3)}
+
 # What transformers' encoders call the norm after their last layer, where they have one.
 _LAST_NORMS = ("layernorm", "norm", "post_layernorm")
 
@@ -329,7 +332,8 @@ class FusionModel(FusionPreTrainedModel):
             token_type_ids: `(B, L)`, for the argument of the text encoder with this name.
             pixel_values: `(B, channels, height, width)`, the images, for the `pixel_values` of the image encoder.
             video_values: `(B, frames, channels, height, width)`, for the `pixel_values` of the video encoder.
-            audio_values: `(B, frames, mel bins)`, for the `input_values` of the audio encoder.
+            audio_values: `(B, frames, mel bins)`, for the `input_values` of the audio encoder; for one that takes
+                spectrograms as images, such as a ViT, `(B, channels, height, width)`, for its `pixel_values`.
             has_text: `(B,)` bool, which samples have a text; all unless given. What stands in `input_ids` for the
                 others is not read.
             has_image: likewise for `pixel_values`.
@@ -366,13 +370,14 @@ class FusionModel(FusionPreTrainedModel):
                 # An encoder that sees nothing at all gives NaN: a text that is not there is read, and left out later.
                 options["attention_mask"] = torch.where(present[:, None], mask, torch.ones_like(mask))
                 if token_type_ids is not None:
-                    options["token_type_ids"] = token_type_ids
+                    options["token_type_ids"] = token_type_ids.masked_fill(~present[:, None], 0)
             blank = ~present.view(-1, *(1 for _ in values.shape[1:]))
             hidden_states = self._encode(name, values.masked_fill(blank, 0), options)
             masks[name] = present[:, None].expand(hidden_states.shape[:2])
             if name == "text":
                 masks[name] = masks[name] & mask.bool()
-            streams[name] = hidden_states.masked_fill(~present[:, None, None], 0)
+            # No gradient from what is not there. (Zeros in its place would have an infinite one in a norm in fp16.)
+            streams[name] = torch.where(present[:, None, None], hidden_states, hidden_states.detach())
             presence.append(present)
 
         is_present = torch.stack(presence, dim=1)
@@ -384,9 +389,8 @@ class FusionModel(FusionPreTrainedModel):
             hidden_states = hidden_states + anchor
         token_mask = torch.cat(list(masks.values()), dim=1)
         is_whole = attention_mask is None and all(present is None for present in is_there.values())
-        fused = self._fuse(
-            hidden_states, None if is_whole else token_mask, ModalityTokens(lengths, is_present), **kwargs
-        )
+        tokens = ModalityTokens(lengths, is_present)
+        fused = self._fuse(hidden_states, None if is_whole else token_mask, tokens, return_dict=True, **kwargs)
         pieces = dict(
             zip(streams, fused.last_hidden_state.split([n for n in lengths if n], dim=1), strict=True)
             if len(streams) > 1
@@ -416,7 +420,7 @@ class FusionModel(FusionPreTrainedModel):
     def _encode(self, name: str, values: torch.Tensor, options: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The tokens of one modality, `(B, L, d)`."""
         encoder = self.modality_model(name)
-        hidden_states = encoder(**{encoder.main_input_name: values}, **options).last_hidden_state
+        hidden_states = encoder(**{encoder.main_input_name: values}, return_dict=True, **options).last_hidden_state
         if hidden_states.dim() != 3:
             raise ValueError(
                 f"the {name} encoder {type(encoder).__name__} gives {tuple(hidden_states.shape)}, which is no "
@@ -576,6 +580,7 @@ class FusionForSequenceClassification(FusionPreTrainedModel):
             has_image=has_image,
             has_video=has_video,
             has_audio=has_audio,
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(self.dropout(outputs.pooler_output))
@@ -660,9 +665,8 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
         if fusion_from is not None:
             _copy_layers(fusion_from, sources[fusion_from], base.encoder)
         model.to(next(iter(sources.values())).dtype).eval()
-        fresh = [
-            f"{name}_projection" for name in sources if any(base.get_submodule(f"{name}_projection").parameters())
-        ]
+        projections = [f"{name}_projection" for name in sources]
+        fresh = [path for path in projections if isinstance(base.get_submodule(path), nn.Linear)]
         fresh += ["encoder"] if fusion_from is None and config.num_hidden_layers else []
         fresh += ["classifier"] if base is not model else []
         if fresh:
@@ -704,6 +708,10 @@ def _make_encoder(name: str, config: Any) -> Any:
     model_class: Any = MODEL_MAPPING[type(encoder_config)]
     if isinstance(model_class, (tuple, list)):
         model_class = model_class[0]
+    if getattr(encoder_config, "is_encoder_decoder", False) or getattr(encoder_config, "is_decoder", False):
+        raise ValueError(
+            f"{name}_config is for {model_class.__name__}, which is a decoder or has one; give an encoder."
+        )
     is_text = model_class.main_input_name == "input_ids"
     if is_text != (name == "text"):
         wanted = "input_ids" if name == "text" else "pixel_values or input_values"
@@ -711,16 +719,26 @@ def _make_encoder(name: str, config: Any) -> Any:
             f"{name}_config is for {model_class.__name__}, which takes {model_class.main_input_name}; an encoder for "
             f"{name} takes {wanted}."
         )
-    if not is_text and input_shape(encoder_config) is None:
+    shape = input_shape(encoder_config)
+    if not is_text and shape is None:
         raise ValueError(
             f"{type(encoder_config).__name__} of the {name} does not say how large its inputs are (image_size and "
             "num_channels, or max_length and num_mel_bins), which a fusion model needs."
         )
-    # A pooler would have no gradient, which stops data parallel training.
+    if shape is not None and len(shape) not in _DIMENSIONS[name]:
+        raise ValueError(
+            f"{name}_config is for {model_class.__name__}, which takes inputs of shape (batch, "
+            f"{', '.join(map(str, shape))}); that is no {name}."
+        )
+    # Parameters without a gradient would stop data parallel training: mask tokens, poolers, and norms before those.
+    if getattr(encoder_config, "use_mask_token", False):
+        encoder_config.use_mask_token = False
     has_option = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     encoder = model_class(encoder_config, **({"add_pooling_layer": False} if has_option else {}))
     if isinstance(getattr(encoder, "pooler", None), nn.Module):
         encoder.pooler = None
+    if encoder_config.model_type == "clip_vision_model":
+        encoder.post_layernorm = nn.Identity()
     if config.norm_first and config.num_hidden_layers > 0:
         for child in _LAST_NORMS:
             if getattr(encoder, child, None) is not None:
@@ -781,18 +799,20 @@ def _layer_options(name: str, source: Any) -> dict[str, Any]:
     """The options of fusion layers that are like an encoder's own."""
     _, norm_first, _ = _layers_and_names(name, source)
     options: dict[str, Any] = {"norm_first": norm_first}
-    for option in (
-        "hidden_size",
-        "num_attention_heads",
-        "intermediate_size",
-        "hidden_act",
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "layer_norm_eps",
-        "initializer_range",
+    # DistilBERT and CLIP have names of their own for some.
+    for option, other in (
+        ("hidden_size", "dim"),
+        ("num_attention_heads", "n_heads"),
+        ("intermediate_size", "hidden_dim"),
+        ("hidden_act", "activation"),
+        ("hidden_dropout_prob", "dropout"),
+        ("attention_probs_dropout_prob", "attention_dropout"),
+        ("layer_norm_eps", "layer_norm_eps"),
+        ("initializer_range", "initializer_range"),
     ):
-        if hasattr(source.config, option):
-            options[option] = getattr(source.config, option)
+        found = next((name for name in (option, other) if hasattr(source.config, name)), None)
+        if found is not None:
+            options[option] = getattr(source.config, found)
     return options
 
 

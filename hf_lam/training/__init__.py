@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .callbacks import SttAnnealingCallback, ViewAnnealingCallback, penalty_at
+from .collators import FusionCollator
 
-__all__ = ["SttAnnealingCallback", "ViewAnnealingCallback", "penalty_at"]
+__all__ = ["FusionCollator", "SttAnnealingCallback", "ViewAnnealingCallback", "penalty_at"]
