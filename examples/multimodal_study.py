@@ -99,7 +99,7 @@ class StudyArguments:
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "One run of each row and task per seed."})
     encoder_epochs: int = field(default=9, metadata={"help": "For the two encoders that all rows start from."})
     digit_epochs: int = field(default=3, metadata={"help": "For each row of the task digit."})
-    match_epochs: int = field(default=8, metadata={"help": "For each row of the task match."})
+    match_epochs: int = field(default=12, metadata={"help": "For each row of the task match."})
     hidden_size: int = field(default=64, metadata={"help": "Width of the encoders and the fusion layers."})
     budget: float = field(default=0.5, metadata={"help": "Of `calibrated`, as a fraction of the FLOPs of `full`."})
     max_samples: int | None = field(default=None, metadata={"help": "Use the first so many of each split."})
@@ -225,8 +225,8 @@ def pairs_of(task: str, split: Split, modalities: set[str], seed: int, epochs: i
 
 
 def encoder_config(modality: str, study: StudyArguments) -> ViTConfig:
-    """Two layers; tokens are patches of 4 × 4 pixels, or two frames of the spectrogram with all mel bands."""
-    options: dict[str, Any] = {"num_labels": 10, "image_size": 28, "patch_size": 4}
+    """Two layers; tokens are patches of 7 × 7 pixels, or two frames of the spectrogram with all mel bands."""
+    options: dict[str, Any] = {"num_labels": 10, "image_size": 28, "patch_size": 7}
     if modality == "audio":
         options |= {"image_size": (64, 64), "patch_size": (64, 2)}
     return ViTConfig(
@@ -494,7 +494,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[StudyArguments,
     parser.set_defaults(
         output_dir="multimodal",
         per_device_train_batch_size=64,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         weight_decay=0.05,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
