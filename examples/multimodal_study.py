@@ -404,7 +404,7 @@ def markdown_table(results: list[dict[str, Any]], seconds: dict[str, float]) -> 
     tables = {task: by_row(results, task) for task in tasks}
     lines = [
         f"| row | {' | '.join(f'{task}, test' for task in tasks)} | {' | '.join(f'{t}, validation' for t in tasks)} | "
-        "attention MFLOPs | all MFLOPs | parameters | ms a step |",
+        "attention GFLOPs | GFLOPs | parameters | seconds a step |",
         "| --- " * (2 * len(tasks) + 1) + "| ---: " * 4 + "|",
     ]
     for row in ROWS:
@@ -417,11 +417,11 @@ def markdown_table(results: list[dict[str, Any]], seconds: dict[str, float]) -> 
             for task in tasks
         ]
         every = [run for task in tasks for run in runs[task]]
-        attention = statistics.mean(run["attention_flops"] for run in every) / 1e6
-        total = statistics.mean(run["flops"] for run in every) / 1e6
+        attention = statistics.mean(run["attention_flops"] for run in every) / 1e9
+        total = statistics.mean(run["flops"] for run in every) / 1e9
         lines.append(
-            f"| {row} | {' | '.join(cells)} | {attention:.2f} | {total:.2f} | {every[0]['parameters']:,} | "
-            f"{1000 * seconds[row]:.0f} |"
+            f"| {row} | {' | '.join(cells)} | {attention:.5f} | {total:.4f} | {every[0]['parameters']:,} | "
+            f"{seconds[row]:.3f} |"
         )
     return "\n".join([*lines, "", *questions(tables)]) + "\n"
 

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from .modeling.configuration_hf_lam import LocomtConfig, SttConfig
+from .modeling.configuration_hf_lam_fusion import INPUT_NAMES
 from .modeling.injection_hf_lam import (
     CALL,
     MODALITY_TOKENS,
@@ -27,7 +28,7 @@ from .modeling.injection_hf_lam import (
     mechanisms_of,
 )
 from .modeling.locomt_hf_lam import locomt_attention
-from .modeling.modeling_hf_lam_fusion import INPUT_NAMES, input_shape
+from .modeling.modeling_hf_lam_fusion import input_shape
 from .modeling.segments_hf_lam import bottleneck_segments, has_token_types, leading_lengths
 from .modeling.stt_hf_lam import stt_attention
 from .modeling.views_hf_lam import View, parse_view, view_cost

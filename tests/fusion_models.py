@@ -16,10 +16,9 @@ from hf_lam import (
     LocomtConfig,
     mechanism_parameters,
 )
+from hf_lam.modeling.configuration_hf_lam_fusion import INPUT_NAMES, MODALITIES
 
-MODALITIES = ("text", "image", "video", "audio")
 HOSTS = {"text": "bert", "image": "vit", "video": "videomae", "audio": "ast"}
-INPUT_NAMES = {"text": "input_ids", "image": "pixel_values", "video": "video_values", "audio": "audio_values"}
 # Sizes other than the hosts': the video has another width than the fusion layers, so it is projected.
 SIZES: dict[str, dict[str, int]] = {
     "text": {"num_hidden_layers": 2},

@@ -530,7 +530,7 @@ def test_attention_maps_and_hidden_states(name: str) -> None:
     assert [weights.shape for weights in outputs.attentions] == [(2, 4, length, length)] * 2
     base = model.fusion(**inputs, output_hidden_states=True)
     assert torch.equal(base.hidden_states[-1], base.last_hidden_state)
-    mask = base.token_mask
+    mask = base.token_mask.bool()
     assert mask.tolist() == [[True] * length, [True] * 7 + [False] * 21 + [True] * 34]
     assert base.modality_ids.tolist() == [0] * 11 + [1] * 17 + [3] * 34
     for weights in outputs.attentions:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from hosts import data_folder
 
 ROOT = Path(__file__).parents[1]

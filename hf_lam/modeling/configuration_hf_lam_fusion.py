@@ -13,7 +13,14 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .configuration_hf_lam import HfLamConfigMixin, mechanism_block
 
-MODALITIES = ("text", "image", "video", "audio")
+# Of every modality: the argument of the model's `forward` that holds it.
+INPUT_NAMES = {
+    "text": "input_ids",
+    "image": "pixel_values",
+    "video": "video_values",
+    "audio": "audio_values",
+}
+MODALITIES = tuple(INPUT_NAMES)
 BASELINES = ("full", "self", "bottleneck", "late")
 
 # Bottleneck tokens of the baseline, as in the experiments of MBT (arXiv 2107.00135).

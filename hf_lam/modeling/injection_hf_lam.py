@@ -555,7 +555,7 @@ def _enter_stack(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     kwargs = dict(kwargs)
     call.tokens = kwargs.pop(MODALITY_TOKENS, None)
     if call.tokens is not None and configs.lam is not None and configs.lam.rank is None:
-        call.columns = _columns_of(base.max_lengths, call.tokens.lengths)
+        call.columns = _columns_of(base.max_lengths, call.tokens.lengths, _first_input(args, kwargs).device)
     if configs.locomt is None:
         return args, {**kwargs, CALL: call}
     call.views = base._hf_lam_views
@@ -576,10 +576,11 @@ def _enter_stack(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     return args, {**kwargs, CALL: call}
 
 
-def _columns_of(max_lengths: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+def _columns_of(max_lengths: Sequence[int], lengths: Sequence[int], device: torch.device) -> torch.Tensor:
     """Where a dense mask has the tokens of each modality: always in the same place, however long the others are."""
     starts = accumulate(max_lengths, initial=0)
-    return torch.cat([torch.arange(start, start + length) for start, length in zip(starts, lengths, strict=False)])
+    spans = zip(starts, lengths, strict=False)  # the last start is the end
+    return torch.cat([torch.arange(start, start + length, device=device) for start, length in spans])
 
 
 def _forward_with_token_types(base: Any, *args: Any, **kwargs: Any) -> Any:

@@ -183,9 +183,10 @@ class AttentionViews(nn.Module):
             appended = bottleneck_segments(self.config)
             if not appended:
                 return Layout(lengths)
-            pieces = [torch.full((length,), segment) for segment, length in enumerate(lengths)]
+            device = self.bottleneck.device
+            spans = [torch.full((length,), segment, device=device) for segment, length in enumerate(lengths)]
             longer = tuple(length + appended.count(segment) for segment, length in enumerate(lengths))
-            return fixed_layout(torch.cat([*pieces, torch.tensor(appended)]), longer)
+            return fixed_layout(torch.cat([*spans, torch.tensor(appended, device=device)]), longer)
         if token_types is None:
             return fixed_layout(self.segment_ids, self.lengths) if self.is_permuted else Layout(self.lengths)
         leading = leading_lengths(self.config)

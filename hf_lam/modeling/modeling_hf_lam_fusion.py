@@ -28,20 +28,12 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_hf_lam_fusion import MODALITIES, HfLamFusionConfig
+from .configuration_hf_lam_fusion import INPUT_NAMES, MODALITIES, HfLamFusionConfig
 from .functional_hf_lam import lam_attention_with_weights
 from .injection_hf_lam import MODALITY_TOKENS, ModalityTokens, max_length_of
 from .modeling_hf_lam import HfLamMixin
 
 logger = logging.get_logger(__name__)
-
-# The argument of `forward` that holds each modality.
-INPUT_NAMES = {
-    "text": "input_ids",
-    "image": "pixel_values",
-    "video": "video_values",
-    "audio": "audio_values",
-}
 
 # Dimensions of one sample. Audio is mel bands over time, for an audio encoder or as an image with channels.
 _DIMENSIONS = {"text": (1,), "image": (3,), "video": (4,), "audio": (2, 3)}
@@ -121,8 +113,8 @@ class HfLamFusionModelOutput(BaseModelOutputWithPooling):
             The input of the first fusion layer and the output of every one; the encoders' own layers are not in it.
         attentions (`tuple(torch.FloatTensor)`, with `output_attentions=True`):
             The attention maps of the fusion layers, `(batch_size, num_heads, tokens, tokens)`.
-        token_mask (`torch.BoolTensor` of shape `(batch_size, tokens)`):
-            Which tokens count: those that are not padding, of modalities that the sample has.
+        token_mask (`torch.LongTensor` of shape `(batch_size, tokens)`):
+            1 for the tokens that count: those that are not padding, of modalities that the sample has.
         modality_ids (`torch.LongTensor` of shape `(tokens,)`):
             The modality of each token, as an index of `config.modalities`.
     """
@@ -402,7 +394,7 @@ class FusionModel(FusionPreTrainedModel):
             pooler_output=self._pool(pieces, masks, is_present),
             hidden_states=fused.hidden_states,
             attentions=fused.attentions,
-            token_mask=token_mask,
+            token_mask=token_mask.long(),
             modality_ids=torch.cat(ids).to(device),
         )
 

@@ -15,13 +15,14 @@ from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
 from .configuration_hf_lam import copy_code
+from .configuration_hf_lam_fusion import INPUT_NAMES
 
-# Of every modality: the part of the processor that reads it, and the argument of the model that gets it.
+# Of every modality: the part of the processor that reads it.
 PARTS = {
-    "text": ("tokenizer", "input_ids"),
-    "image": ("image_processor", "pixel_values"),
-    "video": ("video_processor", "video_values"),
-    "audio": ("feature_extractor", "audio_values"),
+    "text": "tokenizer",
+    "image": "image_processor",
+    "video": "video_processor",
+    "audio": "feature_extractor",
 }
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -50,9 +51,7 @@ class HfLamFusionProcessor(ProcessorMixin):
     ) -> None:
         super().__init__(tokenizer, image_processor, video_processor, feature_extractor)
         if not self.modalities:
-            raise ValueError(
-                f"{type(self).__name__} needs at least one of {', '.join(part for part, _ in PARTS.values())}."
-            )
+            raise ValueError(f"{type(self).__name__} needs at least one of {', '.join(PARTS.values())}.")
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         """As in transformers, but any of them may be `None`, and frames may go through an image processor."""
@@ -65,7 +64,7 @@ class HfLamFusionProcessor(ProcessorMixin):
     @property
     def modalities(self) -> list[str]:
         """The modalities that it can process."""
-        return [name for name, (part, _) in PARTS.items() if getattr(self, part) is not None]
+        return [name for name, part in PARTS.items() if getattr(self, part) is not None]
 
     @property
     def model_input_names(self) -> list[str]:
@@ -75,7 +74,7 @@ class HfLamFusionProcessor(ProcessorMixin):
             if modality == "text":
                 names += [name for name in TEXT_INPUTS if name in self.tokenizer.model_input_names]
             else:
-                names.append(PARTS[modality][1])
+                names.append(INPUT_NAMES[modality])
         return names
 
     def __call__(
@@ -145,7 +144,7 @@ class HfLamFusionProcessor(ProcessorMixin):
                 output.update(BatchFeature(encoded, tensor_type=return_tensors))
             else:
                 tensors = self._encode(name, samples[name], options[name])
-                output[PARTS[name][1]] = _as(tensors, return_tensors)
+                output[INPUT_NAMES[name]] = _as(tensors, return_tensors)
             if not all(has[name]):
                 output[f"has_{name}"] = _as([torch.tensor(flag) for flag in has[name]], return_tensors)
         return BatchFeature(output)
@@ -166,10 +165,10 @@ class HfLamFusionProcessor(ProcessorMixin):
             raise ValueError(f"samples {lacking[:5]} have no modality at all: each needs one of {', '.join(samples)}.")
 
     def _part(self, name: str) -> Any:
-        part = getattr(self, PARTS[name][0])
+        part = getattr(self, PARTS[name])
         if part is None:
             raise ValueError(
-                f"this processor has no {PARTS[name][0]} for {name}; it was made for {', '.join(self.modalities)}."
+                f"this processor has no {PARTS[name]} for {name}; it was made for {', '.join(self.modalities)}."
             )
         return part
 

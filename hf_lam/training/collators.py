@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, default_data_collator
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
-from ..modeling.modeling_hf_lam_fusion import INPUT_NAMES
+from ..modeling.configuration_hf_lam_fusion import INPUT_NAMES
 from ..modeling.processing_hf_lam import TEXT_INPUTS
 
 # Axes of one sample.
