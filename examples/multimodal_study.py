@@ -49,7 +49,14 @@ import torch
 from datasets import Dataset
 from study import mean_sd, stored_result, trained, write_atomically, write_results
 from torch import Tensor
-from transformers import HfArgumentParser, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
+from transformers import (
+    HfArgumentParser,
+    PreTrainedModel,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    set_seed,
+)
 from transformers.utils import logging
 
 import hf_lam
@@ -245,20 +252,32 @@ def encoder_config(modality: str, study: StudyArguments) -> ViTConfig:
 def encoder_of(modality: str, seed: int, train: Split, study: StudyArguments, training: TrainingArguments) -> Path:
     """The folder of a trained encoder; trained now if it is not there."""
     folder = Path(str(training.output_dir), "encoders", f"{modality}-seed{seed}")
-    if not folder.is_dir():
+    settings = {"modality": modality, "seed": seed, **_common_settings(study, training)}
+    if not _is_saved(folder, settings):
         set_seed(seed)
         model = ViTForImageClassification(encoder_config(modality, study))
         images = train.degraded if modality == "image" else train.sounds  # to a ViT, both are images
         every = torch.arange(len(images))
         pairs = Pairs(images, train.sounds, every, every, train.digits, {"image"})
         trained(model, pairs, training, seed, _steps(len(pairs), study.encoder_epochs, training))
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-        model.save_pretrained(partial)
-        if folder.is_dir():  # by a study that runs beside this one
-            shutil.rmtree(partial)
-        else:
-            os.replace(partial, folder)
+        _save(model, folder, settings)
     return folder
+
+
+def _is_saved(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether a model was saved there. Raises a `ValueError` if it was trained with other settings."""
+    return stored_result(folder / "settings.json", settings) is not None
+
+
+def _save(model: PreTrainedModel, folder: Path, settings: dict[str, Any]) -> None:
+    """Save a model with its settings, whole or not at all; a study that runs beside this one may have been first."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    model.save_pretrained(partial)
+    write_atomically(partial / "settings.json", json.dumps({"settings": settings, "result": {}}, indent=2) + "\n")
+    if folder.is_dir():
+        shutil.rmtree(partial)
+    else:
+        os.replace(partial, folder)
 
 
 def _steps(samples: int, epochs: int, training: TrainingArguments) -> int:
@@ -298,14 +317,17 @@ def run_one(
     trained_full = Path(str(training.output_dir), "full", f"{task}-seed{seed}")
     options = dict(ROWS[row])
     views = None
+    settings = settings_of(task, "full", seed, study, training)
     if row == "calibrated":
+        if not _is_saved(trained_full, settings):
+            raise ValueError(f"{str(trained_full)!r} is missing: run the row full with this seed first.")
         options["hf_lam"] = views = calibrated_on(trained_full, task, seed, splits["train"], study)
     model = make_model(task, row, seed, encoders, study, options)
     train = pairs_of(task, splits["train"], modalities_of(row), seed, study.epochs(task))
     rounds = study.epochs(task) if task == "digit" else 1  # the pairs of `match` hold all epochs
     seconds = trained(model, train, training, seed, _steps(len(train), rounds, training))
-    if row == "full":
-        model.save_pretrained(trained_full)
+    if row == "full" and not _is_saved(trained_full, settings):
+        _save(model, trained_full, settings)
     accuracies = {
         name: accuracy(model, pairs_of(task, splits[name], modalities_of(row), 0)) for name in ("validation", "test")
     }
@@ -328,8 +350,6 @@ def run_one(
 
 def calibrated_on(folder: Path, task: str, seed: int, train: Split, study: StudyArguments) -> LocomtConfig:
     """The table of views for the attention of a trained model, measured on 512 samples of the training set."""
-    if not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} is missing: run the row full with this seed first.")
     model = HfLamFusionForSequenceClassification.from_pretrained(folder)
     hf_lam.inject(model, LocomtConfig(views="full"))
     pairs = pairs_of(task, train, {"image", "audio"}, seed)
@@ -477,10 +497,17 @@ def settings_of(task: str, row: str, seed: int, study: StudyArguments, training:
         "task": task,
         "row": row,
         "seed": seed,
-        "encoder_epochs": study.encoder_epochs,
         "epochs": study.epochs(task),
-        "hidden_size": study.hidden_size,
         "budget": study.budget if row == "calibrated" else None,
+        **_common_settings(study, training),
+    }
+
+
+def _common_settings(study: StudyArguments, training: TrainingArguments) -> dict[str, Any]:
+    """What decides the encoders."""
+    return {
+        "encoder_epochs": study.encoder_epochs,
+        "hidden_size": study.hidden_size,
         "max_samples": study.max_samples,
         "learning_rate": training.learning_rate,
         "weight_decay": training.weight_decay,

@@ -230,6 +230,12 @@ def run_fsdp(folder: Path) -> None:
         model = make_fusion_loop_model(name)
         losses = train_fusion(model, lambda model: shard(model, mechanisms_apart=False))
         save_gathered(model, losses, folder / name)
+    # Every process runs every encoder, also where nothing needs its gradient; else they would wait for each other.
+    model = make_fusion_loop_model(next(iter(FUSION_CASES)))
+    model.fusion.image_model.requires_grad_(False)
+    train_fusion(model, lambda model: shard(model, mechanisms_apart=False))
+    with torch.no_grad():
+        model.eval()(**fusion_shares(0)[dist.get_rank()])
 
 
 def save_gathered(model: Any, losses: torch.Tensor, target: Path) -> None:

@@ -192,6 +192,7 @@ def test_a_batch_of_no_samples() -> None:
         assert make(variant, trained=True)(torch.randn(0, CHANNELS, 4, 4)).shape == (0, CHANNELS, 4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [pytest.param("dense", marks=pytest.mark.slow), "random"])
 def test_compile_is_one_graph(variant: str) -> None:
     torch.compiler.reset()

@@ -402,6 +402,7 @@ def test_errors():
         example_inputs(make_host("bert"), 0)
     endless = make_host("bert")
     endless.config.__dict__["max_position_embeddings"] = None  # which its own check would refuse
+    endless.embeddings.position_embeddings = None
     with pytest.raises(ValueError, match="how long its texts get; give inputs"):
         cost(endless)
     sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}

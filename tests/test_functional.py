@@ -317,6 +317,7 @@ def test_backward_drops_what_forward_dropped() -> None:
 # --- where it runs -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [None, "right", "per_query"])
 def test_compile_is_one_graph_with_gradients(kind: str | None) -> None:
     torch._dynamo.reset()

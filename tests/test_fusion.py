@@ -14,6 +14,8 @@ from hosts import make_host, make_inputs, make_model, max_difference, perturb_me
 from torch import Tensor, nn
 from transformers import (
     BertForSequenceClassification,
+    CLIPConfig,
+    CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
     Dinov2Config,
@@ -23,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     ViTForImageClassification,
 )
+from transformers.utils import logging
 
 import hf_lam
 from hf_lam import HfLamFusionForSequenceClassification, HfLamFusionModel, LamConfig
@@ -271,20 +274,16 @@ def test_encoders_can_be_frozen() -> None:
 
 # --- from checkpoints ------------------------------------------------------------------------------------------------
 
+CLIP_SIZES: dict[str, int] = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4}
+TINY_CLIP: dict[str, Any] = {
+    "text_config": {**CLIP_SIZES, "num_hidden_layers": 1, "vocab_size": 99},
+    "vision_config": {**CLIP_SIZES, "num_hidden_layers": 1, "image_size": 16, "patch_size": 4},
+}
 OTHERS: dict[str, Callable[[], PreTrainedModel]] = {
     "distilbert": lambda: DistilBertModel(
         DistilBertConfig(vocab_size=99, max_position_embeddings=40, dim=32, n_layers=3, n_heads=4, hidden_dim=37)
     ),
-    "clip": lambda: CLIPVisionModel(
-        CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=37,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=16,
-            patch_size=4,
-        )
-    ),
+    "clip": lambda: CLIPVisionModel(CLIPVisionConfig(**CLIP_SIZES, num_hidden_layers=3, image_size=16, patch_size=4)),
     "dinov2": lambda: Dinov2Model(
         Dinov2Config(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=16, patch_size=4)
     ),
@@ -402,6 +401,15 @@ def test_fusion_from_takes_the_last_layers_beside_other_modalities() -> None:
         ({"text_revision": "main"}, ValueError, r"\['revision'\] have no meaning for text"),
         ({"baseline": "half"}, ValueError, "baseline must be one of"),
         ({"audio": make_host("bert")}, ValueError, "audio_config is for BertModel"),
+        ({"image": make_host("vit").half()}, ValueError, r"different dtypes.*'image': torch\.float16.*dtype="),
+        ({"num_hidden_layer": 1}, TypeError, "no option num_hidden_layer"),
+        ({"depth": make_host("vit")}, TypeError, "no option depth"),
+        ({"text": hf_lam.inject(make_host("bert"), LamConfig())}, ValueError, "text model has hf_lam mechanisms"),
+        (
+            {"image": CLIPModel(CLIPConfig(**TINY_CLIP))},
+            ValueError,
+            "image_config is a CLIPConfig without.*CLIPVision",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(options: dict[str, Any], error: type, message: str) -> None:
@@ -554,7 +562,7 @@ def test_tuples(head: bool) -> None:
     assert isinstance(as_tuple, tuple) and max_difference(as_tuple[0], outputs[0]) < 1e-5
 
 
-@pytest.mark.parametrize("host", ["bert", "vit", "clip", "ast"])
+@pytest.mark.parametrize("host", ["bert", "vit", "clip", "ast", "dinov2"])
 @pytest.mark.parametrize("fusion_layers", [0, 1])
 def test_no_parameter_is_without_use(host: str, fusion_layers: int, tmp_path: Path) -> None:
     name = modality_of(host)
@@ -607,6 +615,61 @@ INPUTS = make_fusion_inputs()
 def test_bad_input_is_refused_by_name(change: dict[str, Any], message: str, head: bool) -> None:
     with pytest.raises(ValueError, match=message):
         make_fusion(head=head, num_hidden_layers=1)(**{**INPUTS, **change})
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_arguments_that_the_model_does_not_know_are_refused(head: bool) -> None:
+    model = make_fusion(head=head, num_hidden_layers=1)
+    with pytest.raises(TypeError, match="takes no input_values; input_values is audio_values here"):
+        model(**without(INPUTS, "audio"), input_values=INPUTS["audio_values"])
+    with pytest.raises(TypeError, match="takes no depth_values"):
+        model(**INPUTS, depth_values=INPUTS["pixel_values"])
+    with pytest.raises(TypeError, match="has_image must be a tensor, got list"):
+        model(**INPUTS, has_image=[True, False])
+    with pytest.raises(ValueError, match="the batch has no samples"):
+        model(pixel_values=INPUTS["pixel_values"][:0])
+    model(**INPUTS, inputs_embeds=None, output_attentions=False)
+
+
+def test_padding_on_the_left_is_not_pooled() -> None:
+    model = make_fusion(("text",), num_hidden_layers=1)
+    attention_mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    input_ids = torch.arange(10, 20).view(2, 5)
+    logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
+    input_ids[0, :2] = 50
+    assert max_difference(model(input_ids=input_ids, attention_mask=attention_mask).logits, logits) < 1e-5
+    input_ids[0, 2] = 50
+    assert max_difference(model(input_ids=input_ids, attention_mask=attention_mask).logits[:1], logits[:1]) > 1e-2
+
+
+def test_mechanisms_of_an_encoder_are_not_saved_as_those_of_the_fusion_layers(tmp_path: Path) -> None:
+    model = make_fusion(("text", "image"), num_hidden_layers=1)
+    hf_lam.inject(model.fusion.text_model, LamConfig())
+    with pytest.raises(ValueError, match="mechanisms in an encoder inside of it"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_what_a_checkpoint_behind_the_fusion_layers_leaves_out_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_warning()
+    logger = logging.get_logger("hf_lam.modeling.modeling_hf_lam_fusion")
+    logger.addHandler(caplog.handler)
+    try:
+        options = {"image": make_host("vit"), "fusion_from": "image", "own_layers": {"image": 1}}
+        HfLamFusionModel.from_modality_pretrained(**options, num_hidden_layers=1)
+        assert "of the 3 layers of the image checkpoint, the first 1 are its own and the last 1" in caplog.text
+        caplog.clear()
+        HfLamFusionModel.from_modality_pretrained(**options, num_hidden_layers=2)
+        assert "layers" not in caplog.text
+    finally:
+        logger.removeHandler(caplog.handler)
+        logging.set_verbosity(verbosity)
+
+
+def test_inputs_follow_the_dtype_of_the_encoders() -> None:
+    model = make_fusion(("image", "audio")).to(torch.bfloat16)
+    assert model(pixel_values=INPUTS["pixel_values"]).logits.dtype == torch.bfloat16
 
 
 def test_a_modality_that_the_model_does_not_have_is_refused_by_name() -> None:

@@ -51,6 +51,11 @@ def test_the_order_of_the_modalities_is_that_of_the_sequence() -> None:
     assert model(**inputs).modality_ids.tolist() == [0] * 34 + [1] * 5
 
 
+def tiny(model_type: str) -> PreTrainedConfig:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    return AutoConfig.for_model(model_type, **sizes, image_size=16, patch_size=4, vocab_size=99)
+
+
 ENCODERS = {"text_config": CONFIGS["bert"](), "image_config": CONFIGS["vit"]()}
 
 
@@ -85,6 +90,9 @@ ENCODERS = {"text_config": CONFIGS["bert"](), "image_config": CONFIGS["vit"]()}
         ({"hf_lam": SttConfig()}, "SttConfig needs tokens on one grid"),
         ({"hf_lam": {"variant": "dense"}}, "SttConfig needs tokens on one grid"),
         ({"hf_lam": {"wavelets": {}}}, "unknown keys.*wavelets"),
+        ({"depth_config": CONFIGS["vit"]()}, "has no depth_config; its modalities are text, image, video, audio"),
+        ({"hidden_act": "wavy"}, "hidden_act='wavy'"),
+        ({"baseline": "self", "num_hidden_layers": 0}, "baseline='self' needs fusion layers"),
     ],
 )
 def test_nonsense_is_refused_by_name(options: dict[str, Any], message: str) -> None:
@@ -107,6 +115,10 @@ def test_stt_is_refused_when_it_is_set_and_when_it_is_injected() -> None:
         ({"text_config": CONFIGS["vit"]()}, "text_config is for ViTModel, which takes pixel_values.*takes input_ids"),
         ({"image_config": CONFIGS["bert"]()}, "image_config is for BertModel, which takes input_ids.*image"),
         ({"audio_config": AutoConfig.for_model("wav2vec2")}, "Wav2Vec2Config of the audio does not say how large"),
+        ({"text_config": CONFIGS["bert"](is_decoder=True)}, "text_config is for BertModel, which is a decoder"),
+        ({"text_config": tiny("gpt2")}, "text_config is for GPT2Model, whose tokens see only what comes before"),
+        ({"image_config": tiny("vit_mae")}, r"image_config is for ViTMAEModel.*mask_ratio=0\.75"),
+        ({"video_config": CONFIGS["vit"]()}, r"video_config is for ViTModel.*\(batch, 3, 16, 16\); that is no video"),
         ({"hf_lam": LocomtConfig(segments=[["text", 5], ["image", 17]])}, r"modalities \['text', 'image'\]"),
         ({"hf_lam": LocomtConfig(views="text>sound")}, "sound"),
         ({"hf_lam": LocomtConfig(views=[["self"] * 4])}, "1"),
@@ -121,6 +133,23 @@ def test_what_only_the_models_show_is_refused_by_name(options: dict[str, Any], m
     config = HfLamFusionConfig(**{**ENCODERS, **options})
     with pytest.raises(ValueError, match=message):
         HfLamFusionModel(config)
+
+
+def test_a_baseline_is_one_switch_of_a_saved_model_too(tmp_path: Path) -> None:
+    model = make_fusion(("text", "image"), hf_lam=LocomtConfig(views="half"))
+    model.save_pretrained(tmp_path)
+    assert model.config.baseline is None
+    for baseline in ("full", "self", "bottleneck"):
+        again, info = HfLamFusionForSequenceClassification.from_pretrained(
+            tmp_path, baseline=baseline, output_loading_info=True
+        )
+        assert again.config.baseline == baseline
+        assert not info["unexpected_keys"]
+        assert HfLamFusionConfig.from_pretrained(tmp_path, baseline=baseline).baseline == baseline
+    config = model.config.as_baseline("late")
+    assert config.baseline == "late"
+    with pytest.raises(ValueError, match="baseline='full' needs fusion layers"):
+        config.baseline = "full"
 
 
 def test_cls_pooling_needs_a_class_token() -> None:

@@ -73,6 +73,7 @@ assert not [name for name, module in sys.modules.items() if module and name.part
 """
 
 
+@pytest.mark.slow
 def test_heads_and_bases_travel_without_hf_lam(tmp_path: Path) -> None:
     cases = []
     inputs = batches()[-1]

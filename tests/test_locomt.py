@@ -467,6 +467,7 @@ def attention_of(lengths: Sequence[int], views: Sequence[View]) -> Callable[...,
     return attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [None, "right", "per_query"])
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_compile_is_one_graph_with_gradients(kind: str | None, with_mask: bool) -> None:
@@ -494,6 +495,7 @@ def test_compile_takes_several_layers_of_different_views() -> None:
     assert_gradients_same(actual, expected, inputs)
 
 
+@pytest.mark.slow
 def test_dropout_under_compile_is_consistent() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(attention_of(LENGTHS, VIEWS), fullgraph=True, backend="aot_eager")
@@ -525,6 +527,7 @@ class Attention(torch.nn.Module):
         return locomt_attention(query, key, value, LENGTHS, VIEWS, mask=mask, attention_mask=attention_mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("kind", [None, "right"])
@@ -642,6 +645,7 @@ def graphs_of(function: Callable[..., Tensor], *inputs: Tensor) -> list[torch.fx
     return graphs
 
 
+@pytest.mark.slow
 def test_compiled_with_static_lengths_it_saves_as_much() -> None:
     *inputs, _ = inputs_of(LONG)
     with composed():
@@ -818,6 +822,7 @@ def test_compile_with_segments_that_differ(with_mask: bool, ids_kind: str, lengt
         assert_gradients_same(actual, expected, [*inputs, mask] if with_mask else inputs)
 
 
+@pytest.mark.slow
 def test_compile_with_segments_that_lie_apart() -> None:
     torch._dynamo.reset()
     ids = spans(LENGTHS)[0][torch.randperm(LENGTH)]

@@ -182,6 +182,7 @@ def trained(folder: Path, host: str = "vit", *, freeze: bool = False, **argument
     return weights_of(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "host, reentrant, freeze",
     [("bert", False, False), ("vit", True, False), ("bert", True, True), ("vit", False, True)],

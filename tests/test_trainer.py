@@ -230,6 +230,7 @@ def test_a_part_of_a_batch_may_have_no_labelled_token(case: str, tmp_path: Path)
     assert_same_weights(split, whole, tolerance=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "non_reentrant"])
 @pytest.mark.parametrize(
     ("case", "lam"),
@@ -247,6 +248,7 @@ def test_gradient_checkpointing_changes_nothing(
     assert_same_weights(checkpointed, run(), tolerance=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lam", [LamConfig(), SHARED], ids=["per_layer", "shared"])
 def test_reentrant_checkpointing_with_a_frozen_host(lam: LamConfig, tmp_path: Path) -> None:
     def run(**arguments: Any) -> dict[str, torch.Tensor]:

@@ -76,6 +76,7 @@ print("again")
     assert "again" in run_code(code, tmp_path, hf_lam=False, environment={"HF_MODULES_CACHE": str(tmp_path / "cache")})
 
 
+@pytest.mark.slow
 def test_the_installed_package_and_two_pushed_models_work_side_by_side(tmp_path: Path) -> None:
     inputs = make_inputs("vit")
     expected = {}
@@ -153,6 +154,7 @@ assert conversion_mapping._checkpoint_conversion_mapping_cache is None
     run_code(code)
 
 
+@pytest.mark.slow
 def test_an_older_transformers_is_refused_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
 import importlib.metadata, sys

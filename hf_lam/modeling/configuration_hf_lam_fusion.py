@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from .configuration_hf_lam import HfLamConfigMixin, mechanism_block
 
@@ -59,8 +60,8 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         combine: `"mean"` over the modalities that a sample has, or `"concat"`, with zeros for those it does not have.
         classifier_dropout: before the classifier; `None` is `hidden_dropout_prob`.
         hf_lam: the mechanisms of the fusion layers, for example `{"locomt": {"views": "half"}}`.
-        baseline: one of the paper's baselines in place of `hf_lam`; see `as_baseline`. It is written down as what it
-            means, in `hf_lam` and `num_hidden_layers`.
+        baseline: one of the papers' baselines in place of `hf_lam`; see the property of that name. It is written down
+            as what it means, in `hf_lam` and `num_hidden_layers`.
 
     Raises:
         ValueError: for a value outside the above; the message names it.
@@ -77,7 +78,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
     # For transformers before 5.19: it must not try to make one without arguments.
     has_no_defaults_at_init: ClassVar[bool] = True
     # What `Trainer` does not gather in evaluation.
-    keys_to_ignore_at_inference = ["hidden_states", "attentions"]
+    keys_to_ignore_at_inference = ["hidden_states", "attentions", "token_mask", "modality_ids"]
 
     text_config: Any = None
     image_config: Any = None
@@ -101,8 +102,15 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         baseline = kwargs.pop("baseline", None)
+        strange = sorted(
+            key for key in kwargs if key.endswith("_config") and isinstance(kwargs[key], (dict, PreTrainedConfig))
+        )
+        if strange:
+            raise ValueError(
+                f"HfLamFusionConfig has no {', '.join(strange)}; its modalities are {', '.join(MODALITIES)}."
+            )
         for name in MODALITIES:
-            setattr(self, f"{name}_config", _encoder_config(name, getattr(self, f"{name}_config")))
+            setattr(self, f"{name}_config", encoder_config_of(name, getattr(self, f"{name}_config")))
         given = [name for name in MODALITIES if getattr(self, f"{name}_config") is not None]
         if not given:
             raise ValueError(
@@ -119,8 +127,15 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         self.modalities = list(self.modalities)
         self._resolve_sizes()
         self._check_pooling()
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"HfLamFusionConfig: hidden_act={self.hidden_act!r} is unknown to transformers.")
         if baseline is not None:
-            self._set_baseline(baseline)
+            if self.hf_lam is not None:
+                raise ValueError(
+                    f"HfLamFusionConfig: baseline={baseline!r} stands for mechanisms of its own; leave out hf_lam, "
+                    f"which has {sorted(set(self.hf_lam) - {'version'})}."
+                )
+            self.baseline = baseline
         if self.hf_lam is not None and self.num_hidden_layers == 0:
             raise ValueError(
                 "HfLamFusionConfig: hf_lam has no meaning with num_hidden_layers=0, late fusion, which has no fusion "
@@ -167,18 +182,34 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         if self.combine not in ("mean", "concat"):
             raise ValueError(f"HfLamFusionConfig: combine must be 'mean' or 'concat', got {self.combine!r}.")
 
-    def _set_baseline(self, baseline: str) -> None:
+    @property
+    def baseline(self) -> str | None:
+        """Which of the papers' baselines this is, None for none of them. Setting it drops the mechanisms.
+
+        `"full"` is attention over all tokens; `"self"`, every modality by itself; `"bottleneck"`, the same with a few
+        learned tokens between them (MBT, arXiv 2107.00135); `"late"`, no fusion layers.
+        """
+        if self.num_hidden_layers == 0:
+            return "late"
+        if self.hf_lam is None:
+            return "full"
+        locomt = self.hf_lam.get("locomt")
+        if locomt is None or "lam" in self.hf_lam or locomt["annealing"]:
+            return None
+        views = {locomt["views"]} if isinstance(locomt["views"], str) else {v for row in locomt["views"] for v in row}
+        if views != {"self"}:
+            return None
+        return "bottleneck" if locomt["bottleneck_tokens"] else "self"
+
+    @baseline.setter
+    def baseline(self, baseline: str) -> None:
         if baseline not in BASELINES:
             raise ValueError(f"HfLamFusionConfig: baseline must be one of {', '.join(BASELINES)}, got {baseline!r}.")
-        if self.hf_lam is not None:
-            raise ValueError(
-                f"HfLamFusionConfig: baseline={baseline!r} stands for mechanisms of its own; leave out hf_lam, which "
-                f"has {sorted(set(self.hf_lam) - {'version'})}."
-            )
         if baseline != "late" and self.num_hidden_layers == 0:
             raise ValueError(
                 f"HfLamFusionConfig: baseline={baseline!r} needs fusion layers, but num_hidden_layers=0: late fusion."
             )
+        self.hf_lam = None
         if baseline == "late":
             self.num_hidden_layers = 0
         elif baseline == "self":
@@ -190,8 +221,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         """The same model without its mechanisms, as one of the baselines that the papers compare with.
 
         Args:
-            baseline: `"full"`, attention over all tokens; `"self"`, every modality by itself; `"bottleneck"`, the same
-                with a few learned tokens between them (MBT, arXiv 2107.00135); or `"late"`, no fusion layers.
+            baseline: `"full"`, `"self"`, `"bottleneck"` or `"late"`; see the property of that name.
 
         Returns:
             A new configuration.
@@ -200,8 +230,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
             ValueError: for another baseline, or one with fusion layers where there are none.
         """
         other = copy.deepcopy(self)
-        other.hf_lam = None
-        other._set_baseline(baseline)
+        other.baseline = baseline
         return other
 
     def modality_config(self, name: str) -> Any:
@@ -217,7 +246,11 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         super().__setattr__(name, value)
 
 
-def _encoder_config(modality: str, config: Any) -> Any:
+def _is_of_model(config: Any) -> bool:
+    return isinstance(config, PreTrainedConfig) or (isinstance(config, Mapping) and "model_type" in config)
+
+
+def encoder_config_of(modality: str, config: Any) -> Any:
     """A modality's configuration as an object; a `ValueError` that names the modality if it is none."""
     if isinstance(config, Mapping):
         model_type = str(config.get("model_type"))
@@ -242,7 +275,8 @@ def _encoder_config(modality: str, config: Any) -> Any:
     if lacking:
         raise ValueError(
             f"{modality}_config is a {type(config).__name__} without {', '.join(lacking)}, so it is not one of an "
-            "encoder that gives a sequence of tokens."
+            "encoder that gives a sequence of tokens. Of a model with several, such as CLIP, give one: its "
+            "CLIPVisionModel."
         )
     config = copy.deepcopy(config)
     if getattr(config, "use_cache", False):

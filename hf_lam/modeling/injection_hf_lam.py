@@ -622,7 +622,7 @@ def _average_bottleneck(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[st
         mean = tokens.mean(1, keepdim=True)
     else:
         weights = call.tokens.is_present.to(tokens)[:, :, None, None]
-        mean = (tokens * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+        mean = (tokens * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
     mean = mean.expand_as(tokens).flatten(1, 2)
     return _with_first(output, torch.cat([hidden_states[:, :-length], mean], dim=1))
 
@@ -1056,6 +1056,12 @@ def _make_masks(base: PreTrainedModel, config: LamConfig, attentions: list[Any])
             "low-rank mask, which takes any length: LamConfig(rank=8)."
         )
     of_modalities: Any = getattr(base, "max_lengths", [])
+    if config.rank is None and None in of_modalities:
+        name = base.config.modalities[of_modalities.index(None)]
+        raise ValueError(
+            f"the {name} encoder of {type(base).__name__} does not say how many tokens it makes, so a dense mask has "
+            "no columns for them. Use a low-rank mask: LamConfig(rank=8)."
+        )
     if config.rank is None and max_length < sum(of_modalities):
         raise ValueError(
             f"LamConfig(max_length={max_length}) is too short for {type(base).__name__}, whose modalities have up to "
@@ -1121,6 +1127,8 @@ def max_length_of(base: Any) -> int | None:
     if hasattr(base, "max_lengths"):  # a fusion model
         return None if None in base.max_lengths else sum(base.max_lengths)
     text_length = getattr(base.config, "max_position_embeddings", None)
+    if text_length is not None and text_length <= 0:
+        return None  # XLNet takes any
     if text_length is not None:
         # RoBERTa counts positions from the one after padding.
         offsets = [

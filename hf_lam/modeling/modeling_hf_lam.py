@@ -91,13 +91,18 @@ class HfLamMixin(PreTrainedModel):
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
         """As in transformers, with the code of the whole model family beside the weights."""
+        own: list[Any] = [base for base in injected_encoders(self) if base is self.base_model]
+        if len(own) < len(injected_encoders(self)):
+            raise ValueError(
+                f"{type(self).__name__} has mechanisms in an encoder inside of it, for which its configuration has no "
+                "place. Call hf_lam.remove on that encoder, or keep its mechanisms with hf_lam.save_mechanism."
+            )
         if is_main_process:
             # Before the configuration is saved, which lists what the folder holds. One that was loaded from a
             # repository may lie there without its siblings; this file never does.
             copy_code(Path(__file__).parent, Path(save_directory))
         # What is saved is what the model has, whatever has been written into its configuration since it was made.
-        encoders = injected_encoders(self)
-        self.config.hf_lam = encoders[0]._hf_lam_configs.block() if encoders else None
+        self.config.hf_lam = own[0]._hf_lam_configs.block() if own else None
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:

@@ -9,11 +9,10 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,9 +27,9 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_hf_lam_fusion import INPUT_NAMES, MODALITIES, HfLamFusionConfig
+from .configuration_hf_lam_fusion import INPUT_NAMES, MODALITIES, HfLamFusionConfig, encoder_config_of
 from .functional_hf_lam import lam_attention_with_weights
-from .injection_hf_lam import MODALITY_TOKENS, ModalityTokens, max_length_of
+from .injection_hf_lam import MODALITY_TOKENS, ModalityTokens, injected_encoders, max_length_of
 from .modeling_hf_lam import HfLamMixin
 
 logger = logging.get_logger(__name__)
@@ -100,7 +99,7 @@ _LAYER_FAMILIES: tuple[tuple[bool, tuple[str, ...]], ...] = (
 )
 
 
-@dataclass
+@dataclasses.dataclass
 class HfLamFusionModelOutput(BaseModelOutputWithPooling):
     """What a fusion model returns.
 
@@ -110,7 +109,8 @@ class HfLamFusionModelOutput(BaseModelOutputWithPooling):
         pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`, or `modalities * hidden_size`):
             What the modalities pool, combined.
         hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`):
-            The input of the first fusion layer and the output of every one; the encoders' own layers are not in it.
+            The input of the first fusion layer and the output of every one, with the tokens of a bottleneck at their
+            end, if there is one; the encoders' own layers are not in it.
         attentions (`tuple(torch.FloatTensor)`, with `output_attentions=True`):
             The attention maps of the fusion layers, `(batch_size, num_heads, tokens, tokens)`.
         token_mask (`torch.LongTensor` of shape `(batch_size, tokens)`):
@@ -335,10 +335,12 @@ class FusionModel(FusionPreTrainedModel):
                 the fusion layers.
 
         Raises:
+            TypeError: for an argument that is not one of these.
             ValueError: for no modality at all, also in one sample, one that the configuration does not have, batch
                 sizes that disagree, or an input of another size than its encoder takes. The message names the
-                modality.
+                modality. (In a compiled program, a sample without any modality gets zeros as its pooled output.)
         """
+        _check_options(kwargs)
         given = {"text": input_ids, "image": pixel_values, "video": video_values, "audio": audio_values}
         is_there = {"text": has_text, "image": has_image, "video": has_video, "audio": has_audio}
         batch_size, device = self._check_inputs(given, is_there, attention_mask, token_type_ids)
@@ -350,7 +352,7 @@ class FusionModel(FusionPreTrainedModel):
             values = given[name]
             if values is None:
                 presence.append(torch.zeros(batch_size, dtype=torch.bool, device=device))
-                if torch.is_grad_enabled() and any(p.requires_grad for p in self._parameters_of(name)):
+                if self._needs_anchor(name):
                     anchors.append(self._anchor(name, device))
                 continue
             present = is_there[name]
@@ -412,13 +414,16 @@ class FusionModel(FusionPreTrainedModel):
     def _encode(self, name: str, values: torch.Tensor, options: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The tokens of one modality, `(B, L, d)`."""
         encoder = self.modality_model(name)
+        if values.is_floating_point():
+            values = values.to(encoder.dtype)
         hidden_states = encoder(**{encoder.main_input_name: values}, return_dict=True, **options).last_hidden_state
         if hidden_states.dim() != 3:
             raise ValueError(
                 f"the {name} encoder {type(encoder).__name__} gives {tuple(hidden_states.shape)}, which is no "
                 "sequence of tokens (batch, tokens, features)."
             )
-        return getattr(self, f"{name}_projection")(hidden_states)
+        # The encoders may lie on other devices than the inputs.
+        return getattr(self, f"{name}_projection")(hidden_states).to(values.device)
 
     def _anchor(self, name: str, device: torch.device) -> torch.Tensor:
         """A zero that has all parameters of a modality in its graph.
@@ -432,9 +437,15 @@ class FusionModel(FusionPreTrainedModel):
         hidden_states = self._encode(name, torch.zeros(1, *shape, dtype=dtype, device=device), {})
         return hidden_states.masked_fill(torch.ones_like(hidden_states, dtype=torch.bool), 0).sum()
 
-    def _parameters_of(self, name: str) -> list[nn.Parameter]:
+    def _needs_anchor(self, name: str) -> bool:
         modules = (self.modality_model(name), getattr(self, f"{name}_projection"))
-        return [parameter for module in modules for parameter in module.parameters()]
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+            return True
+        # Sharded parameters are gathered when their module runs, also without gradients.
+        return any(type(parameter).__name__ == "DTensor" for parameter in parameters) or any(
+            getattr(child, "_is_fsdp_managed_module", False) for module in modules for child in module.modules()
+        )
 
     def _pool(
         self, pieces: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], is_present: torch.Tensor
@@ -443,6 +454,9 @@ class FusionModel(FusionPreTrainedModel):
         for name in self.config.modalities:
             if name not in pieces:
                 pooled.append(next(iter(pieces.values())).new_zeros(is_present.shape[0], self.config.hidden_size))
+            elif self.pooling[name] == "cls" and name == "text":
+                first = masks[name].int().argmax(1)  # with padding on the left, not the one at 0
+                pooled.append(pieces[name].gather(1, first.view(-1, 1, 1).expand(-1, 1, pieces[name].shape[2]))[:, 0])
             elif self.pooling[name] == "cls":
                 pooled.append(pieces[name][:, : self.class_tokens[name]].mean(1))
             else:
@@ -451,7 +465,7 @@ class FusionModel(FusionPreTrainedModel):
         stacked = torch.stack(pooled, dim=1).masked_fill(~is_present.unsqueeze(-1), 0)
         if self.config.combine == "concat":
             return stacked.flatten(1)
-        return stacked.sum(1) / is_present.sum(1, keepdim=True).to(stacked)
+        return stacked.sum(1) / is_present.sum(1, keepdim=True).clamp(min=1).to(stacked)
 
     def _check_inputs(
         self,
@@ -462,6 +476,11 @@ class FusionModel(FusionPreTrainedModel):
     ) -> tuple[int, torch.device]:
         """What can be seen from the shapes; returns the batch size and the device of the inputs."""
         known = self.config.modalities
+        tensors = {INPUT_NAMES[name]: values for name, values in given.items()}
+        tensors |= {f"has_{name}": present for name, present in is_there.items()}
+        for argument, value in tensors.items():
+            if value is not None and not isinstance(value, torch.Tensor):
+                raise TypeError(f"{argument} must be a tensor, got {type(value).__name__}.")
         for name, argument in INPUT_NAMES.items():
             if name not in known and (given[name] is not None or is_there[name] is not None):
                 raise ValueError(
@@ -477,6 +496,8 @@ class FusionModel(FusionPreTrainedModel):
         if len(set(sizes.values())) > 1:
             raise ValueError(f"the modalities have different batch sizes: {sizes}.")
         (batch_size,) = set(sizes.values())
+        if batch_size == 0:
+            raise ValueError(f"the batch has no samples: {sizes}.")
         for name, values in inputs.items():
             assert values is not None
             self._check_size(name, values)
@@ -597,6 +618,7 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
         *,
         own_layers: Mapping[str, int] | None = None,
         fusion_from: str | None = None,
+        dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> Any:
         """A fusion model from one checkpoint for each modality, like `VisionTextDualEncoderModel` for two.
@@ -613,15 +635,17 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
                 norm, where it has one), as many as there are fusion layers. Their sizes, activation, dropouts and
                 order of norms are then the checkpoint's. Random weights unless given. A ViT or BERT whose upper layers
                 became the fusion layers, with `own_layers` the rest, gives the same outputs as before on its own.
+            dtype: of the model; that of the checkpoints unless given, which then must have the same.
             **kwargs: options of `HfLamFusionConfig` (`num_hidden_layers`, `hf_lam`, `baseline`, `num_labels`, …).
                 With the name of a modality in front, what `from_pretrained` gets for that one: `text_revision`, for
                 example.
 
         Returns:
-            The model, in evaluation mode. What starts from random weights is logged.
+            The model, in evaluation mode and on the device of the first modality's. What starts from random weights is
+            logged, and layers of the checkpoint behind `fusion_from` that have no place.
 
         Raises:
-            TypeError: if a modality is neither a model nor a name.
+            TypeError: if a modality is neither a model nor a name, or for an option that is not one.
             ValueError: for a modality that does not fit, or layers that it does not have.
         """
         given = {"text": text, "image": image, "video": video, "audio": audio}
@@ -634,6 +658,11 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
                 sources[name] = _load_source(name, source, options)
             elif options:
                 raise ValueError(f"options {sorted(options)} were given for {name}, but no {name} checkpoint.")
+        _check_config_options(cls.config_class, kwargs)
+        configs = {name: encoder_config_of(name, source.config) for name, source in sources.items()}
+        dtypes = {name: source.dtype for name, source in sources.items()}
+        if dtype is None and len(set(dtypes.values())) > 1:
+            raise ValueError(f"the checkpoints have different dtypes, {dtypes}; choose one with dtype=.")
         own_layers = dict(own_layers or {})
         for name, wanted in own_layers.items():
             has = sources[name].config.num_hidden_layers if name in sources else None
@@ -644,19 +673,27 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
                 )
         if fusion_from is not None and fusion_from not in sources:
             raise ValueError(f"fusion_from={fusion_from!r} must be one of the given modalities, {list(sources)}.")
-        configs = {}
-        for name, source in sources.items():
-            configs[f"{name}_config"] = copy.deepcopy(source.config)
-            configs[f"{name}_config"].num_hidden_layers = own_layers.get(name, source.config.num_hidden_layers)
+        for name, encoder_config in configs.items():
+            encoder_config.num_hidden_layers = own_layers.get(name, encoder_config.num_hidden_layers)
         defaults = {} if fusion_from is None else _layer_options(fusion_from, sources[fusion_from])
-        config = cls.config_class(**configs, **{**defaults, **kwargs})
+        by_name = {f"{name}_config": encoder_config for name, encoder_config in configs.items()}
+        config = cls.config_class(**by_name, **{**defaults, **kwargs})
         model: Any = cls(config)
         base = model.base_model
         for name, source in sources.items():
             _copy_encoder(name, source, base.modality_model(name))
         if fusion_from is not None:
             _copy_layers(fusion_from, sources[fusion_from], base.encoder)
-        model.to(next(iter(sources.values())).dtype).eval()
+        first = next(iter(sources.values()))
+        model.to(device=first.device, dtype=first.dtype if dtype is None else dtype).eval()
+        if fusion_from is not None:
+            has, own = sources[fusion_from].config.num_hidden_layers, configs[fusion_from].num_hidden_layers
+            if own + config.num_hidden_layers != has:
+                logger.warning(
+                    f"of the {has} layers of the {fusion_from} checkpoint, the first {own} are its own and the last "
+                    f"{config.num_hidden_layers} start the fusion layers. Only if they add up, the fusion layers go "
+                    "on where it stops."
+                )
         projections = [f"{name}_projection" for name in sources]
         fresh = [path for path in projections if isinstance(base.get_submodule(path), nn.Linear)]
         fresh += ["encoder"] if fusion_from is None and config.num_hidden_layers else []
@@ -675,6 +712,24 @@ class HfLamFusionModel(HfLamFusionMixin, FusionModel):
 
 class HfLamFusionForSequenceClassification(HfLamFusionMixin, FusionForSequenceClassification):
     config_class = HfLamFusionConfig
+
+
+# What a model takes besides its inputs: for outputs, and what `Trainer` may pass.
+_OPTIONS = {"output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch"}
+# What processors of one modality call what has another name here.
+OTHER_NAMES = {
+    "input_values": "audio_values",
+    "input_features": "audio_values",
+    "pixel_values_videos": "video_values",
+}
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Nothing may be ignored without a word: it could be a modality under another name."""
+    unknown = sorted(name for name, value in options.items() if name not in _OPTIONS and value is not None)
+    if unknown:
+        meant = [f"{name} is {OTHER_NAMES[name]} here" for name in unknown if name in OTHER_NAMES]
+        raise TypeError(f"a fusion model takes no {', '.join(unknown)}" + "".join(f"; {hint}" for hint in meant) + ".")
 
 
 # --- what is asked of the encoders -----------------------------------------------------------------------------------
@@ -711,6 +766,11 @@ def _make_encoder(name: str, config: Any) -> Any:
             f"{name}_config is for {model_class.__name__}, which takes {model_class.main_input_name}; an encoder for "
             f"{name} takes {wanted}."
         )
+    if getattr(encoder_config, "mask_ratio", None):
+        raise ValueError(
+            f"{name}_config is for {model_class.__name__}, which drops tokens at random "
+            f"(mask_ratio={encoder_config.mask_ratio}); give another encoder, such as ViT."
+        )
     shape = input_shape(encoder_config)
     if not is_text and shape is None:
         raise ValueError(
@@ -723,14 +783,22 @@ def _make_encoder(name: str, config: Any) -> Any:
             f"{', '.join(map(str, shape))}); that is no {name}."
         )
     # Parameters without a gradient would stop data parallel training: mask tokens, poolers, and norms before those.
-    if getattr(encoder_config, "use_mask_token", False):
-        encoder_config.use_mask_token = False
+    if hasattr(encoder_config, "vision_use_head"):
+        encoder_config.vision_use_head = False
     has_option = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     encoder = model_class(encoder_config, **({"add_pooling_layer": False} if has_option else {}))
     if isinstance(getattr(encoder, "pooler", None), nn.Module):
         encoder.pooler = None
     if encoder_config.model_type == "clip_vision_model":
         encoder.post_layernorm = nn.Identity()
+    for module in encoder.modules():
+        if isinstance(getattr(module, "mask_token", None), nn.Parameter):
+            module.mask_token = None
+    if any(getattr(module, "is_causal", False) for module in encoder.modules()):
+        raise ValueError(
+            f"{name}_config is for {model_class.__name__}, whose tokens see only what comes before them; give an "
+            "encoder such as BERT."
+        )
     if config.norm_first and config.num_hidden_layers > 0:
         for child in _LAST_NORMS:
             if getattr(encoder, child, None) is not None:
@@ -741,7 +809,8 @@ def _make_encoder(name: str, config: Any) -> Any:
 def _class_tokens(encoder: Any) -> int:
     """How many tokens at the beginning stand for the whole input."""
     if encoder.main_input_name == "input_ids":
-        return 1
+        # The first token of CLIP's text encoder sees only itself.
+        return int(encoder.config.model_type != "clip_text_model")
     if encoder.config.model_type == "audio-spectrogram-transformer":
         return 2
     names = ("cls_token", "class_embedding")
@@ -751,11 +820,28 @@ def _class_tokens(encoder: Any) -> int:
 # --- from pretrained encoders ----------------------------------------------------------------------------------------
 
 
+def _check_config_options(config_class: Any, options: Mapping[str, Any]) -> None:
+    """A misspelt option would become an attribute of the configuration that nobody reads."""
+    known = {field.name for field in dataclasses.fields(config_class)}
+    known |= {"baseline", "num_labels", "attn_implementation", "output_attentions", "name_or_path"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise TypeError(
+            f"from_modality_pretrained has no option {', '.join(unknown)}: give modalities, options of "
+            f"{config_class.__name__}, or for from_pretrained those with the name of a modality in front."
+        )
+
+
 def _load_source(name: str, source: Any, options: dict[str, Any]) -> Any:
     """The encoder of a modality's checkpoint."""
     if isinstance(source, PreTrainedModel):
         if options:
             raise ValueError(f"{sorted(options)} have no meaning for {name}, which is a loaded model.")
+        if injected_encoders(source):
+            raise ValueError(
+                f"the {name} model has hf_lam mechanisms of its own, which a fusion model would lose: it has them in "
+                "its fusion layers. Call hf_lam.remove on it first."
+            )
         return source.base_model
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"{name} must be a transformers model, a folder or a Hub id, got {type(source).__name__}.")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.processing_utils import TextKwargs
 from transformers.utils import PROCESSOR_NAME
 
 from .configuration_hf_lam import copy_code
@@ -117,11 +118,18 @@ class HfLamFusionProcessor(ProcessorMixin):
             `has_image`, `has_video` or `has_audio`: `(B,)` bool. What stands in for the missing ones is blank.
 
         Raises:
+            TypeError: for an option that no tokenizer has.
             ValueError: for nothing at all, also in one sample; a modality without its part of the processor; batch
                 sizes that disagree; or images, videos or audio of several shapes. The message names the modality.
         """
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f"return_tensors must be 'pt', 'np' or None, got {return_tensors!r}.")
+        unknown = sorted(set(kwargs) - set(TextKwargs.__annotations__))
+        if unknown:
+            raise TypeError(
+                f"{', '.join(unknown)}: no option of a tokenizer; options of the other parts go into images_kwargs, "
+                "videos_kwargs and audio_kwargs."
+            )
         tokenizer_kwargs = {**(text_kwargs or {}), **kwargs}
         given = {
             "text": _samples_of_text(text, bool(tokenizer_kwargs.get("is_split_into_words"))),

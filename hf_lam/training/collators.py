@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, default_data_collator
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from ..modeling.configuration_hf_lam_fusion import INPUT_NAMES
+from ..modeling.modeling_hf_lam_fusion import OTHER_NAMES
 from ..modeling.processing_hf_lam import TEXT_INPUTS
 
 # Axes of one sample.
@@ -44,6 +45,11 @@ class FusionCollator:
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """One batch of the samples."""
+        if not samples:
+            raise ValueError("FusionCollator got no samples to make a batch of.")
+        for other, meant in OTHER_NAMES.items():
+            if any(other in sample for sample in samples):
+                raise ValueError(f"samples have {other}, which a fusion model does not take; call it {meant}.")
         has = {name: [_has(sample, name) for sample in samples] for name in INPUT_NAMES}
         lacking = [i for i in range(len(samples)) if not any(flags[i] for flags in has.values())]
         if lacking:
