@@ -13,7 +13,7 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -121,6 +121,19 @@ class HfLamFusionModelOutput(BaseModelOutputWithPooling):
 
     token_mask: torch.Tensor | None = None
     modality_ids: torch.Tensor | None = None
+
+
+class Stream(NamedTuple):
+    """One modality of a batch.
+
+    hidden_states: its tokens, `(B, L, d)`.
+    token_mask: `(B, L)` bool, which of them count.
+    is_present: `(B,)` bool, which samples have it.
+    """
+
+    hidden_states: torch.Tensor
+    token_mask: torch.Tensor
+    is_present: torch.Tensor
 
 
 def eager_attention_forward(
@@ -344,61 +357,73 @@ class FusionModel(FusionPreTrainedModel):
         given = {"text": input_ids, "image": pixel_values, "video": video_values, "audio": audio_values}
         is_there = {"text": has_text, "image": has_image, "video": has_video, "audio": has_audio}
         batch_size, device = self._check_inputs(given, is_there, attention_mask, token_type_ids)
-        streams: dict[str, torch.Tensor] = {}
-        masks: dict[str, torch.Tensor] = {}
-        presence: list[torch.Tensor] = []
+        streams: dict[str, Stream] = {}
         anchors: list[torch.Tensor] = []
         for name in self.config.modalities:
             values = given[name]
-            if values is None:
-                presence.append(torch.zeros(batch_size, dtype=torch.bool, device=device))
-                if self._needs_anchor(name):
-                    anchors.append(self._anchor(name, device))
-                continue
-            present = is_there[name]
-            present = torch.ones(batch_size, dtype=torch.bool, device=device) if present is None else present.bool()
-            options: dict[str, torch.Tensor] = {}
-            if name == "text":
-                mask = torch.ones_like(values) if attention_mask is None else attention_mask
-                present = present & mask.bool().any(1)
-                # An encoder that sees nothing at all gives NaN: a text that is not there is read, and left out later.
-                options["attention_mask"] = torch.where(present[:, None], mask, torch.ones_like(mask))
-                if token_type_ids is not None:
-                    options["token_type_ids"] = token_type_ids.masked_fill(~present[:, None], 0)
-            blank = ~present.view(-1, *(1 for _ in values.shape[1:]))
-            hidden_states = self._encode(name, values.masked_fill(blank, 0), options)
-            masks[name] = present[:, None].expand(hidden_states.shape[:2])
-            if name == "text":
-                masks[name] = masks[name] & mask.bool()
-            # No gradient from what is not there. (Zeros in its place would have an infinite one in a norm in fp16.)
-            streams[name] = torch.where(present[:, None, None], hidden_states, hidden_states.detach())
-            presence.append(present)
-
+            if values is not None:
+                streams[name] = self._stream(name, values, is_there[name], attention_mask, token_type_ids)
+            elif self._needs_anchor(name):
+                anchors.append(self._anchor(name, device))
+        absent = torch.zeros(batch_size, dtype=torch.bool, device=device)
+        presence = [streams[name].is_present if name in streams else absent for name in self.config.modalities]
         is_present = torch.stack(presence, dim=1)
-        if not torch.compiler.is_compiling() and not is_present.is_meta:
-            self._check_presence(is_present, is_there, attention_mask)
-        lengths = tuple(streams[name].shape[1] if name in streams else 0 for name in self.config.modalities)
-        hidden_states = torch.cat(list(streams.values()), dim=1)
+        is_whole = attention_mask is None and all(present is None for present in is_there.values())
+        if not (is_whole or torch.compiler.is_compiling() or is_present.is_meta):
+            self._check_presence(is_present)
+
+        hidden_states = torch.cat([stream.hidden_states for stream in streams.values()], dim=1)
         for anchor in anchors:
             hidden_states = hidden_states + anchor
-        token_mask = torch.cat(list(masks.values()), dim=1)
-        is_whole = attention_mask is None and all(present is None for present in is_there.values())
-        tokens = ModalityTokens(lengths, is_present)
+        token_mask = torch.cat([stream.token_mask for stream in streams.values()], dim=1)
+        lengths = {name: stream.hidden_states.shape[1] for name, stream in streams.items()}
+        tokens = ModalityTokens(tuple(lengths.get(name, 0) for name in self.config.modalities), is_present)
         fused = self._fuse(hidden_states, None if is_whole else token_mask, tokens, return_dict=True, **kwargs)
-        pieces = dict(
-            zip(streams, fused.last_hidden_state.split([n for n in lengths if n], dim=1), strict=True)
-            if len(streams) > 1
-            else zip(streams, [fused.last_hidden_state], strict=True)
-        )
-        ids = [torch.full((pieces[name].shape[1],), self.config.modalities.index(name)) for name in pieces]
+
+        pieces = fused.last_hidden_state.split(list(lengths.values()), dim=1)
+        streams = {
+            name: stream._replace(hidden_states=piece)
+            for (name, stream), piece in zip(streams.items(), pieces, strict=True)
+        }
+        indices = {name: index for index, name in enumerate(self.config.modalities)}
+        ids = [torch.full((length,), indices[name], device=device) for name, length in lengths.items()]
         return HfLamFusionModelOutput(
             last_hidden_state=fused.last_hidden_state,
-            pooler_output=self._pool(pieces, masks, is_present),
+            pooler_output=self._pool(streams, is_present),
             hidden_states=fused.hidden_states,
             attentions=fused.attentions,
             token_mask=token_mask.long(),
-            modality_ids=torch.cat(ids).to(device),
+            modality_ids=torch.cat(ids),
         )
+
+    def _stream(
+        self,
+        name: str,
+        values: torch.Tensor,
+        present: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+    ) -> Stream:
+        """One modality through its encoder. What stands in for samples that lack it is not read."""
+        is_text = name == "text"
+        is_whole = present is None and not (is_text and attention_mask is not None)
+        is_present = values.new_ones(len(values), dtype=torch.bool) if present is None else present.bool()
+        options: dict[str, torch.Tensor] = {}
+        if is_text:
+            mask = torch.ones_like(values) if attention_mask is None else attention_mask
+            is_present = is_present & mask.bool().any(1)
+            # An encoder that sees nothing at all gives NaN: a text that is not there is read, and left out later.
+            options["attention_mask"] = torch.where(is_present[:, None], mask, torch.ones_like(mask))
+            if token_type_ids is not None:
+                options["token_type_ids"] = token_type_ids.masked_fill(~is_present[:, None], 0)
+        if not is_whole:
+            values = values.masked_fill(~is_present.view(-1, *(1 for _ in values.shape[1:])), 0)
+        hidden_states = self._encode(name, values, options)
+        if not is_whole:
+            # No gradient from what is not there. (Zeros in its place would have an infinite one in a norm in fp16.)
+            hidden_states = torch.where(is_present[:, None, None], hidden_states, hidden_states.detach())
+        token_mask = is_present[:, None].expand(hidden_states.shape[:2])
+        return Stream(hidden_states, token_mask & mask.bool() if is_text else token_mask, is_present)
 
     # Not on `forward`: the encoders capture outputs of their own, and a compiled program has one place for them all.
     @capture_outputs
@@ -447,25 +472,25 @@ class FusionModel(FusionPreTrainedModel):
             getattr(child, "_is_fsdp_managed_module", False) for module in modules for child in module.modules()
         )
 
-    def _pool(
-        self, pieces: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], is_present: torch.Tensor
-    ) -> torch.Tensor:
-        pooled = []
-        for name in self.config.modalities:
-            if name not in pieces:
-                pooled.append(next(iter(pieces.values())).new_zeros(is_present.shape[0], self.config.hidden_size))
-            elif self.pooling[name] == "cls" and name == "text":
-                first = masks[name].int().argmax(1)  # with padding on the left, not the one at 0
-                pooled.append(pieces[name].gather(1, first.view(-1, 1, 1).expand(-1, 1, pieces[name].shape[2]))[:, 0])
-            elif self.pooling[name] == "cls":
-                pooled.append(pieces[name][:, : self.class_tokens[name]].mean(1))
-            else:
-                weights = masks[name].to(pieces[name]).unsqueeze(-1)
-                pooled.append((pieces[name] * weights).sum(1) / weights.sum(1).clamp(min=1))
-        stacked = torch.stack(pooled, dim=1).masked_fill(~is_present.unsqueeze(-1), 0)
+    def _pool(self, streams: Mapping[str, Stream], is_present: torch.Tensor) -> torch.Tensor:
+        """What the modalities give, `(B, d)` or `(B, m · d)`."""
+        pooled = {name: self._pool_one(name, stream) for name, stream in streams.items()}
+        zeros = torch.zeros_like(next(iter(pooled.values())))
+        stacked = torch.stack([pooled.get(name, zeros) for name in self.config.modalities], dim=1)
+        stacked = stacked.masked_fill(~is_present.unsqueeze(-1), 0)
         if self.config.combine == "concat":
             return stacked.flatten(1)
         return stacked.sum(1) / is_present.sum(1, keepdim=True).clamp(min=1).to(stacked)
+
+    def _pool_one(self, name: str, stream: Stream) -> torch.Tensor:
+        hidden_states = stream.hidden_states
+        if self.pooling[name] == "mean":
+            weights = stream.token_mask.to(hidden_states).unsqueeze(-1)
+            return (hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        if name == "text":
+            first = stream.token_mask.int().argmax(1)  # with padding on the left, not the one at 0
+            return hidden_states.gather(1, first.view(-1, 1, 1).expand(-1, 1, hidden_states.shape[2]))[:, 0]
+        return hidden_states[:, : self.class_tokens[name]].mean(1)
 
     def _check_inputs(
         self,
@@ -530,14 +555,7 @@ class FusionModel(FusionPreTrainedModel):
                 f"{tuple(values.shape)}."
             )
 
-    def _check_presence(
-        self,
-        is_present: torch.Tensor,
-        is_there: Mapping[str, torch.Tensor | None],
-        attention_mask: torch.Tensor | None,
-    ) -> None:
-        if attention_mask is None and all(present is None for present in is_there.values()):
-            return
+    def _check_presence(self, is_present: torch.Tensor) -> None:
         lacking = (~is_present.any(1)).nonzero().flatten().tolist()
         if lacking:
             raise ValueError(
