@@ -19,8 +19,6 @@ from .modeling.configuration_hf_lam import LocomtConfig, SttConfig
 from .modeling.configuration_hf_lam_fusion import INPUT_NAMES
 from .modeling.injection_hf_lam import (
     CALL,
-    MODALITY_TOKENS,
-    ModalityTokens,
     _self_attentions,
     injected_encoders,
     is_pure_stt,
@@ -29,10 +27,10 @@ from .modeling.injection_hf_lam import (
 )
 from .modeling.locomt_hf_lam import locomt_attention
 from .modeling.modeling_hf_lam_fusion import input_shape
-from .modeling.segments_hf_lam import bottleneck_segments, has_token_types, leading_lengths
+from .modeling.segments_hf_lam import bottleneck_segments, has_token_types, is_fusion, leading_lengths
 from .modeling.stt_hf_lam import stt_attention
 from .modeling.views_hf_lam import View, parse_view, view_cost
-from .observing import evaluation_mode
+from .observing import evaluation_mode, modality_tokens_of
 from .parameters import only_injected_encoder
 
 if TYPE_CHECKING:
@@ -224,7 +222,7 @@ def example_inputs(model: PreTrainedModel, batch_size: int = 1) -> dict[str, tor
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     base = _encoder_of(model)
-    if _is_fusion(base):
+    if is_fusion(base.config):
         inputs: dict[str, torch.Tensor] = {}
         for modality in base.config.modalities:
             encoder = base.modality_model(modality)
@@ -360,12 +358,8 @@ def _encoder_of(model: PreTrainedModel) -> Any:
     return only_injected_encoder(model) if injected_encoders(model) else model.base_model
 
 
-def _is_fusion(base: Any) -> bool:
-    return hasattr(base.config, "modalities")
-
-
 def _is_late(base: Any) -> bool:
-    return _is_fusion(base) and base.config.num_hidden_layers == 0
+    return is_fusion(base.config) and base.config.num_hidden_layers == 0
 
 
 def _head_size(config: Any) -> int:
@@ -462,25 +456,6 @@ class _Call:
     has_padding: bool = False
     flops: int = 0
     synthesis: int = 0
-
-
-@contextmanager
-def modality_tokens_of(base: Any) -> Iterator[list[ModalityTokens]]:
-    """Note what the tokens of a fusion model's layers are in every forward pass; for other models nothing comes in."""
-    found: list[ModalityTokens] = []
-
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(kwargs[MODALITY_TOKENS])
-
-    # Before the hook of the mechanisms, which takes the modalities' tokens out.
-    handle = (
-        base.encoder.register_forward_pre_hook(enter, with_kwargs=True, prepend=True) if _is_fusion(base) else None
-    )
-    try:
-        yield found
-    finally:
-        if handle is not None:
-            handle.remove()
 
 
 def _count_forward(

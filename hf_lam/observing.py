@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .modeling.injection_hf_lam import CALL
+from .modeling.injection_hf_lam import CALL, MODALITY_TOKENS, ModalityTokens
+from .modeling.segments_hf_lam import is_fusion
 
 
 @contextmanager
@@ -38,6 +39,24 @@ def observing(base: Any, stand_in: Callable[[Any], Any]) -> Iterator[None]:
     handles = [module.register_forward_pre_hook(observe, with_kwargs=True) for module in base._hf_lam_attentions]
     try:
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def modality_tokens_of(base: Any) -> Iterator[list[ModalityTokens]]:
+    """Note what the tokens of a fusion model's layers are in every forward pass; for other models nothing comes in."""
+    found: list[ModalityTokens] = []
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(kwargs[MODALITY_TOKENS])
+
+    # Before the hook of the mechanisms, which takes the modalities' tokens out.
+    stacks = [base.encoder] if is_fusion(base.config) else []
+    handles = [stack.register_forward_pre_hook(enter, with_kwargs=True, prepend=True) for stack in stacks]
+    try:
+        yield found
     finally:
         for handle in handles:
             handle.remove()

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .flops import modality_tokens_of
 from .modeling.configuration_hf_lam import LocomtConfig, segment_kind
 from .modeling.injection_hf_lam import ModalityTokens, _dense_padding_mask, injected_encoders, views_of
 from .modeling.segments_hf_lam import has_modalities, has_token_types, span_length
 from .modeling.views_hf_lam import View, parse_view
-from .observing import evaluation_mode, observing
+from .observing import evaluation_mode, modality_tokens_of, observing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -47,6 +47,7 @@ from .segments_hf_lam import (
     has_modalities,
     has_token_types,
     host_tokens,
+    is_fusion,
     resolve_locomt,
     segment_of_tokens,
 )
@@ -911,7 +912,7 @@ def _check_combination(base: PreTrainedModel, configs: Mechanisms) -> None:
             "a dense learnable attention mask, the segments of attention views and the grid of a synthesised "
             "attention are absolute positions. Use a low-rank mask alone: LamConfig(rank=8)."
         )
-    if configs.stt is not None and hasattr(base.config, "modalities"):
+    if configs.stt is not None and is_fusion(base.config):
         raise ValueError(
             f"SttConfig needs tokens on one grid, which the sequence of several modalities of {type(base).__name__} "
             "is not. Use LocomtConfig or LamConfig."
@@ -1055,7 +1056,7 @@ def _make_masks(base: PreTrainedModel, config: LamConfig, attentions: list[Any])
             f"{type(base).__name__} does not say how long its sequences get; give LamConfig(max_length=...), or use a "
             "low-rank mask, which takes any length: LamConfig(rank=8)."
         )
-    of_modalities: Any = getattr(base, "max_lengths", [])
+    of_modalities: Any = base.max_lengths if is_fusion(base.config) else []
     if config.rank is None and None in of_modalities:
         name = base.config.modalities[of_modalities.index(None)]
         raise ValueError(
@@ -1124,7 +1125,7 @@ def drop_projections(projections: list[tuple[nn.Module, str]]) -> None:
 
 def max_length_of(base: Any) -> int | None:
     """The longest sequence the host is made for, in tokens, prefix tokens included; None if it does not say."""
-    if hasattr(base, "max_lengths"):  # a fusion model
+    if is_fusion(base.config):
         return None if None in base.max_lengths else sum(base.max_lengths)
     text_length = getattr(base.config, "max_position_embeddings", None)
     if text_length is not None and text_length <= 0:

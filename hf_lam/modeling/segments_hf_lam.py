@@ -36,6 +36,11 @@ class HostTokens(NamedTuple):
     modalities: tuple[str, ...] = ()
 
 
+def is_fusion(config: Any) -> bool:
+    """Whether this is the configuration of a fusion model, by whichever copy of this code."""
+    return config.model_type == "hf_lam_fusion"
+
+
 def host_tokens(base: Any, length: int | None) -> HostTokens:
     """Read the token sequence of an encoder from its configuration.
 
@@ -45,7 +50,7 @@ def host_tokens(base: Any, length: int | None) -> HostTokens:
     """
     config = base.config
     name = type(base).__name__
-    if hasattr(config, "modalities"):
+    if is_fusion(config):
         return HostTokens(name, length, modalities=tuple(config.modalities))
     if length is None:
         return HostTokens(name, length, token_types=getattr(config, "type_vocab_size", 0))
