@@ -3,14 +3,10 @@
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "examples" / "sst2_lam.py"
+from scripts import run_script
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,22 +20,10 @@ pytestmark = [
 ]
 
 
-def run_script(*arguments):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)], env=environment, capture_output=True, text=True
-    )
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sst2")
-    process = run_script("--quick", "--output_dir", folder)
+    process = run_script("sst2_lam", "--quick", "--output_dir", folder)
     assert process.returncode == 0, process.stderr
     return folder, process.stdout
 
@@ -67,7 +51,7 @@ def test_a_second_start_goes_on_where_the_first_stopped(study):
     folder, _ = study
     before = (folder / "results.json").read_text()
     (folder / "runs" / "base-seed0.json").unlink()
-    process = run_script("--quick", "--output_dir", folder)
+    process = run_script("sst2_lam", "--quick", "--output_dir", folder)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("done before") == 3
     measured = [
@@ -90,7 +74,7 @@ def test_a_second_start_goes_on_where_the_first_stopped(study):
 )
 def test_bad_arguments_are_exit_code_2_before_any_work(study, arguments, message):
     folder, _ = study
-    process = run_script("--quick", "--output_dir", folder, *arguments)
+    process = run_script("sst2_lam", "--quick", "--output_dir", folder, *arguments)
     assert process.returncode == 2
     assert message in process.stderr
     assert "Traceback" not in process.stderr

@@ -1,33 +1,18 @@
 """The study of image and speech runs, and draws its pairs as it says."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hosts import data_folder
-
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "examples" / "multimodal_study.py"
+from scripts import run_script, script_module
 
 
 @pytest.fixture(scope="module")
 def script():
     """The script as a module."""
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        spec = importlib.util.spec_from_file_location("multimodal_study", SCRIPT)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["multimodal_study"] = module
-        spec.loader.exec_module(module)
+    with script_module("multimodal_study") as module:
         yield module
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-        del sys.modules["multimodal_study"]
 
 
 def test_half_of_the_pairs_match_and_the_labels_say_which(script):
@@ -86,12 +71,9 @@ def test_quick_study_runs_and_goes_on_where_it_was(script, tmp_path):
     data = data_folder("av_mnist").parent
     rows = ["image_lam", "late", "full", "mbt", "half", "calibrated", "lam_half"]
     arguments = ["--data_dir", data, "--output_dir", tmp_path, "--quick", "--max_samples", 64, "--hidden_size", 16]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
     def start(*more):
-        command = [sys.executable, SCRIPT, *arguments, *more]
-        return subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
+        return run_script("multimodal_study", *arguments, *more)
 
     first = start("--tasks", "match", "--rows", "full")
     assert first.returncode == 0, first.stderr

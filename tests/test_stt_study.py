@@ -1,45 +1,21 @@
 """The study of synthesised attention runs, on scikit-learn's digits and, where it is there, on av_mnist."""
 
-import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import run_script, script_module
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "examples" / "stt_images.py"
 RUNS = ["stock", "dense", "random", "hardened"]
 
 
 @pytest.fixture(scope="module")
 def script():
     """The script as a module."""
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        spec = importlib.util.spec_from_file_location("stt_images", SCRIPT)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["stt_images"] = module
-        spec.loader.exec_module(module)
+    with script_module("stt_images") as module:
         yield module
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-        del sys.modules["stt_images"]
-
-
-def run_script(*arguments):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)], env=environment, capture_output=True, text=True
-    )
 
 
 def test_blur_is_a_mean_and_leaves_a_plain_image_alone(script):
@@ -81,7 +57,7 @@ def data():
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("stt")
-    process = run_script("--quick", "--output_dir", folder, "--data", *data)
+    process = run_script("stt_images", "--quick", "--output_dir", folder, "--data", *data)
     assert process.returncode == 0, process.stderr
     return folder, process.stdout
 
@@ -111,7 +87,7 @@ def test_a_second_start_goes_on_where_the_first_stopped(study):
     folder, _ = study
     before = json.loads((folder / "results.json").read_text())["results"]
     (folder / "runs" / "digits-dense-seed0.json").unlink()
-    process = run_script("--quick", "--output_dir", folder, "--data", "digits")
+    process = run_script("stt_images", "--quick", "--output_dir", folder, "--data", "digits")
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("done before") == 3
     after = json.loads((folder / "results.json").read_text())["results"]
@@ -132,7 +108,7 @@ def test_a_second_start_goes_on_where_the_first_stopped(study):
 def test_bad_arguments_are_exit_code_2_before_any_work(study, arguments, message):
     folder, _ = study
     data = [] if "--data" in arguments else ["--data", "digits"]
-    process = run_script("--quick", "--output_dir", folder, *data, *arguments)
+    process = run_script("stt_images", "--quick", "--output_dir", folder, *data, *arguments)
     assert process.returncode == 2
     assert message in process.stderr
     assert "Traceback" not in process.stderr
