@@ -102,9 +102,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         baseline = kwargs.pop("baseline", None)
-        strange = sorted(
-            key for key in kwargs if key.endswith("_config") and isinstance(kwargs[key], (dict, PreTrainedConfig))
-        )
+        strange = sorted(key for key, value in kwargs.items() if key.endswith("_config") and _is_of_model(value))
         if strange:
             raise ValueError(
                 f"HfLamFusionConfig has no {', '.join(strange)}; its modalities are {', '.join(MODALITIES)}."
@@ -247,6 +245,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
 
 
 def _is_of_model(config: Any) -> bool:
+    """Unlike that of a quantiser, for example."""
     return isinstance(config, PreTrainedConfig) or (isinstance(config, Mapping) and "model_type" in config)
 
 
