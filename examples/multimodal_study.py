@@ -472,7 +472,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     tasks = [task for task in TASKS if any(result["task"] == task for result in results)]
-    figure = Figure(figsize=(5.5 * len(tasks), 4.5), layout="constrained")
+    figure = Figure(figsize=(4.5 * len(tasks) + 1.5, 4.5), layout="constrained")
+    looks = {row: {"color": f"C{index % 8}", "marker": "os^"[index // 8]} for index, row in enumerate(ROWS)}
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     for panel, task in zip(panels, tasks, strict=True):
         for row, runs in by_row(results, task).items():
@@ -480,10 +481,11 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             flops = statistics.mean(run["flops"] for run in runs.values()) / 1e9
             spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0
             mean = statistics.mean(accuracies)
-            panel.errorbar(flops, mean, yerr=spread, fmt="o", markersize=4, capsize=2)
-            panel.annotate(row, (flops, mean), xytext=(4, 3), textcoords="offset points", fontsize=7)
+            panel.errorbar(flops, mean, yerr=spread, label=row, linestyle="", markersize=5, capsize=2, **looks[row])
         panel.set(title=task, xlabel="GFLOPs a sample", ylabel="test accuracy, %")
         panel.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
