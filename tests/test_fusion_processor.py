@@ -510,3 +510,14 @@ def test_trainer_with_missing_modalities(processor, fused, tmp_path: Path) -> No
             torch.testing.assert_close(model.eval()(**one).logits[0], expected, atol=1e-5, rtol=0)
     trainer.save_model(str(tmp_path / "saved"))
     assert isinstance(AutoProcessor.from_pretrained(tmp_path / "saved"), HfLamFusionProcessor)
+
+
+def test_audio_may_say_its_own_sampling_rate(processor) -> None:
+    waves = raw()["audio"]
+    expected = processor(audio=waves, sampling_rate=RATE, return_tensors="pt")["audio_values"]
+    decoded = [{"array": wave, "sampling_rate": RATE, "path": None} for wave in waves]
+    assert torch.equal(processor(audio=decoded, return_tensors="pt")["audio_values"], expected)
+    assert torch.equal(processor(audio=decoded[0], return_tensors="pt")["audio_values"], expected[:1])
+    decoded[1]["sampling_rate"] = 8000
+    with pytest.raises(ValueError, match=r"audio of .*8000.* Hz was given to a ASTFeatureExtractor"):
+        processor(audio=decoded)

@@ -103,7 +103,8 @@ class HfLamFusionProcessor(ProcessorMixin):
                 processor takes them.
             videos: a list of frames or an array `(frames, …)`; or a list with one of them for each sample, or an array
                 `(B, frames, …)`.
-            audio: a mono waveform, as an array or a list of numbers; or a list of them.
+            audio: a mono waveform, as an array, a list of numbers, or a dictionary with `array` and `sampling_rate`;
+                or a list of them.
             sampling_rate: of `audio`, in Hz.
             return_tensors: `"pt"` or `"np"` for tensors `(B, …)`; `None` for lists with one entry for each sample.
             text_kwargs: more options for the tokenizer.
@@ -200,11 +201,16 @@ class HfLamFusionProcessor(ProcessorMixin):
         part = self._part(name)
         present = [value for value in samples if value is not None]
         if name == "audio":
-            rate, expected = options.get("sampling_rate"), getattr(part, "sampling_rate", None)
-            if rate is not None and expected is not None and rate != expected:
+            decoded = [value for value in present if isinstance(value, Mapping)]
+            rates = {options.get("sampling_rate"), *(value.get("sampling_rate") for value in decoded)} - {None}
+            expected = getattr(part, "sampling_rate", None)
+            if expected is not None and rates - {expected}:
+                given = ", ".join(map(str, sorted(rates)))
                 raise ValueError(
-                    f"audio of {rate} Hz was given to a {type(part).__name__} for {expected} Hz; resample it first."
+                    f"audio of {given} Hz was given to a {type(part).__name__} for {expected} Hz; resample it first."
                 )
+            options = {**options, "sampling_rate": next(iter(rates), None)}
+            present = [value["array"] if isinstance(value, Mapping) else value for value in present]
             present = [value.numpy(force=True) if isinstance(value, torch.Tensor) else value for value in present]
         elif name == "video":
             present = [value if isinstance(value, (str, Mapping)) else list(value) for value in present]
