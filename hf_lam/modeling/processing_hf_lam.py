@@ -205,7 +205,7 @@ class HfLamFusionProcessor(ProcessorMixin):
             rates = {options.get("sampling_rate"), *(value.get("sampling_rate") for value in decoded)} - {None}
             expected = getattr(part, "sampling_rate", None)
             if expected is not None and rates - {expected}:
-                given = ", ".join(map(str, sorted(rates)))
+                given = ", ".join(sorted(map(str, rates)))
                 raise ValueError(
                     f"audio of {given} Hz was given to a {type(part).__name__} for {expected} Hz; resample it first."
                 )
