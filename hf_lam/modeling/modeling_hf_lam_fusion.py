@@ -667,16 +667,16 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
             ValueError: for a modality that does not fit, or layers that it does not have.
         """
         given = {"text": text, "image": image, "video": video, "audio": audio}
-        sources = {}
+        options: dict[str, dict[str, Any]] = {}
         for name, source in given.items():
-            options = {
-                key.removeprefix(f"{name}_"): kwargs.pop(key) for key in [*kwargs] if key.startswith(f"{name}_")
-            }
-            if source is not None:
-                sources[name] = _load_source(name, source, options)
-            elif options:
-                raise ValueError(f"options {sorted(options)} were given for {name}, but no {name} checkpoint.")
+            prefix = f"{name}_"
+            options[name] = {key.removeprefix(prefix): kwargs.pop(key) for key in [*kwargs] if key.startswith(prefix)}
+            if source is None and options[name]:
+                raise ValueError(f"options {sorted(options[name])} were given for {name}, but no {name} checkpoint.")
         _check_config_options(cls.config_class, kwargs)
+        sources = {
+            name: _load_source(name, source, options[name]) for name, source in given.items() if source is not None
+        }
         configs = {name: encoder_config_of(name, source.config) for name, source in sources.items()}
         dtypes = {name: source.dtype for name, source in sources.items()}
         if dtype is None and len(set(dtypes.values())) > 1:
