@@ -21,6 +21,12 @@ INPUT_NAMES = {
     "video": "video_values",
     "audio": "audio_values",
 }
+# What processors of one modality call what has another name here.
+OTHER_NAMES = {
+    "input_values": "audio_values",
+    "input_features": "audio_values",
+    "pixel_values_videos": "video_values",
+}
 MODALITIES = tuple(INPUT_NAMES)
 BASELINES = ("full", "self", "bottleneck", "late")
 

@@ -27,7 +27,7 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_hf_lam_fusion import INPUT_NAMES, MODALITIES, HfLamFusionConfig, encoder_config_of
+from .configuration_hf_lam_fusion import INPUT_NAMES, MODALITIES, OTHER_NAMES, HfLamFusionConfig, encoder_config_of
 from .functional_hf_lam import lam_attention_with_weights
 from .injection_hf_lam import MODALITY_TOKENS, ModalityTokens, injected_encoders, max_length_of
 from .modeling_hf_lam import HfLamMixin
@@ -734,12 +734,6 @@ class HfLamFusionForSequenceClassification(HfLamFusionMixin, FusionForSequenceCl
 
 # What a model takes besides its inputs: for outputs, and what `Trainer` may pass.
 _OPTIONS = {"output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch"}
-# What processors of one modality call what has another name here.
-OTHER_NAMES = {
-    "input_values": "audio_values",
-    "input_features": "audio_values",
-    "pixel_values_videos": "video_values",
-}
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

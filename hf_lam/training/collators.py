@@ -10,8 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, default_data_collator
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
-from ..modeling.configuration_hf_lam_fusion import INPUT_NAMES
-from ..modeling.modeling_hf_lam_fusion import OTHER_NAMES
+from ..modeling.configuration_hf_lam_fusion import INPUT_NAMES, OTHER_NAMES
 from ..modeling.processing_hf_lam import TEXT_INPUTS
 
 # Axes of one sample.
