@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from torch import nn
@@ -41,15 +42,26 @@ def freeze_host(model: ModelT, train_head: bool = False) -> ModelT:
 
     Args:
         model: a model with mechanisms.
-        train_head: also train what lies outside of the encoder, such as a classifier that starts from random weights.
+        train_head: also train the head: what lies outside of the encoder, such as a classifier that starts from random
+            weights, and the encoder's pooler, which is trained for one task.
 
     Raises:
         ValueError: if the model has no mechanisms.
     """
     trained = {id(parameter) for parameter in mechanism_parameters(model)}
     if train_head:
-        host = {id(parameter) for base in injected_encoders(model) for parameter in base.parameters()}
-        trained |= {id(parameter) for parameter in model.parameters() if id(parameter) not in host}
+        trained |= {id(parameter) for parameter in head_parameters(model, injected_encoders(model))}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trained)
     return model
+
+
+def head_parameters(model: nn.Module, encoders: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of a task model outside of its encoders, and those of the encoders' poolers."""
+    body = {
+        id(parameter)
+        for base in encoders
+        for name, parameter in base.named_parameters()
+        if not name.startswith("pooler.")
+    }
+    return [parameter for parameter in model.parameters() if id(parameter) not in body]

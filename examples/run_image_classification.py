@@ -1,0 +1,56 @@
+"""Fine-tune a ViT on images, with or without attention mechanisms.
+
+    python examples/run_image_classification.py --model_name_or_path VIT --data_dir IMAGES \\
+        --mechanism stt --do_train --do_eval --output_dir out
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Image
+from transformers import AutoModelForImageClassification, DefaultDataCollator
+
+from hf_lam.training.arguments import DataArguments, ModelArguments
+from hf_lam.training.data import columns_of, find_column, prepare_media, root_of
+from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
+from hf_lam.training.media import read_image
+from hf_lam.training.models import load_config, load_image_processor, load_model
+
+
+@dataclass
+class ImageArguments(DataArguments):
+    image_column_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "The column with the images: files, paths, arrays of pixels (height, width[, 3]), or their raw "
+            "bytes with a column NAME_shape beside them."
+        },
+    )
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    with before_training():
+        task = open_task(ModelArguments, ImageArguments, __doc__, arguments)
+        first = next(iter(task.splits.values()))
+        column = find_column(first, task.data.image_column_name, "image_column_name", Image, ("image", "img"))
+        shape = f"{column}_shape" if f"{column}_shape" in columns_of(first) else None
+        config = load_config(task.arguments, task.labels)
+        model = load_model(task.arguments, AutoModelForImageClassification, config)
+        processor = load_image_processor(task.arguments, config)
+        root = root_of(task.data)
+
+        def read(row: dict[str, Any]) -> Any:
+            return read_image(row[column], row[shape] if shape else None, root, config.num_channels)
+
+        def encode(image: Any) -> dict[str, Any]:
+            return {"pixel_values": processor(image, return_tensors="np")["pixel_values"][0]}
+
+        splits = prepare_media(task.splits, read, encode, task.labels, task.data, task.training.seed)
+        trainer = make_trainer(task, model, AutoModelForImageClassification, splits, processor, DefaultDataCollator())
+    return run(trainer, task, splits, "image-classification")
+
+
+if __name__ == "__main__":
+    main()

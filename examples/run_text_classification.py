@@ -1,0 +1,101 @@
+"""Fine-tune a BERT on sentences or pairs of sentences, with or without attention mechanisms.
+
+    python examples/run_text_classification.py --model_name_or_path BERT --data_dir DATA/sst2 \\
+        --mechanism lam --mechanism_learning_rate 3e-3 --do_train --do_eval --output_dir out
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Value
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+
+from hf_lam.modeling.injection_hf_lam import max_length_of
+from hf_lam.training.arguments import DataArguments, ModelArguments
+from hf_lam.training.data import check_column, columns_of, limited
+from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
+from hf_lam.training.models import load_config, load_model
+
+# What text columns are usually called, one or a pair.
+USUAL_COLUMNS = (
+    ("sentence",),
+    ("text",),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "answer"),
+)
+
+
+@dataclass
+class TextArguments(DataArguments):
+    text_column_names: list[str] | None = field(
+        default=None, metadata={"help": "The column with the text, or two of them for pairs."}
+    )
+    max_seq_length: int = field(default=128, metadata={"help": "Longer texts are cut to this many tokens."})
+    pad_to_max_length: bool = field(
+        default=False,
+        metadata={"help": "Pad all texts to --max_seq_length, not to the longest of their batch."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.text_column_names is not None and len(self.text_column_names) not in (1, 2):
+            raise ValueError(f"--text_column_names takes one column or two, got {' '.join(self.text_column_names)}.")
+        if self.max_seq_length < 1:
+            raise ValueError(f"--max_seq_length must be at least 1, got {self.max_seq_length}.")
+
+
+def find_text_columns(dataset: Any, arguments: TextArguments) -> list[str]:
+    if arguments.text_column_names is not None:
+        for name in arguments.text_column_names:
+            check_column(dataset, name, "text_column_names")
+        return arguments.text_column_names
+    columns = columns_of(dataset)
+    for names in USUAL_COLUMNS:
+        if set(names) <= set(columns):
+            return list(names)
+    strings = [
+        name
+        for name, feature in (dataset.features or {}).items()
+        if feature == Value("string") and name != arguments.label_column_name
+    ]
+    if len(strings) != 1:
+        raise ValueError(f"say with --text_column_names which column is the text; the data have {', '.join(columns)}.")
+    return strings
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    with before_training():
+        task = open_task(ModelArguments, TextArguments, __doc__, arguments)
+        text_columns = find_text_columns(next(iter(task.splits.values())), task.data)
+        config = load_config(task.arguments, task.labels)
+        model = load_model(task.arguments, AutoModelForSequenceClassification, config)
+        tokenizer = AutoTokenizer.from_pretrained(
+            task.arguments.processor_name_or_path or task.arguments.model_name_or_path,
+            **task.arguments.hub_options(),
+        )
+        lengths = (task.data.max_seq_length, tokenizer.model_max_length, max_length_of(model.base_model))
+        max_length = min(filter(None, lengths))
+
+        def tokenize(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            texts = [["" if text is None else text for text in batch[name]] for name in text_columns]
+            padding = "max_length" if task.data.pad_to_max_length else False
+            tokens = tokenizer(*texts, truncation=True, max_length=max_length, padding=padding)
+            return {**tokens, "labels": [task.labels.encode(label) for label in batch[task.data.label_column_name]]}
+
+        options = {} if task.data.streaming else {"num_proc": task.data.preprocessing_num_workers}
+        with task.training.main_process_first(desc="tokenizing"):
+            splits = {
+                split: dataset.map(tokenize, batched=True, remove_columns=columns_of(dataset), **options)
+                for split, dataset in limited(task.splits, task.data, task.training.seed).items()
+            }
+        is_half = task.training.fp16 or task.training.bf16
+        collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if is_half else None)
+        trainer = make_trainer(task, model, AutoModelForSequenceClassification, splits, tokenizer, collator)
+    return run(trainer, task, splits, "text-classification")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""The command line of the fine-tuning scripts: what model, with which mechanisms, on what data."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import HfArgumentParser
+
+from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, MechanismConfig, SttConfig
+from .trainer import HfLamTrainingArguments
+
+DataT = TypeVar("DataT", bound="DataArguments")
+ModelT = TypeVar("ModelT", bound="ModelArguments")
+
+# What a file of a data set may be, by its ending, and the builder of `datasets` that reads it.
+FILE_BUILDERS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet"}
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and what is done to it."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A Hub id or a folder: a stock checkpoint, or one that was converted before."}
+    )
+    mechanism: list[str] = field(
+        default_factory=list,
+        metadata={
+            # Given twice, argparse would keep the last one and forget the first.
+            "action": "extend",
+            "help": f"What the attention gets: {', '.join(MECHANISM_CONFIGS)}. May be repeated.",
+        },
+    )
+    mechanism_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Options of the mechanisms, as JSON or as a JSON file: by name, as a saved config.json has them "
+            'under hf_lam (\'{"lam": {"rank": 8}}\'), or the bare options of the only mechanism (\'{"rank": 8}\').'
+        },
+    )
+    freeze_host: bool = field(
+        default=False,
+        metadata={"help": "Train the mechanisms and the head alone; without mechanisms, the head alone."},
+    )
+    from_scratch: bool = field(
+        default=False, metadata={"help": "Random weights; only the configuration is taken from --model_name_or_path."}
+    )
+    config_overrides: str | None = field(
+        default=None,
+        metadata={
+            "help": "Changes to the model's configuration, as JSON or a JSON file: '{\"num_hidden_layers\": 4}'."
+        },
+    )
+    processor_name_or_path: str | None = field(
+        default=None, metadata={"help": "Where the tokenizer or processor comes from, unless from the model."}
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "LoRA of this rank on the queries and values (needs peft); mechanisms and head train in full. The "
+            "adapters are merged into the saved model."
+        },
+    )
+    teacher_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "A fine-tuned model of the same task, whose logits are learnt from besides the labels; for "
+            "conversions that change what the model computes (locomt, stt). See --distillation_weight."
+        },
+    )
+    annealing_end: float | None = field(
+        default=None,
+        metadata={
+            "help": "The fraction of the steps by which views or synthetic maps that are annealed have taken over; "
+            "default that of the callbacks in hf_lam.training."
+        },
+    )
+    harden: bool = field(
+        default=False, metadata={"help": "After training, drop the queries and keys of an annealed mixture (stt)."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    token: str | None = field(
+        default=None, metadata={"help": "For the Hub; default the one that `hf auth login` stored."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code from the repository of the model. Read it first."}
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Take a checkpoint whose head has another number of classes; it is made new."}
+    )
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.mechanism) - set(MECHANISM_CONFIGS))
+        if unknown:
+            raise ValueError(f"--mechanism {' '.join(unknown)}: choose from {', '.join(MECHANISM_CONFIGS)}.")
+        if len(set(self.mechanism)) < len(self.mechanism):
+            raise ValueError(f"--mechanism {' '.join(self.mechanism)}: a model takes one of each.")
+        self.check_source()
+        self.mechanisms()
+        self.overrides()
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ValueError(f"--lora_rank must be at least 1, got {self.lora_rank}; leave it out for no LoRA.")
+        if self.lora_rank is not None and self.freeze_host:
+            raise ValueError("--lora_rank adapts the host, which --freeze_host would keep as it is; use one of them.")
+        if self.annealing_end is not None and not 0 < self.annealing_end <= 1:
+            raise ValueError(f"--annealing_end is a fraction of the steps in (0, 1], got {self.annealing_end}.")
+
+    def check_source(self) -> None:
+        """Raises a `ValueError` if it is not said which model."""
+        if self.model_name_or_path is None:
+            raise ValueError("give --model_name_or_path: a Hub id or a folder.")
+
+    def mechanisms(self) -> list[MechanismConfig]:
+        """The mechanisms' configurations, in the order they were named."""
+        options = _json_object("--mechanism_config", self.mechanism_config)
+        if not set(options) <= {"version", *MECHANISM_CONFIGS}:
+            if len(self.mechanism) != 1:
+                raise ValueError(
+                    f"--mechanism_config has the options {sorted(options)}, which need one --mechanism to belong to; "
+                    f'for several, give them by name: \'{{"lam": {{…}}, "locomt": {{…}}}}\'. --mechanism is '
+                    f"{self.mechanism}."
+                )
+            options = {self.mechanism[0]: options}
+        unused = sorted(set(options) - {"version", *self.mechanism})
+        if unused:
+            raise ValueError(f"--mechanism_config has options for {unused}, but --mechanism is {self.mechanism}.")
+        return [MECHANISM_CONFIGS[name].from_dict(options.get(name, {})) for name in self.mechanism]
+
+    def overrides(self) -> dict[str, Any]:
+        """What `--config_overrides` says."""
+        return _json_object("--config_overrides", self.config_overrides)
+
+    def is_mixture(self) -> bool:
+        """Whether a mixture of attention and synthetic maps was asked for, whose λ no gradient trains."""
+        return any(
+            isinstance(config, SttConfig) and config.is_mixture and not config.train_mixing
+            for config in self.mechanisms()
+        )
+
+    def hub_options(self) -> dict[str, Any]:
+        """What `from_pretrained` gets besides the name."""
+        return {
+            "revision": self.model_revision,
+            "cache_dir": self.cache_dir,
+            "token": self.token,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+@dataclass
+class DataArguments:
+    """Which data, from one of three places: the Hub, files, or a folder."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    train_file: str | None = field(default=None, metadata={"help": "A csv, tsv, json, jsonl or parquet file."})
+    validation_file: str | None = field(default=None, metadata={"help": "Likewise."})
+    test_file: str | None = field(default=None, metadata={"help": "Likewise, for --do_predict."})
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "A folder in the form of imagefolder or videofolder (train/CLASS/FILE), or with files named "
+            "train, validation and test."
+        },
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read the data while training; needs --max_steps."})
+    shuffle_buffer_size: int = field(
+        default=1000, metadata={"help": "How many samples of a stream are shuffled among each other."}
+    )
+    train_split_name: str = field(default="train", metadata={"help": "Name of the split to train on."})
+    validation_split_name: str = field(default="validation", metadata={"help": "Name of the split to evaluate on."})
+    test_split_name: str = field(default="test", metadata={"help": "Name of the split for --do_predict."})
+    train_val_split: float = field(
+        default=0.15, metadata={"help": "Share of the training data to evaluate on where there is no such split."}
+    )
+    label_column_name: str = field(default="label", metadata={"help": "The column with the class or classes."})
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "The classes in order, where the data do not say; whole numbers count from 0 in it."},
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many samples, chosen by seed."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many samples."})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "Predict so many samples."})
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that tokenize, or check files."}
+    )
+    skip_unreadable: bool = field(
+        default=False, metadata={"help": "Leave out images, videos and audio that cannot be read, and name them."}
+    )
+
+    def __post_init__(self) -> None:
+        files = [self.train_file, self.validation_file, self.test_file]
+        sources = {
+            "--dataset_name": self.dataset_name,
+            "--train_file, --validation_file, --test_file": next(filter(None, files), None),
+            "--data_dir": self.data_dir,
+        }
+        given = [name for name, value in sources.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"data come from one of {'; '.join(sources)}. Given: {'; '.join(given) or 'none'}.")
+        for path in filter(None, files):
+            if not Path(path).is_file():
+                raise ValueError(f"there is no file {path!r}.")
+            if Path(path).suffix[1:] not in FILE_BUILDERS:
+                raise ValueError(f"{path!r} must end in one of {', '.join(FILE_BUILDERS)}.")
+        if len({FILE_BUILDERS[Path(path).suffix[1:]] for path in filter(None, files)}) > 1:
+            raise ValueError(f"all files must be of one kind, got {', '.join(filter(None, files))}.")
+        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+            raise ValueError(f"--data_dir {self.data_dir!r} is not a folder.")
+        for name in ("max_train_samples", "max_eval_samples", "max_predict_samples", "shuffle_buffer_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}.")
+        if not 0 < self.train_val_split < 1:
+            raise ValueError(f"--train_val_split is a share between 0 and 1, got {self.train_val_split}.")
+
+
+def parse_arguments(
+    model_class: type[ModelT], data_class: type[DataT], description: str, arguments: list[str] | None = None
+) -> tuple[ModelT, DataT, HfLamTrainingArguments]:
+    """The command line as dataclasses; a single argument that ends in .json or .yaml is a file with all of them.
+
+    Raises:
+        ValueError: for arguments that cannot work, before anything is loaded.
+    """
+    kinds: Any = (model_class, data_class, HfLamTrainingArguments)
+    parser = HfArgumentParser(kinds, description=description.split("\n\n")[0])
+    given = sys.argv[1:] if arguments is None else arguments
+    if len(given) == 1 and given[0].endswith((".json", ".yaml", ".yml")):
+        read = parser.parse_json_file if given[0].endswith(".json") else parser.parse_yaml_file
+        model, data, training = read(given[0])
+    else:
+        model, data, training = parser.parse_args_into_dataclasses(given)
+    _check_together(model, data, training)
+    return model, data, training
+
+
+def _check_together(model: ModelArguments, data: DataArguments, training: HfLamTrainingArguments) -> None:
+    if not (training.do_train or training.do_eval or training.do_predict):
+        raise ValueError("there is nothing to do: give --do_train, --do_eval or --do_predict.")
+    wanted = {"train": training.do_train, "validation": training.do_eval, "test": training.do_predict}
+    if data.dataset_name is None and data.data_dir is None:
+        # The validation data may be a part of the training data.
+        for name in ("train", "test"):
+            if wanted[name] and getattr(data, f"{name}_file") is None:
+                raise ValueError(f"--do_{'predict' if name == 'test' else name} needs --{name}_file.")
+        if training.do_eval and data.validation_file is None and data.train_file is None:
+            raise ValueError("--do_eval needs --validation_file.")
+    if data.streaming and training.do_train and training.max_steps <= 0:
+        raise ValueError("--streaming data have no known length: say how long to train with --max_steps.")
+    if model.harden and not model.is_mixture():
+        raise ValueError(
+            '--harden needs an annealed mixture: --mechanism stt --mechanism_config \'{"variant": "mixture"}\'.'
+        )
+    if model.teacher_model is not None and not training.do_train:
+        raise ValueError("--teacher_model is for training; give --do_train.")
+
+
+def _json_object(option: str, value: str | None) -> dict[str, Any]:
+    """What a JSON text or a JSON file holds; `{}` for `None`."""
+    if value is None:
+        return {}
+    text = value.strip()
+    if not text.startswith("{"):
+        if not Path(text).is_file():
+            raise ValueError(f"{option} must be a JSON object such as '{{\"rank\": 8}}' or a file, got {value!r}.")
+        text = Path(text).read_text(encoding="utf-8")
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{option} is not valid JSON ({error}): {text[:200]!r}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{option} must hold a JSON object, got {found!r}.")
+    return found

@@ -1,0 +1,417 @@
+"""Data sets for classification: where they come from, columns, classes, and what in them cannot be read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import (
+    Audio,
+    ClassLabel,
+    Dataset,
+    Features,
+    Image,
+    IterableDataset,
+    List,
+    Value,
+    Video,
+    load_dataset,
+)
+from transformers import PreTrainedConfig, TrainingArguments
+from transformers.utils import logging
+
+from .arguments import FILE_BUILDERS, DataArguments, ModelArguments
+from .media import UnreadableError
+
+logger = logging.get_logger(__name__)
+
+AnyDataset: TypeAlias = "Dataset | IterableDataset"
+_MEDIA = (Image, Video, Audio)
+
+# How many offending rows or files a message names.
+_SHOWN = 5
+
+# Rows of a stream that are made ready together.
+_STREAMED = 16
+
+
+def load_splits(data: DataArguments, model: ModelArguments, training: TrainingArguments) -> dict[str, AnyDataset]:
+    """Those of `train`, `validation` and `test` that the run needs. Images, videos and audio are not decoded.
+
+    Raises:
+        ValueError: if a split is missing, naming those there are, or empty.
+    """
+    options: dict[str, Any] = {"streaming": data.streaming, "cache_dir": model.cache_dir}
+    names = {"train": data.train_split_name, "validation": data.validation_split_name, "test": data.test_split_name}
+    with training.main_process_first(desc="loading the data"):
+        if data.dataset_name is not None:
+            found = load_dataset(
+                data.dataset_name,
+                data.dataset_config_name,
+                revision=data.dataset_revision,
+                token=model.token,
+                **options,
+            )
+        elif data.data_dir is not None:
+            found = load_dataset(data.data_dir, **options)
+        else:
+            files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
+            files = {names[split]: str(path) for split, path in files.items() if path is not None}
+            first = Path(next(iter(files.values())))
+            if first.suffix == ".tsv":
+                options["sep"] = "\t"
+            found = load_dataset(FILE_BUILDERS[first.suffix[1:]], data_files=files, **options)
+    wanted = {"train": training.do_train, "validation": training.do_eval, "test": training.do_predict}
+    splits = {split: found[names[split]] for split, is_wanted in wanted.items() if is_wanted and names[split] in found}
+    if training.do_eval and "validation" not in splits:
+        splits |= _validation_part(found, names, data, training)
+    missing = [split for split, is_wanted in wanted.items() if is_wanted and split not in splits]
+    if missing:
+        option = missing[0]
+        raise ValueError(
+            f"the data have no split {names[option]!r}, only {', '.join(map(repr, found))}. Name the one you mean "
+            f"with --{option}_split_name."
+        )
+    return {split: _without_decoding(dataset, split) for split, dataset in splits.items()}
+
+
+def _validation_part(
+    found: Any, names: dict[str, str], data: DataArguments, training: TrainingArguments
+) -> dict[str, AnyDataset]:
+    """A part of the training data to evaluate on, and the rest."""
+    if names["train"] not in found:
+        return {}
+    if data.streaming:
+        raise ValueError(
+            f"the data have no split {names['validation']!r}, and a stream cannot be divided. Give --validation_file "
+            "or --validation_split_name, or leave out --do_eval."
+        )
+    parts = found[names["train"]].train_test_split(data.train_val_split, seed=training.seed)
+    return {"validation": parts["test"]} | ({"train": parts["train"]} if training.do_train else {})
+
+
+def _without_decoding(dataset: AnyDataset, split: str) -> AnyDataset:
+    if isinstance(dataset, Dataset) and len(dataset) == 0:
+        raise ValueError(f"the split {split!r} has no samples.")
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, _MEDIA):
+            dataset = dataset.cast_column(name, type(feature)(decode=False))
+    return dataset
+
+
+def columns_of(dataset: AnyDataset) -> list[str]:
+    """The names of the columns, of a stream those of its first row."""
+    return list(dataset.column_names or next(iter(dataset)))
+
+
+def check_column(dataset: AnyDataset, column: str, option: str) -> None:
+    """Raises a `ValueError` that lists the columns if there is none of that name."""
+    if column not in columns_of(dataset):
+        raise ValueError(
+            f"--{option} {column!r}: the data have no such column, only {', '.join(columns_of(dataset))}."
+        )
+
+
+def find_column(dataset: AnyDataset, given: str | None, option: str, kind: Any, usual: Sequence[str]) -> str:
+    """The column that was named, or else the one of the `datasets` feature `kind`, or one with a usual name.
+
+    Raises:
+        ValueError: if there is none, or several of that kind.
+    """
+    if given is not None:
+        check_column(dataset, given, option)
+        return given
+    of_kind = [name for name, feature in (dataset.features or {}).items() if isinstance(feature, kind)]
+    candidates = of_kind or [name for name in usual if name in columns_of(dataset)][:1]
+    if len(candidates) != 1:
+        raise ValueError(
+            f"which column is meant is not clear: say it with --{option}. The data have "
+            f"{', '.join(columns_of(dataset))}."
+        )
+    return candidates[0]
+
+
+def limited(splits: Mapping[str, AnyDataset], data: DataArguments, seed: int) -> dict[str, AnyDataset]:
+    """As many samples of every split as the arguments say, and the training stream shuffled.
+
+    Of a stream they are the first, otherwise a choice by `seed`, since files are often sorted.
+    """
+    numbers = {
+        "train": data.max_train_samples,
+        "validation": data.max_eval_samples,
+        "test": data.max_predict_samples,
+    }
+    kept: dict[str, AnyDataset] = {}
+    for split, dataset in splits.items():
+        number = numbers[split]
+        if isinstance(dataset, IterableDataset):
+            dataset = dataset if number is None else dataset.take(number)
+            kept[split] = dataset.shuffle(seed, data.shuffle_buffer_size) if split == "train" else dataset
+        elif number is not None and number < len(dataset):
+            kept[split] = dataset.shuffle(seed).select(range(number))
+        else:
+            kept[split] = dataset
+    return kept
+
+
+def root_of(data: DataArguments) -> str | None:
+    """The folder that relative paths inside of a data file start from; the file's own."""
+    file = data.train_file or data.validation_file or data.test_file
+    return None if file is None else os.path.dirname(os.path.abspath(file))
+
+
+# --- Classes ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a task.
+
+    names: of the classes, in order.
+    is_multi_label: whether a sample has any number of classes, as a list.
+    """
+
+    names: tuple[str, ...]
+    is_multi_label: bool = False
+
+    @property
+    def config_options(self) -> dict[str, Any]:
+        """What the configuration of a model is told about them."""
+        return {
+            "num_labels": len(self.names),
+            "id2label": dict(enumerate(self.names)),
+            "label2id": {name: index for index, name in enumerate(self.names)},
+            "problem_type": "multi_label_classification" if self.is_multi_label else "single_label_classification",
+        }
+
+    def encode(self, value: Any) -> int | list[float]:
+        """The class as its number; of a multi-label sample, 1.0 for each class that it has and 0.0 for the others.
+
+        Raises:
+            ValueError: saying what is wrong with `value`.
+        """
+        if not self.is_multi_label:
+            return self._index(value)
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{value!r} is no list of classes")
+        present = {self._index(entry) for entry in value}
+        return [float(index in present) for index in range(len(self.names))]
+
+    def _index(self, value: Any) -> int:
+        if value is None:
+            raise ValueError("there is no label")
+        if isinstance(value, str):
+            if value not in self.names:
+                raise ValueError(f"{value!r} is none of the {len(self.names)} classes {_some(self.names)}")
+            return self.names.index(value)
+        if isinstance(value, float) and not value.is_integer():
+            raise ValueError(f"{value!r} is no class; labels are whole numbers or names (regression is not covered)")
+        if not isinstance(value, (bool, int, float)):
+            raise ValueError(f"{value!r} is no class; labels are whole numbers or names")
+        if not 0 <= value < len(self.names):
+            raise ValueError(f"{int(value)} is outside of the {len(self.names)} classes, 0 to {len(self.names) - 1}")
+        return int(value)
+
+
+def _some(names: Iterable[str]) -> str:
+    shown = [repr(name) for name in names]
+    return ", ".join(shown[:_SHOWN]) + (", …" if len(shown) > _SHOWN else "")
+
+
+def find_labels(
+    splits: Mapping[str, AnyDataset], data: DataArguments, checkpoint: PreTrainedConfig | None = None
+) -> Labels:
+    """The classes of the data, which are checked in every split that is not a stream.
+
+    They are those of `--class_names`, or of the column where it has them (`datasets.ClassLabel`), or else the values
+    that occur: names in alphabetical order, or whole numbers from 0 without a gap.
+
+    Args:
+        splits: what `load_splits` gave.
+        data: names the column.
+        checkpoint: of a model that is evaluated and not trained; the data must have its classes.
+
+    Raises:
+        ValueError: if the column is missing, the classes are not known, or a label is none of them; the message names
+            the split and the rows.
+    """
+    column = data.label_column_name
+    for dataset in splits.values():
+        check_column(dataset, column, "label_column_name")
+    first = next(iter(splits.values()))
+    feature = (first.features or {}).get(column)
+    is_list = isinstance(feature, List) or (feature is None and isinstance(next(iter(first))[column], list))
+    entry = feature.feature if isinstance(feature, List) else feature
+    if data.class_names is not None:
+        names = data.class_names
+        if len(set(names)) < len(names):
+            raise ValueError(f"--class_names has a class twice: {' '.join(names)}.")
+    elif checkpoint is not None:
+        classes: Any = checkpoint.id2label
+        names = [classes[index] for index in range(len(classes))]
+        if isinstance(entry, ClassLabel) and entry.names != names:
+            raise ValueError(
+                f"the model has the classes {_some(names)}, the data {_some(entry.names)}; they must be the same, in "
+                "the same order. --class_names with those of the model says that they mean the same."
+            )
+    elif isinstance(entry, ClassLabel):
+        names = entry.names
+    elif isinstance(first, IterableDataset):
+        raise ValueError(
+            f"the column {column!r} of a stream does not say which classes there are; give them with --class_names."
+        )
+    else:
+        names = _occurring(first[column], is_list, column)
+    labels = Labels(tuple(map(str, names)), is_list)
+    if len(labels.names) < 2 and not is_list:
+        raise ValueError(f"the column {column!r} has one class only, {_some(labels.names)}; nothing can be learnt.")
+    for split, dataset in splits.items():
+        if isinstance(dataset, Dataset):
+            _check_labels(dataset[column], labels, split)
+    return labels
+
+
+def _occurring(values: Iterable[Any], is_list: bool, column: str) -> list[str]:
+    found = {entry for value in values for entry in (value or () if is_list else (value,)) if entry is not None}
+    if found and all(isinstance(value, str) for value in found):
+        return sorted(found)
+    wrong = [value for value in found if isinstance(value, str) or value != int(value)]
+    if wrong or not found:
+        raise ValueError(
+            f"the column {column!r} must hold names or whole numbers, all of one kind (regression is not covered); it "
+            f"holds {_some(map(str, list(found)))}."
+        )
+    numbers = sorted(map(int, found))
+    if numbers != list(range(len(numbers))):
+        raise ValueError(
+            f"the labels in {column!r} must be whole numbers from 0 without a gap; there are {len(numbers)} different "
+            f"ones, from {numbers[0]} to {numbers[-1]}. Where classes are missing, or start elsewhere, give all of "
+            "them with --class_names."
+        )
+    return [str(number) for number in numbers]
+
+
+def _check_labels(values: Iterable[Any], labels: Labels, split: str) -> None:
+    wrong = []
+    for row, value in enumerate(values):
+        try:
+            labels.encode(value)
+        except ValueError as error:
+            wrong.append(f"row {row}: {error}")
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise ValueError(f"{len(wrong)} labels of the split {split!r} are wrong: {'; '.join(wrong[:_SHOWN])}{more}.")
+
+
+# --- Images, videos and audio ----------------------------------------------------------------------------------------
+
+
+def prepare_media(
+    splits: Mapping[str, AnyDataset],
+    read: Callable[[dict[str, Any]], Any],
+    encode: Callable[[Any], dict[str, Any]],
+    labels: Labels,
+    data: DataArguments,
+    seed: int,
+) -> dict[str, AnyDataset]:
+    """Splits whose rows become what the model is called with, when they are needed.
+
+    Every file is read once before, so that one that cannot be read is known before training starts; those of a stream
+    are looked at on the way.
+
+    Args:
+        splits: what `load_splits` gave.
+        read: takes images, videos or audio out of a row, and raises an `UnreadableError` if they are damaged.
+        encode: makes inputs of the model from what `read` returned.
+        labels: the classes.
+        data: says how many samples, and with `skip_unreadable` to go on without what cannot be read.
+        seed: for the choice of samples.
+
+    Raises:
+        ValueError: naming and counting what cannot be read, unless it is left out.
+    """
+
+    def transform(row: dict[str, Any]) -> dict[str, Any]:
+        return {**encode(read(row)), "labels": labels.encode(row[data.label_column_name])}
+
+    prepared: dict[str, AnyDataset] = {}
+    for split, dataset in limited(splits, data, seed).items():
+        if isinstance(dataset, Dataset):
+            prepared[split] = _readable(dataset, read, split, data).with_transform(
+                lambda batch: _columns([transform(row) for row in _rows(batch)])
+            )
+        else:
+            prepared[split] = _readable_stream(dataset, transform, split, data)
+    return prepared
+
+
+def _readable(dataset: Dataset, read: Callable[[dict[str, Any]], Any], split: str, data: DataArguments) -> Dataset:
+    """The samples that can be read. The main process looks, and tells the others."""
+
+    def problem_of(row: dict[str, Any]) -> dict[str, str | None]:
+        try:
+            read(row)
+        except UnreadableError as error:
+            return {"problem": str(error)}
+        return {"problem": None}
+
+    found: list[Any] = [None]
+    if PartialState().is_main_process:
+        problems = dataset.map(
+            problem_of,
+            remove_columns=dataset.column_names,
+            num_proc=data.preprocessing_num_workers,
+            # Files may have changed since an earlier run, which no fingerprint of the data set tells.
+            load_from_cache_file=False,
+            keep_in_memory=True,
+            features=Features({"problem": Value("string")}),
+            desc=f"Reading the {split} files",
+        )["problem"]
+        found = [{row: problem for row, problem in enumerate(problems) if problem}]
+    unreadable: dict[int, str] = broadcast_object_list(found)[0]
+    if not unreadable:
+        return dataset
+    named = "; ".join(f"row {row}: {problem}" for row, problem in list(unreadable.items())[:_SHOWN])
+    more = f"; and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
+    message = f"{len(unreadable)} of {len(dataset)} samples of the split {split!r} cannot be read: {named}{more}."
+    if not data.skip_unreadable:
+        raise ValueError(f"{message} --skip_unreadable leaves them out.")
+    if len(unreadable) == len(dataset):
+        raise ValueError(f"{message} None is left.")
+    logger.warning(f"{message} They are left out.")
+    return dataset.select([row for row in range(len(dataset)) if row not in unreadable])
+
+
+def _readable_stream(
+    dataset: IterableDataset, transform: Callable[[dict[str, Any]], dict[str, Any]], split: str, data: DataArguments
+) -> IterableDataset:
+    unreadable = 0
+
+    def of_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        nonlocal unreadable
+        rows = []
+        for row in _rows(batch):
+            try:
+                rows.append(transform(row))
+            except UnreadableError as error:
+                unreadable += 1
+                message = f"sample {unreadable} of the split {split!r} that cannot be read: {error}."
+                if not data.skip_unreadable:
+                    raise ValueError(f"{message} --skip_unreadable leaves such samples out.") from error
+                logger.warning(f"{message} It is left out.")
+        return _columns(rows)
+
+    return dataset.map(of_batch, batched=True, batch_size=_STREAMED, remove_columns=columns_of(dataset))
+
+
+def _rows(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}

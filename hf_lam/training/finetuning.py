@@ -1,0 +1,301 @@
+"""The course of a fine-tuning run: output folder, training, evaluation, model card."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from ..modeling.injection_hf_lam import injected_encoders
+from .arguments import DataArguments, ModelArguments, parse_arguments
+from .data import AnyDataset, Labels, find_labels, load_splits
+from .metrics import classification_metrics
+from .models import finished, load_config, load_teacher, mechanism_callbacks, prepare_for_training
+from .trainer import HfLamTrainer, HfLamTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+# What a run leaves behind that was stopped before its first checkpoint.
+_LEFTOVERS = ("runs",)
+
+# Of every mechanism's log: this many samples are enough to see the spread of the masks.
+_LOGGED_SAMPLES = 8
+
+
+@contextmanager
+def before_training() -> Iterator[None]:
+    """End the process with status 2 and the message of a `ValueError`: the data or the options cannot work.
+
+    Around everything that comes before the first step; an error during training keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run is about.
+
+    arguments: which model, and what is done to it.
+    data: which data.
+    training: as for `Trainer`.
+    splits: `train`, `validation` and `test`, those that the run needs, as they were loaded.
+    labels: the classes.
+    checkpoint: what training goes on from; None from the start.
+    """
+
+    arguments: Any
+    data: Any
+    training: HfLamTrainingArguments
+    splits: dict[str, AnyDataset]
+    labels: Labels
+    checkpoint: str | None
+
+
+def open_task(
+    model_class: type[ModelArguments],
+    data_class: type[DataArguments],
+    description: str,
+    arguments: list[str] | None = None,
+) -> Task:
+    """Read the command line, look into the output folder, load the data and find their classes.
+
+    Args:
+        model_class: `ModelArguments` or a class that adds to them.
+        data_class: `DataArguments` or a class that adds to them.
+        description: for `--help`, its first paragraph.
+        arguments: instead of the command line.
+
+    Raises:
+        ValueError: for what cannot work.
+    """
+    model, data, training = parse_arguments(model_class, data_class, description, arguments)
+    checkpoint = start(training)
+    splits = load_splits(data, model, training)
+    labels = find_labels(splits, data, checkpoint=None if training.do_train else load_config(model))
+    return Task(model, data, training, splits, labels, checkpoint)
+
+
+def start(training: HfLamTrainingArguments) -> str | None:
+    """Set up logging and the seed, and look into the output folder.
+
+    Returns:
+        The checkpoint to go on from, the last whole one in the folder unless `--resume_from_checkpoint` names it.
+
+    Raises:
+        ValueError: if the folder holds something else than checkpoints, or the checkpoint that was named is none.
+    """
+    logging.set_verbosity(training.get_process_log_level())
+    checkpoint = _checkpoint_of(training) if training.do_train else None
+    if checkpoint is not None:
+        logger.warning(f"Going on from {checkpoint}.")
+    set_seed(training.seed)
+    return checkpoint
+
+
+def _checkpoint_of(training: HfLamTrainingArguments) -> str | None:
+    folder, named = Path(str(training.output_dir)), training.resume_from_checkpoint
+    if named is not None and str(named).lower() not in ("true", "false"):
+        if not Path(named, TRAINER_STATE_NAME).is_file():
+            raise ValueError(f"--resume_from_checkpoint {str(named)!r} is no folder with a {TRAINER_STATE_NAME}.")
+        return str(named)
+    if folder.is_file():
+        raise ValueError(f"--output_dir {str(folder)!r} is a file.")
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    last = _last_whole_checkpoint(folder) if found else None
+    if last is not None and str(named).lower() != "false":
+        return last
+    others = [name for name in found if name not in _LEFTOVERS]
+    if last is None:
+        others = [name for name in others if not name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")]
+    if others:
+        raise ValueError(
+            f"--output_dir {str(folder)!r} is not empty, and has no checkpoint to go on from: it holds "
+            f"{', '.join(others[:5])}. Choose another folder, or empty this one."
+            if last is None
+            else f"--output_dir {str(folder)!r} is not empty; choose another folder, or go on from {last}."
+        )
+    if str(named).lower() == "true":
+        raise ValueError(f"--resume_from_checkpoint: there is no checkpoint in {str(folder)!r}.")
+    return None
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that was written to its end: `Trainer` writes its state last."""
+    steps = sorted(
+        (int(path.name.split("-")[1]), path)
+        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.is_dir() and path.name.split("-")[1].isdigit()
+    )
+    for _, path in reversed(steps):
+        try:
+            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            logger.warning(f"{path} was not written to its end and is passed over.")
+        else:
+            return str(path)
+    return None
+
+
+def make_trainer(
+    task: Task,
+    model: PreTrainedModel,
+    auto_class: Any,
+    splits: Mapping[str, AnyDataset],
+    processor: Any,
+    collator: Any,
+) -> HfLamTrainer:
+    """The trainer of a classification run.
+
+    Args:
+        task: what `open_task` gave: freezing, LoRA, annealing and the teacher are done as it says.
+        model: what `load_model` gave.
+        auto_class: of transformers, which a teacher is loaded with.
+        splits: those of the task, ready for the collator.
+        processor: saved beside the model.
+        collator: makes batches.
+
+    Raises:
+        ValueError: if the checkpoint to go on from is of another kind of model, or an option does not fit the model.
+    """
+    arguments, training = task.arguments, task.training
+    # The columns of the splits are what the collator needs, by whatever name.
+    training.remove_unused_columns = False
+    if task.checkpoint is not None:
+        _check_checkpoint(task.checkpoint, model)
+    if (arguments.lora_rank is not None or arguments.harden) and _is_sharded(training):
+        raise ValueError("--lora_rank and --harden change the trained model, which FSDP and DeepSpeed have in parts.")
+    shown = splits.get("train") or splits.get("validation") or splits["test"]
+    samples = collator(list(_first(shown, _LOGGED_SAMPLES))) if injected_encoders(model) else {}
+    callbacks = mechanism_callbacks(model, arguments, {key: x for key, x in samples.items() if key != "labels"})
+    teacher = load_teacher(arguments, auto_class)
+    return HfLamTrainer(
+        model=prepare_for_training(model, arguments) if training.do_train else model,
+        args=training,
+        train_dataset=splits.get("train"),
+        eval_dataset=splits.get("validation"),
+        processing_class=processor,
+        data_collator=collator,
+        compute_metrics=classification_metrics(task.labels.is_multi_label),
+        preprocess_logits_for_metrics=_only_logits,
+        callbacks=callbacks,
+        teacher=teacher,
+    )
+
+
+def _is_sharded(training: HfLamTrainingArguments) -> bool:
+    return bool(training.fsdp) or training.deepspeed is not None
+
+
+def _first(dataset: AnyDataset, number: int) -> Iterator[Any]:
+    yield from (sample for _, sample in zip(range(number), dataset, strict=False))
+
+
+def _only_logits(logits: Any, labels: Any) -> torch.Tensor:
+    return logits[0] if isinstance(logits, tuple) else logits
+
+
+def _check_checkpoint(checkpoint: str, model: PreTrainedModel) -> None:
+    """`Trainer` would load what has the right name and shape, and leave the rest as it is."""
+    path = Path(checkpoint, "config.json")
+    if not path.is_file():
+        return  # of a PEFT model, which has adapters alone
+    found = json.loads(path.read_text(encoding="utf-8"))
+    expected = model.config.to_dict()
+
+    def kind(config: Mapping[str, Any]) -> dict[str, Any]:
+        block = config.get("hf_lam") or {}
+        return {
+            "model_type": config.get("model_type"),
+            "mechanisms": sorted(name for name in block if name != "version"),
+            "classes": [str(name) for name in (config.get("id2label") or {}).values()],
+        }
+
+    for name, value in kind(expected).items():
+        if kind(found)[name] != value:
+            raise ValueError(
+                f"{checkpoint!r} is of another run: its {name} is {kind(found)[name]}, here it is {value}. Choose "
+                "another --output_dir."
+            )
+
+
+def run(trainer: HfLamTrainer, task: Task, splits: Mapping[str, AnyDataset], name: str) -> dict[str, float]:
+    """Train, save, evaluate and predict, as the training arguments say, and write the model card.
+
+    Args:
+        trainer: what `make_trainer` gave.
+        task: what `open_task` gave.
+        splits: those of the trainer.
+        name: of the kind of task on the Hub, such as `"text-classification"`.
+
+    Returns:
+        The metrics of the last evaluation, `{"eval_accuracy": …}`; empty without one.
+    """
+    training: Any = trainer.args
+    metrics: dict[str, float] = {}
+    if training.do_train:
+        result = trainer.train(resume_from_checkpoint=task.checkpoint)
+        trainer.model = trainer.model_wrapped = finished(trainer.model, task.arguments)
+        trainer.save_model()
+        _report(trainer, "train", result.metrics, splits["train"])
+        trainer.save_state()
+    if training.do_eval:
+        metrics = trainer.evaluate()
+        _report(trainer, "eval", metrics, splits["validation"])
+    if training.do_predict:
+        output = trainer.predict(splits["test"], metric_key_prefix="predict")
+        _report(trainer, "predict", output.metrics or {}, splits["test"])
+        if trainer.is_world_process_zero():
+            _write_predictions(Path(training.output_dir, "predictions.csv"), output.predictions, task.labels)
+    if training.do_train:
+        card = _card_options(task.arguments, task.data, name)
+        if training.push_to_hub:
+            trainer.push_to_hub(**card)
+        else:
+            trainer.create_model_card(**card)
+    return metrics
+
+
+def _report(trainer: HfLamTrainer, split: str, metrics: dict[str, float], dataset: AnyDataset) -> None:
+    if hasattr(dataset, "__len__"):
+        metrics[f"{split}_samples"] = len(dataset)
+    trainer.log_metrics(split, metrics)
+    trainer.save_metrics(split, metrics)
+
+
+def _write_predictions(path: Path, logits: Any, labels: Labels) -> None:
+    """One line a sample: its class, or of a multi-label task its classes, those with a logit above 0."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "prediction"])
+        for index, row in enumerate(logits):
+            chosen = (row > 0).nonzero()[0] if labels.is_multi_label else [row.argmax()]
+            writer.writerow([index, " ".join(labels.names[number] for number in chosen)])
+
+
+def _card_options(arguments: ModelArguments, data: DataArguments, task_name: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"tasks": task_name, "tags": ["hf_lam", *arguments.mechanism]}
+    name = arguments.model_name_or_path
+    # A folder on this machine means nothing to those who read the card.
+    if name is not None and not Path(name).exists() and not arguments.from_scratch:
+        options["finetuned_from"] = name
+    if data.dataset_name is not None:
+        options |= {"dataset_tags": data.dataset_name, "dataset": data.dataset_name}
+        if data.dataset_config_name is not None:
+            options["dataset_args"] = data.dataset_config_name
+            options["dataset"] += f" {data.dataset_config_name}"
+    return options

@@ -1,0 +1,158 @@
+"""The model and the processor of a fine-tuning run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, TrainerCallback
+from transformers.utils import logging
+
+from ..conversion import convert
+from ..hardening import encoders_with_mixture, harden
+from ..modeling.injection_hf_lam import _self_attentions, injected_encoders
+from ..parameters import freeze_host, head_parameters
+from .arguments import ModelArguments
+from .callbacks import SttAnnealingCallback, ViewAnnealingCallback
+from .data import Labels
+from .mechanism_logging import MechanismLoggingCallback
+
+logger = logging.get_logger(__name__)
+
+
+def load_config(arguments: ModelArguments, labels: Labels | None = None) -> PreTrainedConfig:
+    """The configuration of the model, told about the classes.
+
+    Raises:
+        ValueError: for an override of an option that the configuration does not have.
+    """
+    config = AutoConfig.from_pretrained(str(arguments.model_name_or_path), **arguments.hub_options())
+    overrides = arguments.overrides()
+    unknown = sorted(set(overrides) - set(config.to_dict()))
+    if unknown:
+        raise ValueError(f"--config_overrides: {type(config).__name__} has no option {', '.join(unknown)}.")
+    config.update({**overrides, **(labels.config_options if labels is not None else {})})
+    return config
+
+
+def load_model(arguments: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of `config`, from its checkpoint or from random weights, with the mechanisms that were asked for.
+
+    Whatever the mechanisms are, a new head starts from the same weights under the same seed.
+
+    Args:
+        arguments: name the checkpoint and the mechanisms.
+        auto_class: of transformers, such as `AutoModelForSequenceClassification`.
+        config: what `load_config` gave.
+    """
+    if arguments.from_scratch:
+        model = auto_class.from_config(config, trust_remote_code=arguments.trust_remote_code)
+    else:
+        model = auto_class.from_pretrained(
+            arguments.model_name_or_path,
+            config=config,
+            ignore_mismatched_sizes=arguments.ignore_mismatched_sizes,
+            **arguments.hub_options(),
+        )
+    mechanisms = arguments.mechanisms()
+    return convert(model, *mechanisms) if mechanisms else model
+
+
+def load_image_processor(arguments: ModelArguments, config: PreTrainedConfig) -> Any:
+    """The image processor of a model for images or videos; with `--config_overrides`, of the sizes given there."""
+    processor = AutoImageProcessor.from_pretrained(
+        arguments.processor_name_or_path or arguments.model_name_or_path, **arguments.hub_options()
+    )
+    overrides = arguments.overrides()
+    if "image_size" in overrides:
+        sides = {"height": config.image_size, "width": config.image_size}
+        crops = getattr(processor, "do_center_crop", False)
+        processor.size = {"shortest_edge": config.image_size} if crops else sides
+        if crops:
+            processor.crop_size = sides
+    if "num_channels" in overrides:
+        for name in ("image_mean", "image_std"):
+            value = getattr(processor, name)
+            setattr(processor, name, [sum(value) / len(value)] * config.num_channels)
+    return processor
+
+
+def prepare_for_training(model: PreTrainedModel, arguments: ModelArguments) -> Any:
+    """Freeze what does not train, and add LoRA, as the arguments say.
+
+    Returns:
+        The model itself, or the `PeftModel` around it.
+    """
+    if arguments.freeze_host:
+        if injected_encoders(model):
+            freeze_host(model, train_head=True)
+        else:
+            model.requires_grad_(False)
+            for parameter in head_parameters(model, [model.base_model]):
+                parameter.requires_grad_(True)
+    return model if arguments.lora_rank is None else _with_lora(model, arguments.lora_rank)
+
+
+def _with_lora(model: Any, rank: int) -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError('--lora_rank needs peft. Run `pip install "hf-lam[peft]"`.') from error
+    attentions = _self_attentions(model.base_model)
+    # A pure STT has no queries; what stands in for them has no weights.
+    targets = [
+        f"{name}.{child}"
+        for name, module in model.named_modules()
+        if module in attentions
+        for child, projection in module.named_modules()
+        if child.rsplit(".", 1)[-1] in ("query", "value", "q_proj", "v_proj") and isinstance(projection, nn.Linear)
+    ]
+    head = [
+        name for name, child in model.named_children() if child is not model.base_model and any(child.parameters())
+    ]
+    kept = [*head, *(name for name in ("hf_lam", "pooler") if any(_parameters_of(model.base_model, name)))]
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, modules_to_save=kept)
+    return peft.get_peft_model(model, config)
+
+
+def _parameters_of(base: Any, name: str) -> Any:
+    child = getattr(base, name, None)
+    return () if child is None else child.parameters()
+
+
+def mechanism_callbacks(model: nn.Module, arguments: ModelArguments, inputs: Any) -> list[TrainerCallback]:
+    """What accompanies the training of the model's mechanisms: annealing where they have it, and the log.
+
+    inputs: a small batch that the masks are looked at with.
+    """
+    encoders = injected_encoders(model)
+    if not encoders:
+        return []
+    end = {} if arguments.annealing_end is None else {"end": arguments.annealing_end}
+    callbacks: list[TrainerCallback] = [MechanismLoggingCallback(inputs)]
+    if any(base._hf_lam_configs.locomt is not None and base._hf_lam_configs.locomt.annealing for base in encoders):
+        callbacks.append(ViewAnnealingCallback(**end))
+    if encoders_with_mixture(model) and not any(base._hf_lam_configs.stt.train_mixing for base in encoders):
+        callbacks.append(SttAnnealingCallback(**end))
+    if end and len(callbacks) == 1:
+        raise ValueError(
+            "--annealing_end: nothing of this model is annealed. Views are with '{\"annealing\": true}', synthetic "
+            'maps with \'{"variant": "mixture"}\'.'
+        )
+    return callbacks
+
+
+def finished(model: Any, arguments: ModelArguments) -> PreTrainedModel:
+    """The trained model as it is saved: adapters merged, and an annealed mixture hardened, if that was asked for."""
+    if arguments.lora_rank is not None:
+        model = model.merge_and_unload()
+    return harden(model) if arguments.harden else model
+
+
+def load_teacher(arguments: ModelArguments, auto_class: Any) -> PreTrainedModel | None:
+    """The model that `--teacher_model` names; None if it names none."""
+    if arguments.teacher_model is None:
+        return None
+    # The revision is that of the model.
+    options = {key: value for key, value in arguments.hub_options().items() if key != "revision"}
+    return auto_class.from_pretrained(arguments.teacher_model, **options)
