@@ -102,4 +102,7 @@ def encoders_with_mixture(model: nn.Module) -> list[Any]:
 def mixing_of(base: Any) -> torch.Tensor:
     """`λ` of every layer and head of an encoder with a mixture, `(layers, H)`, between 0 and 1."""
     container: Any = mechanisms_of(base)
-    return torch.stack([synthesizer.mixing.detach().clamp(0, 1).float().cpu() for synthesizer in container.stt])
+    mixings = [synthesizer.mixing.detach() for synthesizer in container.stt]
+    # A DTensor has a part in every process (FSDP2).
+    whole = [mixing.full_tensor() if hasattr(mixing, "full_tensor") else mixing for mixing in mixings]
+    return torch.stack([mixing.clamp(0, 1).float().cpu() for mixing in whole])

@@ -537,6 +537,10 @@ def test_resized_embeddings_keep_the_mechanism() -> None:
     assert torch.equal(first_output(model, inputs), expected)
 
 
+# The pooler is trained for a task, like the classifier above it.
+HEAD = {"classifier.weight", "classifier.bias", "bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+
+
 @pytest.mark.parametrize("train_head", [False, True])
 def test_freeze_host(train_head: bool) -> None:
     model = inject(make_model(BertForSequenceClassification, "bert"), LamConfig())
@@ -544,7 +548,7 @@ def test_freeze_host(train_head: bool) -> None:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     masks = {name for name in trained if name.startswith("bert.hf_lam.")}
     assert len(masks) == len(mechanism_parameters(model)) == 12
-    assert trained - masks == ({"classifier.weight", "classifier.bias"} if train_head else set())
+    assert trained - masks == (HEAD if train_head else set())
 
 
 def test_freeze_host_with_views_alone_trains_the_head_or_nothing() -> None:
@@ -554,7 +558,7 @@ def test_freeze_host_with_views_alone_trains_the_head_or_nothing() -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
     freeze_host(model, train_head=True)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trained == {"classifier.weight", "classifier.bias"}
+    assert trained == HEAD
     with_bottleneck = inject(make_host("vit"), LocomtConfig(views="self", bottleneck_tokens=2))
     freeze_host(with_bottleneck)
     assert [n for n, p in with_bottleneck.named_parameters() if p.requires_grad] == ["hf_lam.locomt.bottleneck"]

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from .callbacks import SttAnnealingCallback, ViewAnnealingCallback, penalty_at
+from .callbacks import ReportingCallback, SttAnnealingCallback, ViewAnnealingCallback, penalty_at
 from .collators import FusionCollator
+from .mechanism_logging import MechanismLoggingCallback
+from .metrics import F1, Accuracy, MeanAveragePrecision, classification_metrics
+from .trainer import HfLamTrainer, HfLamTrainingArguments
 
-__all__ = ["FusionCollator", "SttAnnealingCallback", "ViewAnnealingCallback", "penalty_at"]
+__all__ = [
+    "F1",
+    "Accuracy",
+    "FusionCollator",
+    "HfLamTrainer",
+    "HfLamTrainingArguments",
+    "MeanAveragePrecision",
+    "MechanismLoggingCallback",
+    "ReportingCallback",
+    "SttAnnealingCallback",
+    "ViewAnnealingCallback",
+    "classification_metrics",
+    "penalty_at",
+]

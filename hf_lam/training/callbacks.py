@@ -35,7 +35,34 @@ def penalty_at(progress: float, start: float = 0.0, end: float = 0.8, max_penalt
     return annealed(progress, start, end, max_penalty)
 
 
-class _AnnealingCallback(TrainerCallback, ABC):
+class ReportingCallback(TrainerCallback, ABC):
+    """Adds entries of its own to the training's logs.
+
+    They go to `state.log_history` and to the callbacks that come after this one. `Trainer` puts those of `report_to`
+    before all others; `HfLamTrainer` lets a `ReportingCallback` run before them, so that its entries are reported too.
+    """
+
+    @abstractmethod
+    def entries(self, state: TrainerState, logs: dict[str, Any], **kwargs: Any) -> dict[str, float]:
+        """What to add to `logs`; `kwargs` are those of `on_log`, such as `model`."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or not state.max_steps:  # an evaluation before any training
+            return
+        added = self.entries(state, logs, **kwargs)
+        # `Trainer` writes its history before it calls back.
+        for entry in (logs, *state.log_history[-1:]):
+            entry.update(added)
+
+
+class _AnnealingCallback(ReportingCallback):
     """Move a model from its original attention to a mechanism between two fractions of the training.
 
     Everything follows from `state.global_step` alone, so a resumed run goes on where it was.
@@ -72,19 +99,8 @@ class _AnnealingCallback(TrainerCallback, ABC):
         # between see what belongs to their step.
         self.follow(kwargs["model"], state)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs is None or not state.max_steps:  # an evaluation before any training
-            return
-        # `Trainer` writes its history before it calls back.
-        for entry in (logs, *state.log_history[-1:]):
-            entry[self.log_name] = self.logged(state)
+    def entries(self, state: TrainerState, logs: dict[str, Any], **kwargs: Any) -> dict[str, float]:
+        return {self.log_name: self.logged(state)}
 
     def _progress(self, state: TrainerState) -> float:
         return state.global_step / state.max_steps
@@ -113,7 +129,7 @@ class ViewAnnealingCallback(_AnnealingCallback):
     loads with `from_pretrained`. With PEFT, load the final adapter on a base model with `annealing=False`, or merge.
 
     `attention_view_penalty` is added to the logs, in `state.log_history` and for the callbacks that come after this
-    one (those of `report_to` come before).
+    one; with `HfLamTrainer` also to `report_to`, whose callbacks come before otherwise.
 
     Args:
         start: fraction of all steps until which the model stays as it is.
@@ -181,8 +197,8 @@ class SttAnnealingCallback(_AnnealingCallback):
     `λ = 0` the synthesizers get no gradient, so with a `start` beyond 0 they begin to learn there;
     `hf_lam.fit_synthesizers` starts them from the model's own attention before training.
 
-    `attention_mixing` is added to the logs, in `state.log_history` and for the callbacks that come after this one
-    (those of `report_to` come before).
+    `attention_mixing` is added to the logs, in `state.log_history` and for the callbacks that come after this one;
+    with `HfLamTrainer` also to `report_to`, whose callbacks come before otherwise.
 
     Args:
         start: fraction of all steps until which the model stays as it is.

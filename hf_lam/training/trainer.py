@@ -1,0 +1,351 @@
+"""A `Trainer` that knows about mechanisms: their learning rate, a teacher, what a step costs."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax, logsigmoid
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import unwrap_peft_model
+from transformers.utils import logging
+
+from ..flops import cost, example_inputs
+from ..modeling.injection_hf_lam import injected_encoders, mechanisms_of
+from .callbacks import ReportingCallback
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class HfLamTrainingArguments(TrainingArguments):
+    """transformers' `TrainingArguments`, and what [`HfLamTrainer`] takes besides.
+
+    Args:
+        mechanism_learning_rate: of the parameters that hf_lam added; `learning_rate` unless given. It follows the same
+            schedule.
+        distillation_weight: the share of the teacher's term in the loss, in [0, 1].
+        distillation_temperature: what the logits of both are divided by in that term.
+
+    Raises:
+        ValueError: for a number out of its range.
+    """
+
+    mechanism_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the parameters that hf_lam added; --learning_rate unless given."},
+    )
+    distillation_weight: float = field(
+        default=0.5, metadata={"help": "Share of the teacher's term in the loss, between 0 and 1."}
+    )
+    distillation_temperature: float = field(
+        default=2.0, metadata={"help": "What the logits of model and teacher are divided by in the teacher's term."}
+    )
+
+    def __post_init__(self) -> None:
+        rate = self.mechanism_learning_rate
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(
+                f"mechanism_learning_rate must be positive and finite, got {rate}; leave it out to train the "
+                "mechanisms with learning_rate."
+            )
+        if not 0 <= self.distillation_weight <= 1:
+            raise ValueError(
+                "distillation_weight is the share of the teacher's term in the loss, between 0 and 1, got "
+                f"{self.distillation_weight}."
+            )
+        if not 0 < self.distillation_temperature < math.inf:
+            raise ValueError(
+                f"distillation_temperature must be positive and finite, got {self.distillation_temperature}."
+            )
+        super().__post_init__()
+
+
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, is_multi_label: bool = False
+) -> Tensor:
+    """How far a model's probabilities are from its teacher's, with both softened by a temperature.
+
+    `T² · KL(softmax(teacher / T) ‖ softmax(student / T))`, the mean over the batch (Hinton, Vinyals & Dean,
+    "Distilling the Knowledge in a Neural Network", arXiv 1503.02531). `T²` keeps the gradients at the size of those
+    of the task.
+
+    Args:
+        student_logits: `(B, C)`, any floating dtype; computed in fp32.
+        teacher_logits: `(B, C)`.
+        temperature: `T`.
+        is_multi_label: every class is a decision of its own, with `sigmoid(logits / T)`; the mean is over the classes
+            too.
+
+    Returns:
+        A number in fp32, 0 where the logits are equal.
+
+    Raises:
+        ValueError: if the logits are not of one shape `(B, C)`.
+    """
+    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            "distillation compares logits of one shape (batch, labels), got "
+            f"{tuple(student_logits.shape)} from the model and {tuple(teacher_logits.shape)} from the teacher."
+        )
+    student, teacher = student_logits.float() / temperature, teacher_logits.float() / temperature
+    if is_multi_label:
+        student, teacher = (torch.stack([logsigmoid(x), logsigmoid(-x)], dim=-1) for x in (student, teacher))
+        student, teacher = student.flatten(0, 1), teacher.flatten(0, 1)
+    else:
+        student, teacher = log_softmax(student, dim=-1), log_softmax(teacher, dim=-1)
+    return temperature**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+class HfLamTrainer(Trainer):
+    """transformers' `Trainer` for models with mechanisms; others are trained exactly as by `Trainer`.
+
+    - `mechanism_learning_rate` puts the parameters that hf_lam added into parameter groups of their own, with the key
+      `is_mechanism` and the other options of the groups that they come from.
+    - With a `teacher`, the training loss is `(1 − w) · task + w · distillation_loss(…)`; the loss in evaluations stays
+      that of the task. `w` and the temperature are `distillation_weight` and `distillation_temperature`.
+    - `state.total_flos` is three times what `hf_lam.cost` counts in a forward pass (the backward pass takes two),
+      without the teacher's. `Trainer`'s own number takes every pixel for a token, and does not see what views save.
+      One sample stands for its batch. Where parameters are sharded (FSDP, DeepSpeed), a sample of the size that the
+      model is configured for is counted before training, and scaled with the size of the inputs.
+    - Callbacks of hf_lam that add to the logs come before those that write them (TensorBoard, …).
+
+    Args:
+        *args: what `Trainer` takes; `args` may be plain `TrainingArguments`, which have the defaults of
+            [`HfLamTrainingArguments`].
+        teacher: a classification model with the same labels. It is put into evaluation mode and on the device of the
+            training, its parameters get no gradients, and it is neither saved nor wrapped. It gets the inputs that its
+            `forward` names, without the labels.
+        **kwargs: likewise.
+
+    Raises:
+        TypeError: if the teacher is not a transformers model.
+        ValueError: if the teacher shares parameters with the model (one that `hf_lam.convert` was given does), or has
+            other labels; for a `mechanism_learning_rate` without mechanisms that train, or with an optimizer whose
+            groups are not made here.
+    """
+
+    def __init__(self, *args: Any, teacher: PreTrainedModel | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._move_reporting_callbacks()
+        # By the shapes of a sample: what a forward pass of it takes, None where that cannot be counted.
+        self._flops: dict[Any, float | None] = {}
+        self._check_mechanism_learning_rate()
+        self.teacher = teacher
+        if teacher is not None:
+            _check_teacher(unwrap_peft_model(self.model), teacher)
+            teacher.eval().requires_grad_(False)
+            if getattr(teacher, "hf_device_map", None) is None:
+                self._move_model_to_device(teacher, self.args.device)
+            # Both terms are then means over a batch, which `training_step` divides by the accumulation steps.
+            self.model_accepts_loss_kwargs = False
+
+    def _option(self, name: str) -> Any:
+        return getattr(self.args, name, getattr(HfLamTrainingArguments, name))
+
+    # --- the learning rate of the mechanisms -------------------------------------------------------------------------
+
+    def _check_mechanism_learning_rate(self) -> None:
+        if self._option("mechanism_learning_rate") is None:
+            return
+        if self.optimizer is not None:
+            raise ValueError(
+                "mechanism_learning_rate cannot change an optimizer that was given with optimizers=; give its groups "
+                "their learning rates, or let the trainer make it."
+            )
+        if not _trained_mechanisms(self.model):
+            raise ValueError(
+                f"mechanism_learning_rate was given, but {type(self.model).__name__} has no parameters of mechanisms "
+                "that train: attention views have none, others may be frozen, and PEFT needs "
+                "modules_to_save=['hf_lam']. Leave the option out."
+            )
+        if self.is_deepspeed_enabled:
+            config = self.accelerator.state.deepspeed_plugin.hf_ds_config.config
+            own = sorted({"optimizer", "scheduler"} & config.keys())
+            if own:
+                raise ValueError(
+                    f"mechanism_learning_rate has no effect with the {' and '.join(own)} of a DeepSpeed "
+                    "configuration; leave them out of it, so that the trainer makes them."
+                )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """`Trainer.create_optimizer`, and groups of their own for the mechanisms if they have a learning rate."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        rate = self._option("mechanism_learning_rate")
+        if rate is None or not is_new:
+            return optimizer
+        trained = {id(parameter) for parameter in _trained_mechanisms(self.model if model is None else model)}
+        of_mechanisms = []
+        for group in optimizer.param_groups:
+            own = [parameter for parameter in group["params"] if id(parameter) in trained]
+            if own:
+                of_mechanisms.append({**group, "params": own, "lr": rate, "is_mechanism": True})
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in trained]
+        if not of_mechanisms:
+            raise ValueError(
+                f"mechanism_learning_rate has no effect with {type(optimizer).__name__}, whose parameter groups do "
+                "not hold the parameters of the mechanisms. Use another optim, with FSDP fsdp_use_orig_params, or "
+                "leave the option out."
+            )
+        # The host's come first: `Trainer` logs the learning rate of the first group.
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]] + of_mechanisms
+        return optimizer
+
+    # --- the teacher -------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """`Trainer.compute_loss`, and in training the teacher's share of it."""
+        if self.teacher is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        for_teacher = self._inputs_of(self.teacher, inputs)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        with torch.no_grad(), self.accelerator.autocast():
+            teacher_logits = self.teacher(**for_teacher).logits
+        # Known after the first loss at the latest, where a model tells it from its labels.
+        is_multi_label = unwrap_peft_model(self.model).config.problem_type == "multi_label_classification"
+        term = distillation_loss(
+            outputs.logits, teacher_logits, self._option("distillation_temperature"), is_multi_label
+        )
+        if self.compute_loss_func is not None:
+            # Its loss is one share of the accumulated batch already, and `training_step` divides no more.
+            term = term / self.current_gradient_accumulation_steps
+        weight = self._option("distillation_weight")
+        loss = (1 - weight) * loss + weight * term
+        return (loss, outputs) if return_outputs else loss
+
+    def _inputs_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What of a batch `model` takes, without labels."""
+        known = inspect.signature(type(model).forward).parameters
+        return {
+            name: value
+            for name, value in inputs.items()
+            if name in known and name not in ("labels", "return_loss", *self.label_names)
+        }
+
+    # --- what a step costs -------------------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer.train`."""
+        if self._is_sharded and not self._flops:
+            found = [self._count()]
+            if dist.is_initialized():
+                # The first process has the parameters, the others may not.
+                dist.broadcast_object_list(found)
+            self._flops[None] = found[0]
+        return super().train(*args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """FLOPs of a training step on a batch, three times those of a forward pass (see the class)."""
+        flops = self._count_sharded(inputs) if self._is_sharded else self._count_batch(inputs)
+        return super().floating_point_ops(inputs) if flops is None else int(3 * flops)
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether a forward pass of one process waits for the others."""
+        return bool(
+            self.is_fsdp_enabled
+            or self.is_fsdp_xla_enabled
+            or self.is_deepspeed_enabled
+            or getattr(self, "is_distributed_loading_by_transformers", False)
+        )
+
+    def _count_batch(self, inputs: Mapping[str, Any]) -> float | None:
+        model = unwrap_peft_model(self.model)
+        tensors = {
+            name: value
+            for name, value in self._inputs_of(model, inputs).items()
+            if isinstance(value, Tensor) and value.ndim
+        }
+        if not tensors:
+            return None
+        # Views that were annealed cost less from one step to the next.
+        mechanisms = [repr(base._hf_lam_configs) for base in injected_encoders(model)]
+        key = (*mechanisms, *((name, value.shape[1:]) for name, value in tensors.items()))
+        if key not in self._flops:
+            self._flops[key] = self._count({name: value[:1] for name, value in tensors.items()})
+        flops = self._flops[key]
+        return None if flops is None else flops * len(next(iter(tensors.values())))
+
+    def _count_sharded(self, inputs: Mapping[str, Any]) -> float | None:
+        flops = self._flops.get(None)
+        values = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+        return None if flops is None or values is None else flops * values.numel()
+
+    def _count(self, inputs: Mapping[str, Any] | None = None) -> float | None:
+        """FLOPs of a forward pass; without inputs, those of an example for every element of the main input."""
+        model = unwrap_peft_model(self.model)
+        try:
+            if inputs is not None:
+                return cost(model, inputs).flops
+            example = example_inputs(model)
+            return cost(model, example).flops / example[model.main_input_name].numel()
+        except Exception as error:  # whatever it is: a number in the logs is no reason to end a training
+            logger.warning_once(f"total_flos is Trainer's own estimate, hf_lam.cost cannot count this model: {error}")
+            return None
+
+    # --- the order of the callbacks ----------------------------------------------------------------------------------
+
+    def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
+        """`Trainer.add_callback`; one that adds to the logs comes before those that write them."""
+        super().add_callback(callback)
+        self._move_reporting_callbacks()
+
+    def _move_reporting_callbacks(self) -> None:
+        self.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, ReportingCallback))
+
+
+def _trained_mechanisms(model: Any) -> list[nn.Parameter]:
+    return [
+        parameter
+        for base in injected_encoders(model)
+        for parameter in mechanisms_of(base).parameters()
+        if parameter.requires_grad
+    ]
+
+
+def _check_teacher(student: Any, teacher: Any) -> None:
+    if not isinstance(teacher, PreTrainedModel):
+        raise TypeError(
+            f"the teacher must be a transformers model (a PreTrainedModel), got {type(teacher).__name__}; of a PEFT "
+            "model, give what merge_and_unload() returns."
+        )
+    # 0 is the address of what has no memory yet.
+    addresses = [{parameter.data_ptr() for parameter in model.parameters()} - {0} for model in (student, teacher)]
+    if addresses[0] & addresses[1]:
+        raise ValueError(
+            "the teacher shares parameters with the model, so it would change with it. hf_lam.convert does that with "
+            "a loaded model: load the teacher once more, or give convert a copy.deepcopy of it."
+        )
+    ours: Any = student.config
+    theirs: Any = teacher.config
+    if ours.num_labels != theirs.num_labels:
+        raise ValueError(
+            f"the teacher has {theirs.num_labels} labels and the model {ours.num_labels}; they must be the same."
+        )
+    is_multi_label = ours.problem_type == "multi_label_classification"
+    if ours.problem_type == "regression" or (ours.num_labels == 1 and not is_multi_label):
+        raise ValueError(
+            f"a teacher is for classification, the model has {ours.num_labels} label and problem_type="
+            f"{ours.problem_type!r}, which is regression."
+        )
+    for index in range(ours.num_labels):
+        # The names that a configuration has if it was given none say nothing.
+        names = [(config.id2label or {}).get(index, f"LABEL_{index}") for config in (ours, theirs)]
+        if f"LABEL_{index}" not in names and names[0].lower() != names[1].lower():
+            raise ValueError(
+                f"label {index} is {names[1]!r} for the teacher and {names[0]!r} for the model; they must have the "
+                "same labels in the same order. Set id2label and label2id of the one whose names are wrong."
+            )

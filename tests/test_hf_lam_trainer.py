@@ -1,0 +1,658 @@
+"""HfLamTrainer: the learning rate of the mechanisms, a teacher, FLOPs, and the order of the callbacks."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from fusion_models import make_fusion, make_fusion_inputs
+from hosts import make_inputs, make_model, mechanisms, set_mixing
+from lam_models import assert_same_weights, changed_names, make_lam, make_samples, stacked, weights_of
+from processes import run_process
+from torch.nn.functional import binary_cross_entropy, cross_entropy, softmax
+from transformers import (
+    BertForSequenceClassification,
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTForImageClassification,
+)
+
+import hf_lam
+from hf_lam import LamConfig, LocomtConfig, SttConfig, cost, mechanism_parameters
+from hf_lam.training import SttAnnealingCallback, ViewAnnealingCallback
+from hf_lam.training.trainer import HfLamTrainer, HfLamTrainingArguments, distillation_loss
+
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+SGD = {"optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "learning_rate": 0.1}
+
+
+def make_arguments(folder: Path, arguments_class: type = HfLamTrainingArguments, **arguments: Any) -> Any:
+    options = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "seed": 3,
+    }
+    return arguments_class(**{**options, **arguments})
+
+
+def trainer_of(model: Any, folder: Path, samples: Any = None, more: Any = None, **arguments: Any) -> HfLamTrainer:
+    """A short run on the CPU; `arguments` go to `HfLamTrainingArguments`, `more` to `HfLamTrainer`."""
+    host = "vit" if "ViT" in type(model).__name__ else "bert"
+    return HfLamTrainer(
+        model=model,
+        args=make_arguments(folder, **arguments),
+        train_dataset=samples or make_samples(model, host, 16),
+        **(more or {}),
+    )
+
+
+def make_bert(seed: int = 0, lam: Any = None, **config: Any) -> Any:
+    return make_lam(BertForSequenceClassification, "bert", lam, seed=seed, **{"num_labels": 3, **config})
+
+
+def make_teacher(host: str = "bert", **config: Any) -> Any:
+    """With sharp probabilities, so that it matters."""
+    stock_class = BertForSequenceClassification if host == "bert" else ViTForImageClassification
+    return make_model(stock_class, host, seed=7, **{"num_labels": 3, "initializer_range": 0.5, **config})
+
+
+def slow(case: str) -> Any:
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
+class OnTrainBegin(TrainerCallback):
+    def __init__(self, look: Callable[[Any], Any]) -> None:
+        self.look = look
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen = self.look(kwargs)
+
+
+# --- the arguments ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("mechanism_learning_rate", 0.0, "must be positive and finite, got 0.0; leave it out"),
+        ("mechanism_learning_rate", math.inf, "mechanism_learning_rate must be positive and finite, got inf"),
+        ("distillation_weight", 1.5, "distillation_weight is the share .* between 0 and 1, got 1.5"),
+        ("distillation_weight", math.nan, "distillation_weight is the share .* got nan"),
+        ("distillation_temperature", 0.0, "distillation_temperature must be positive and finite, got 0.0"),
+        ("distillation_temperature", math.inf, "distillation_temperature must be positive and finite, got inf"),
+    ],
+)
+def test_numbers_out_of_range(option: str, value: float, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_arguments(tmp_path, **{option: value})
+
+
+def test_arguments_from_a_command_line_and_back(tmp_path: Path) -> None:
+    command = ["--output_dir", str(tmp_path), "--use_cpu", "--mechanism_learning_rate", "1e-3"]
+    (arguments,) = HfArgumentParser(HfLamTrainingArguments).parse_args_into_dataclasses(
+        [*command, "--distillation_weight", "0.25"]
+    )
+    expected = (1e-3, 0.25, 2.0)
+    assert expected == (
+        arguments.mechanism_learning_rate,
+        arguments.distillation_weight,
+        arguments.distillation_temperature,
+    )
+    stored = json.loads(arguments.to_json_string())
+    again = HfLamTrainingArguments(**{name: stored[name] for name in ("output_dir", "mechanism_learning_rate")})
+    assert again.mechanism_learning_rate == 1e-3
+    assert HfLamTrainingArguments(output_dir=str(tmp_path)).mechanism_learning_rate is None
+    replaced = dataclasses.replace(arguments, distillation_temperature=3.0)
+    assert (replaced.mechanism_learning_rate, replaced.distillation_temperature) == (1e-3, 3.0)
+    assert arguments.to_dict()["distillation_weight"] == 0.25
+
+
+def test_a_plain_model_is_trained_as_by_trainer(tmp_path: Path) -> None:
+    def run(trainer_class: type) -> tuple[Any, Any, dict[str, torch.Tensor]]:
+        model = make_model(BertForSequenceClassification, "bert", **DROPOUT)
+        samples = make_samples(model, "bert", 16)
+        trainer = trainer_class(
+            model=model,
+            args=make_arguments(
+                tmp_path, TrainingArguments, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=1
+            ),
+            train_dataset=samples,
+            eval_dataset=samples,
+        )
+        trainer.train()
+        measured = ("runtime", "per_second", "total_flos")
+        history = [
+            {key: value for key, value in entry.items() if not key.endswith(measured)}
+            for entry in trainer.state.log_history
+        ]
+        return history, torch.get_rng_state(), weights_of(model)
+
+    history, random_state, weights = run(HfLamTrainer)
+    expected, expected_state, expected_weights = run(Trainer)
+    assert history == expected
+    assert len(history) == 5
+    assert torch.equal(random_state, expected_state)
+    assert_same_weights(weights, expected_weights)
+
+
+# --- the learning rate of the mechanisms -----------------------------------------------------------------------------
+
+
+def test_mechanisms_have_groups_of_their_own(tmp_path: Path) -> None:
+    model = make_bert()
+    trainer = trainer_of(model, tmp_path, mechanism_learning_rate=1e-2, weight_decay=0.1)
+    trainer.create_optimizer()
+    groups = trainer.create_optimizer().param_groups  # a second time changes nothing
+    of_mechanisms = {id(parameter) for parameter in mechanism_parameters(model)}
+    assert [(group.get("is_mechanism", False), group["lr"], group["weight_decay"]) for group in groups] == [
+        (False, 1e-3, 0.1),
+        (False, 1e-3, 0.0),
+        (True, 1e-2, 0.1),
+        (True, 1e-2, 0.0),
+    ]
+    found = [{id(parameter) for parameter in group["params"]} for group in groups]
+    assert found[2] | found[3] == of_mechanisms
+    assert found[0] | found[1] == {id(parameter) for parameter in model.parameters()} - of_mechanisms
+    assert sum(map(len, found)) == len(list(model.parameters()))
+    decayed = trainer.get_decay_parameter_names(model)
+    assert found[0] | found[2] == {id(parameter) for name, parameter in model.named_parameters() if name in decayed}
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", slow("sgd"), slow("adafactor")])
+def test_the_schedule_scales_both_rates(optim: str, tmp_path: Path) -> None:
+    model = hf_lam.freeze_host(make_bert(), train_head=True)
+    before = weights_of(model)
+    trainer = trainer_of(model, tmp_path, optim=optim, mechanism_learning_rate=1e-2, max_steps=4)
+    trainer.train()
+    assert trainer.lr_scheduler.base_lrs == [1e-3, 1e-3, 1e-2, 1e-2]
+    logged = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    assert changed_names(before, weights_of(model)) == {
+        name for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+
+
+def test_each_parameter_follows_its_rate(tmp_path: Path) -> None:
+    def change(**arguments: Any) -> tuple[dict[str, torch.Tensor], set[str]]:
+        model = make_bert()
+        before = weights_of(model)
+        trainer_of(model, tmp_path, **{**SGD, "max_steps": 1, **arguments}).train()
+        return {name: tensor - before[name] for name, tensor in weights_of(model).items()}, set(before)
+
+    plain, names = change()
+    fast, _ = change(mechanism_learning_rate=0.3)
+    for name in names:
+        factor = 3.0 if ".hf_lam." in name else 1.0
+        torch.testing.assert_close(fast[name], factor * plain[name], rtol=1e-3, atol=1e-7)
+    assert any(plain[name].abs().max() > 1e-4 for name in names if ".hf_lam." in name)
+
+
+def test_groups_that_became_empty_are_dropped(tmp_path: Path) -> None:
+    model = hf_lam.freeze_host(make_bert())
+    trainer = trainer_of(model, tmp_path, mechanism_learning_rate=1e-2)
+    assert [group["is_mechanism"] for group in trainer.create_optimizer().param_groups] == [True, True]
+
+
+def test_mechanisms_that_peft_copied(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=4, target_modules=["query"], modules_to_save=["hf_lam", "classifier"])
+    model = peft.get_peft_model(make_bert(), config)
+    before = weights_of(model)
+    trainer = trainer_of(model, tmp_path, make_samples(make_bert(), "bert", 8), mechanism_learning_rate=1e-2)
+    trainer.train()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(parameter)]
+        for group in trainer.optimizer.param_groups
+        if group.get("is_mechanism")
+        for parameter in group["params"]
+    }
+    assert found == {name for name in names.values() if "hf_lam.modules_to_save.default" in name} != set()
+    assert found <= changed_names(before, weights_of(model))
+    sample = {name: value[None] for name, value in make_inputs("bert", batch=1).items()}
+    assert trainer.state.total_flos == 3 * 8 * cost(model.get_base_model(), {k: v[0] for k, v in sample.items()}).flops
+
+
+def test_resumed_with_groups_equals_uninterrupted(tmp_path: Path) -> None:
+    options = {"mechanism_learning_rate": 1e-2, "weight_decay": 0.1, "max_steps": 4, "save_strategy": "steps"}
+    uninterrupted = make_bert(**DROPOUT)
+    trainer_of(uninterrupted, tmp_path, save_steps=2, **options).train()
+    resumed = make_bert(seed=1, **DROPOUT)
+    trainer = trainer_of(resumed, tmp_path, save_steps=2, **options)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert trainer.state.global_step == 4
+    assert [group.get("is_mechanism", False) for group in trainer.optimizer.param_groups] == [False] * 2 + [True] * 2
+    assert_same_weights(weights_of(resumed), weights_of(uninterrupted))
+
+
+@pytest.mark.parametrize("case", ["stock", "views", "frozen"])
+def test_a_rate_without_mechanisms_that_train(case: str, tmp_path: Path) -> None:
+    model = make_bert(lam=mechanisms("half", "bert")) if case == "views" else make_bert()
+    if case == "stock":
+        model = make_model(BertForSequenceClassification, "bert")
+    elif case == "frozen":
+        for parameter in mechanism_parameters(model):
+            parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"mechanism_learning_rate was given, but .* no parameters of mechanisms"):
+        trainer_of(model, tmp_path, mechanism_learning_rate=1e-2)
+
+
+def test_a_rate_with_an_optimizer_of_the_user(tmp_path: Path) -> None:
+    model = make_bert()
+    more = {"optimizers": (torch.optim.SGD(model.parameters(), lr=0.1), None)}
+    with pytest.raises(ValueError, match="mechanism_learning_rate cannot change an optimizer that was given"):
+        trainer_of(model, tmp_path, more=more, mechanism_learning_rate=1e-2)
+    trainer_of(model, tmp_path, more=more).train()
+
+
+# --- the teacher -----------------------------------------------------------------------------------------------------
+
+
+def test_distillation_loss_is_hintons() -> None:
+    student, teacher = torch.randn(5, 3, requires_grad=True), 3 * torch.randn(5, 3)
+    p, q = softmax(teacher / 2, -1), softmax(student / 2, -1)
+    expected = 4 * (p * (p.log() - q.log())).sum(-1).mean()
+    loss = distillation_loss(student, teacher, 2.0)
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, student)
+    torch.testing.assert_close(gradient, 2 * (q - p).detach() / 5)
+    assert distillation_loss(teacher.bfloat16(), teacher.bfloat16(), 2.0).item() == 0.0
+    assert distillation_loss(teacher.bfloat16(), student.bfloat16(), 2.0).dtype == torch.float32
+
+
+def test_distillation_loss_of_several_labels() -> None:
+    student, teacher = torch.randn(5, 3), 3 * torch.randn(5, 3)
+    p, q = (teacher / 2).sigmoid(), (student / 2).sigmoid()
+    expected = 4 * (binary_cross_entropy(q, p) - binary_cross_entropy(p, p))
+    torch.testing.assert_close(distillation_loss(student, teacher, 2.0, is_multi_label=True), expected)
+    assert distillation_loss(teacher, teacher, 2.0, is_multi_label=True).item() == 0.0
+    large = distillation_loss(torch.tensor([[-500.0]]), torch.tensor([[500.0]]), 1.0, is_multi_label=True)
+    assert large.item() == 500.0
+
+
+def test_distillation_loss_of_other_shapes() -> None:
+    with pytest.raises(ValueError, match=r"got \(2, 3\) from the model and \(2, 4\) from the teacher"):
+        distillation_loss(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"got \(2, 5, 3\) from the model"):
+        distillation_loss(torch.zeros(2, 5, 3), torch.zeros(2, 5, 3))
+
+
+@pytest.mark.parametrize("case", ["classes", "smoothed", "several_labels", "own_loss"])
+def test_the_loss_with_a_teacher(case: str, tmp_path: Path) -> None:
+    model, teacher = make_bert(), make_teacher()
+    samples = make_samples(model, "bert", 4)
+    if case == "several_labels":
+        for sample in samples:
+            sample["labels"] = torch.randint(0, 2, (3,)).float()
+    batch = stacked(samples)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits, teacher_logits = model(**inputs).logits, teacher(**inputs).logits
+    more: dict[str, Any] = {"teacher": teacher, "eval_dataset": samples}
+    if case == "several_labels":
+        task = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch["labels"])
+    elif case == "own_loss":
+        more["compute_loss_func"] = lambda outputs, labels, num_items_in_batch=None: (
+            2 * cross_entropy(outputs.logits, labels, reduction="sum") / (num_items_in_batch or len(labels))
+        )
+        task = 2 * cross_entropy(logits, batch["labels"])
+    else:
+        task = cross_entropy(logits, batch["labels"], label_smoothing=0.1 if case == "smoothed" else 0.0)
+    term = distillation_loss(logits, teacher_logits, 3.0, case == "several_labels")
+    assert term.item() > 0.05
+    trainer = trainer_of(
+        model,
+        tmp_path,
+        samples,
+        more,
+        max_steps=1,
+        per_device_eval_batch_size=4,
+        label_smoothing_factor=0.1 if case == "smoothed" else 0.0,
+        distillation_weight=0.3,
+        distillation_temperature=3.0,
+    )
+    evaluated = trainer.evaluate()["eval_loss"]
+    assert evaluated == pytest.approx(task.item(), rel=1e-5)
+    trainer.train()
+    (entry,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+    assert entry["loss"] == pytest.approx((0.7 * task + 0.3 * term).item(), rel=1e-4)
+
+
+def test_outputs_are_returned_with_the_loss(tmp_path: Path) -> None:
+    model = make_bert()
+    trainer = trainer_of(model, tmp_path, more={"teacher": make_teacher()})
+    batch = stacked(make_samples(model, "bert", 4))
+    loss, outputs = trainer.compute_loss(model.train(), dict(batch), return_outputs=True)
+    assert torch.equal(loss, trainer.compute_loss(model, dict(batch)))
+    assert outputs.logits.shape == (4, 3)
+    assert not torch.equal(loss, outputs.loss)
+
+
+def test_the_teacher_is_left_as_it_is(tmp_path: Path) -> None:
+    teacher = make_teacher(**DROPOUT).train()
+    before = weights_of(teacher)
+    model = make_bert()
+    trainer = trainer_of(model, tmp_path, more={"teacher": teacher})
+    trainer.train()
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert_same_weights(weights_of(teacher), before)
+    trained = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert trained == {id(parameter) for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("case", [slow("lam"), "stock", slow("own_loss")])
+def test_eight_with_a_teacher_equal_two_accumulated_of_four(case: str, tmp_path: Path) -> None:
+    def run(**arguments: Any) -> dict[str, torch.Tensor]:
+        model = make_bert() if case != "stock" else make_model(BertForSequenceClassification, "bert", num_labels=3)
+        more: dict[str, Any] = {"teacher": make_teacher()}
+        if case == "own_loss":
+            more["compute_loss_func"] = lambda outputs, labels, num_items_in_batch: (
+                cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+            )
+        trainer = trainer_of(model, tmp_path, make_samples(model, "bert", 16), more, **SGD, **arguments)
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return {**weights_of(model), "losses": torch.tensor(losses)}
+
+    whole = run(per_device_train_batch_size=8)
+    split = run(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    assert_same_weights(split, whole, tolerance=1e-5)
+
+
+def test_a_teacher_of_another_kind_under_autocast(tmp_path: Path) -> None:
+    # It takes no token types, and its own sizes differ.
+    model = make_lam(
+        BertForSequenceClassification, "bert", mechanisms("half", "bert"), num_labels=3, initializer_range=0.1
+    )
+    samples = make_samples(model, "bert", 8)
+    assert "token_type_ids" in samples[0]
+    teacher = make_teacher(hidden_size=16, num_hidden_layers=1)
+
+    class WithoutTypes(BertForSequenceClassification):
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return super().forward(input_ids, attention_mask)
+
+    teacher.__class__ = WithoutTypes
+    trainer = trainer_of(
+        model, tmp_path, samples, {"teacher": teacher}, bf16=True, distillation_weight=1.0, max_steps=20
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_a_teacher_that_shares_parameters(tmp_path: Path) -> None:
+    stock = make_teacher()
+    model = hf_lam.convert(stock, LamConfig())
+    for teacher in (stock, model):
+        with pytest.raises(ValueError, match="shares parameters with the model"):
+            trainer_of(model, tmp_path, more={"teacher": teacher})
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    trainer_of(hf_lam.convert(copy.deepcopy(stock), LamConfig()), tmp_path, more={"teacher": stock})
+
+
+def test_teachers_with_other_labels(tmp_path: Path) -> None:
+    def refused(message: str, teacher: Any, **config: Any) -> None:
+        with pytest.raises(ValueError, match=message):
+            trainer_of(make_bert(**config), tmp_path, more={"teacher": teacher})
+
+    def named(*names: str) -> dict[str, Any]:
+        return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+    refused("teacher has 4 labels and the model 3", make_teacher(num_labels=4))
+    cats = named("cat", "dog", "cow")
+    refused(
+        "label 1 is 'dog' for the teacher and 'cow' for the model", make_teacher(**cats), **named("cat", "cow", "dog")
+    )
+    refused("1 label and problem_type=None, which is regression", make_teacher(num_labels=1), num_labels=1)
+    refused("problem_type='regression'", make_teacher(), problem_type="regression")
+    for names in (named("Cat", "DOG", "cow"), named("LABEL_0", "LABEL_1", "LABEL_2")):
+        trainer_of(make_bert(**names), tmp_path, more={"teacher": make_teacher(**cats)})
+    with pytest.raises(TypeError, match=r"must be a transformers model .* got Linear"):
+        trainer_of(make_bert(), tmp_path, more={"teacher": torch.nn.Linear(2, 3)})
+
+
+def test_saved_without_the_teacher_and_best_model(tmp_path: Path) -> None:
+    model = make_bert()
+    scores = iter([0.9, 0.1])
+    trainer = trainer_of(
+        model,
+        tmp_path,
+        more={
+            "teacher": make_teacher(),
+            "eval_dataset": make_samples(model, "bert", 4),
+            "compute_metrics": lambda _: {"score": next(scores)},
+        },
+        mechanism_learning_rate=1e-2,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+    )
+    trainer.train()
+    assert trainer.state.best_global_step == 1
+    trainer.save_model()
+    trainer.create_model_card(model_name="tiny")
+    assert "tiny" in (tmp_path / "README.md").read_text()
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        loaded = type(model).from_pretrained(folder)
+        assert_same_weights(weights_of(loaded), weights_of(model))
+
+
+# --- what training costs ---------------------------------------------------------------------------------------------
+
+
+def total_flos(trainer: HfLamTrainer) -> float:
+    trainer.train()
+    return trainer.state.total_flos
+
+
+def test_total_flos_of_images(tmp_path: Path) -> None:
+    flops = {}
+    for name, lam in {"lam": LamConfig(), "views": mechanisms("half", "vit")}.items():
+        model = make_lam(ViTForImageClassification, "vit", lam, num_labels=3)
+        flops[name] = total_flos(trainer_of(model, tmp_path, max_steps=3))
+        assert flops[name] == 3 * cost(model, make_inputs("vit", batch=1)).flops * 12
+    stock = make_model(ViTForImageClassification, "vit")
+    flops["stock"] = total_flos(trainer_of(stock, tmp_path, max_steps=3))
+    assert flops["views"] < flops["stock"] < flops["lam"]
+
+
+def test_total_flos_of_texts_of_any_length(tmp_path: Path) -> None:
+    model = make_bert()
+    lengths = [5, 9, 5, 7]
+    batches = [{"input_ids": torch.randint(2, 99, (2, length)), "labels": torch.tensor([0, 2])} for length in lengths]
+    trainer = trainer_of(
+        model, tmp_path, batches, {"data_collator": lambda samples: samples[0]}, per_device_train_batch_size=1,
+        max_steps=4,
+    )  # fmt: skip
+    expected = sum(cost(model, {"input_ids": batch["input_ids"]}).flops for batch in batches)
+    assert total_flos(trainer) == 3 * expected
+    assert len(trainer._flops) == 3
+
+
+def test_total_flos_of_a_fusion_model(tmp_path: Path) -> None:
+    model = make_fusion(("text", "image"), hf_lam="half")
+    inputs = make_fusion_inputs(("text", "image"), batch=4)
+    inputs |= {"has_image": torch.tensor([False, True, True, True]), "labels": torch.tensor([0, 1, 2, 0])}
+    samples = [{name: value[i] for name, value in inputs.items()} for i in range(4)]
+    trainer = trainer_of(model, tmp_path, samples)
+    inputs.pop("labels")
+    assert total_flos(trainer) == 3 * 2 * cost(model, inputs).flops
+
+
+def test_counting_disturbs_nothing(tmp_path: Path) -> None:
+    model = make_bert(**DROPOUT).train()
+    model.bert.embeddings.eval()
+    trainer = trainer_of(model, tmp_path)
+    batch = stacked(make_samples(model, "bert", 4))
+    model(**batch).loss.backward()
+    modes = [module.training for module in model.modules()]
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    random_state = torch.get_rng_state()
+    assert trainer.floating_point_ops(batch) == 12 * cost(model, make_inputs("bert", batch=1)).flops
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [module.training for module in model.modules()] == modes
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+
+
+def test_views_count_once_they_are_reached(tmp_path: Path) -> None:
+    model = make_lam(ViTForImageClassification, "vit", LocomtConfig(views="half", annealing=True), num_labels=3)
+    before = cost(model).flops
+    trainer = trainer_of(model, tmp_path, more={"callbacks": [ViewAnnealingCallback(end=0.5)]}, max_steps=4)
+    total = total_flos(trainer)
+    after = cost(model).flops
+    assert after < before
+    assert total == 3 * 4 * (2 * before + 2 * after)
+
+
+def test_what_cannot_be_counted_is_left_to_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fails(*args: Any) -> None:
+        calls.append(args)
+        raise ValueError("unknown attention")
+
+    monkeypatch.setattr("hf_lam.training.trainer.cost", fails)
+    model = make_bert()
+    trainer = trainer_of(model, tmp_path, per_device_train_batch_size=8)
+    expected = 6 * 2 * 8 * 11 * model.num_parameters(exclude_embeddings=True)
+    assert total_flos(trainer) == expected
+    assert len(calls) == 1
+
+
+def test_sharded_parameters_are_counted_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_bert()
+    trainer = trainer_of(model, tmp_path)
+    per_token = cost(model).flops / 40
+    monkeypatch.setattr(HfLamTrainer, "_is_sharded", True)
+    look = OnTrainBegin(lambda _: dict(trainer._flops))
+    trainer.add_callback(look)
+    assert total_flos(trainer) == 2 * int(3 * per_token * 4 * 11)
+    assert look.seen == trainer._flops == {None: per_token}
+
+
+# --- two processes ---------------------------------------------------------------------------------------------------
+
+
+def let_accelerate_shard_on_the_cpu() -> None:
+    """accelerate passes over FSDP where processes are on the CPU, without a word; gloo can do it."""
+    original = AcceleratorState.__init__
+
+    def init(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.fsdp_plugin = fsdp_plugin
+        # Also where what was made before is looked up again.
+        if "fsdp_plugin" in self.__dict__:
+            self.distributed_type = DistributedType.FSDP
+
+    AcceleratorState.__init__ = init
+
+
+def train_in_parts(folder: Path, mode: str = "") -> None:
+    """Four steps without a break, saved in `whole`, and the last two once more from a checkpoint, in `resumed`."""
+    processes = 2 if mode else 1
+    arguments: dict[str, Any] = {}
+    if mode == "fsdp":
+        let_accelerate_shard_on_the_cpu()
+        config = {"version": 2, "transformer_layer_cls_to_wrap": "BertLayer", "state_dict_type": "FULL_STATE_DICT"}
+        arguments = {"fsdp": True, "fsdp_config": config}
+    for name in ("whole", "resumed"):
+        model = make_bert(seed=1 if name == "resumed" else 0)
+        trainer = trainer_of(
+            model,
+            folder / "run",
+            more={"teacher": make_teacher()},
+            max_steps=4,
+            per_device_train_batch_size=8 // processes,
+            mechanism_learning_rate=1e-2,
+            weight_decay=0.1,
+            # What is next to no gradient must not become a step of full size, which would be rounding.
+            adam_epsilon=1e-3,
+            save_strategy="steps",
+            save_steps=2,
+            **arguments,
+        )
+        trainer.train(resume_from_checkpoint=str(folder / "run" / "checkpoint-2") if name == "resumed" else None)
+        rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
+        assert rates == [1e-3, 1e-3, 1e-2, 1e-2]
+        expected = 3 * 32 * cost(make_bert(), make_inputs("bert", batch=1)).flops
+        assert trainer.is_fsdp_enabled == (mode == "fsdp")
+        if mode == "fsdp":
+            expected = 3 * 32 * 11 / 40 * cost(make_bert()).flops
+        assert trainer.state.total_flos == pytest.approx(expected, rel=1e-6)
+        trainer.save_model(str(folder / name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_two_processes_train_and_resume_as_one(mode: str, tmp_path: Path) -> None:
+    train_in_parts(tmp_path / "one")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run_process([*launcher, __file__, str(tmp_path / "two"), mode])
+    one, two = (
+        {name: weights_of(type(make_bert()).from_pretrained(tmp_path / run / name)) for name in ("whole", "resumed")}
+        for run in ("one", "two")
+    )
+    assert_same_weights(one["resumed"], one["whole"])
+    assert_same_weights(two["resumed"], two["whole"], tolerance=1e-6)
+    assert_same_weights(two["whole"], one["whole"], tolerance=1e-5)
+    assert changed_names(weights_of(make_bert()), one["whole"]) == set(one["whole"])
+
+
+# --- the order of the callbacks --------------------------------------------------------------------------------------
+
+
+class Reporter(TrainerCallback):
+    """Sees the logs as TensorBoard does, which `Trainer` puts before what the user gives."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, Any]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.logs.append(dict(logs))
+
+
+@pytest.mark.parametrize("added_later", [False, True])
+def test_reporters_see_what_our_callbacks_add(added_later: bool, tmp_path: Path) -> None:
+    model = make_bert(lam=(SttConfig(),))
+    set_mixing(model, 0.0)
+    reporter, annealing = Reporter(), SttAnnealingCallback(end=0.5)
+    more = {"callbacks": [reporter] if added_later else [reporter, annealing]}
+    trainer = trainer_of(model, tmp_path, more=more, max_steps=4)
+    if added_later:
+        trainer.add_callback(annealing)
+    others = [type(callback) for callback in trainer.callback_handler.callbacks[1:]]
+    assert trainer.callback_handler.callbacks[0] is annealing
+    plain = Trainer(model, make_arguments(tmp_path), callbacks=[reporter]).callback_handler.callbacks
+    assert others == [type(callback) for callback in plain]
+    trainer.train()
+    assert [logs["attention_mixing"] for logs in reporter.logs if "loss" in logs] == [0.5, 1.0, 1.0, 1.0]
+
+
+if __name__ == "__main__":
+    train_in_parts(Path(sys.argv[1]), sys.argv[2])
