@@ -14,8 +14,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from fusion_models import make_fusion, make_fusion_inputs
 from hosts import make_inputs, make_model, mechanisms, set_mixing
 from lam_models import assert_same_weights, changed_names, make_lam, make_samples, stacked, weights_of
@@ -558,27 +556,11 @@ def test_sharded_parameters_are_counted_before_training(tmp_path: Path, monkeypa
 # --- two processes ---------------------------------------------------------------------------------------------------
 
 
-def let_accelerate_shard_on_the_cpu() -> None:
-    """accelerate passes over FSDP where processes are on the CPU, without a word; gloo can do it."""
-    original = AcceleratorState.__init__
-
-    def init(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
-        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        if fsdp_plugin is not None:
-            self.fsdp_plugin = fsdp_plugin
-        # Also where what was made before is looked up again.
-        if "fsdp_plugin" in self.__dict__:
-            self.distributed_type = DistributedType.FSDP
-
-    AcceleratorState.__init__ = init
-
-
 def train_in_parts(folder: Path, mode: str = "") -> None:
     """Four steps without a break, saved in `whole`, and the last two once more from a checkpoint, in `resumed`."""
     processes = 2 if mode else 1
     arguments: dict[str, Any] = {}
     if mode == "fsdp":
-        let_accelerate_shard_on_the_cpu()
         config = {"version": 2, "transformer_layer_cls_to_wrap": "BertLayer", "state_dict_type": "FULL_STATE_DICT"}
         arguments = {"fsdp": True, "fsdp_config": config}
     for name in ("whole", "resumed"):

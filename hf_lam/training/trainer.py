@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, logsigmoid
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
@@ -148,6 +150,22 @@ class HfLamTrainer(Trainer):
 
     def _option(self, name: str) -> Any:
         return getattr(self.args, name, getattr(HfLamTrainingArguments, name))
+
+    # --- shards on the CPU -------------------------------------------------------------------------------------------
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """`Trainer`'s, and FSDP on the CPU too, where accelerate would go on with DDP without a word."""
+        super().create_accelerator_and_postprocess()
+        is_wanted = self.args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")
+        state = self.accelerator.state
+        if is_wanted and state.distributed_type == DistributedType.MULTI_CPU:
+            plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
+            if state.mixed_precision != "no":
+                plugin.set_mixed_precision(state.mixed_precision)
+            state.fsdp_plugin, state.distributed_type = plugin, DistributedType.FSDP
+            # Every state that is looked up later starts from this.
+            PartialState().distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
 
     # --- the learning rate of the mechanisms -------------------------------------------------------------------------
 
