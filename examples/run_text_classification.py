@@ -59,7 +59,7 @@ def find_text_columns(dataset: Any, arguments: TextArguments) -> list[str]:
     strings = [
         name
         for name, feature in (dataset.features or {}).items()
-        if feature == Value("string") and name != arguments.label_column_name
+        if feature in (Value("string"), Value("large_string")) and name != arguments.label_column_name
     ]
     if len(strings) != 1:
         raise ValueError(f"say with --text_column_names which column is the text; the data have {', '.join(columns)}.")

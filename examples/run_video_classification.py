@@ -13,7 +13,7 @@ from datasets import Video
 from transformers import AutoModelForVideoClassification, DefaultDataCollator
 
 from hf_lam.training.arguments import DataArguments, ModelArguments
-from hf_lam.training.data import columns_of, find_column, prepare_media, root_of
+from hf_lam.training.data import columns_of, find_column, prepare_media
 from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
 from hf_lam.training.media import read_video
 from hf_lam.training.models import load_config, load_image_processor, load_model
@@ -39,9 +39,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         config = load_config(task.arguments, task.labels)
         model = load_model(task.arguments, AutoModelForVideoClassification, config)
         processor = load_image_processor(task.arguments, config)
-        root = root_of(task.data)
 
-        def read(row: dict[str, Any]) -> Any:
+        def read(row: dict[str, Any], root: str | None) -> Any:
             return read_video(row[column], config.num_frames, row[shape] if shape else None, root, config.num_channels)
 
         def encode(frames: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser
 
 from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, MechanismConfig, SttConfig
@@ -112,12 +113,12 @@ class ModelArguments:
 
     def check_source(self) -> None:
         """Raises a `ValueError` if it is not said which model."""
-        if self.model_name_or_path is None:
+        if not self.model_name_or_path:
             raise ValueError("give --model_name_or_path: a Hub id or a folder.")
 
     def mechanisms(self) -> list[MechanismConfig]:
         """The mechanisms' configurations, in the order they were named."""
-        options = _json_object("--mechanism_config", self.mechanism_config)
+        options = json_object("--mechanism_config", self.mechanism_config)
         if not set(options) <= {"version", *MECHANISM_CONFIGS}:
             if len(self.mechanism) != 1:
                 raise ValueError(
@@ -133,7 +134,7 @@ class ModelArguments:
 
     def overrides(self) -> dict[str, Any]:
         """What `--config_overrides` says."""
-        return _json_object("--config_overrides", self.config_overrides)
+        return json_object("--config_overrides", self.config_overrides)
 
     def is_mixture(self) -> bool:
         """Whether a mixture of attention and synthetic maps was asked for, whose λ no gradient trains."""
@@ -209,11 +210,19 @@ class DataArguments:
                 raise ValueError(f"there is no file {path!r}.")
             if Path(path).suffix[1:] not in FILE_BUILDERS:
                 raise ValueError(f"{path!r} must end in one of {', '.join(FILE_BUILDERS)}.")
-        if len({FILE_BUILDERS[Path(path).suffix[1:]] for path in filter(None, files)}) > 1:
+        # A jsonl file is read as a json file; a tsv file has another separator than a csv file.
+        suffixes = {Path(path).suffix[1:] for path in filter(None, files)}
+        if len({FILE_BUILDERS[suffix] for suffix in suffixes}) > 1 or suffixes == {"csv", "tsv"}:
             raise ValueError(f"all files must be of one kind, got {', '.join(filter(None, files))}.")
         if self.data_dir is not None and not Path(self.data_dir).is_dir():
             raise ValueError(f"--data_dir {self.data_dir!r} is not a folder.")
-        for name in ("max_train_samples", "max_eval_samples", "max_predict_samples", "shuffle_buffer_size"):
+        for name in (
+            "max_train_samples",
+            "max_eval_samples",
+            "max_predict_samples",
+            "shuffle_buffer_size",
+            "preprocessing_num_workers",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}.")
@@ -233,10 +242,8 @@ def parse_arguments(
     parser = HfArgumentParser(kinds, description=description.split("\n\n")[0])
     given = sys.argv[1:] if arguments is None else arguments
     if len(given) == 1 and given[0].endswith((".json", ".yaml", ".yml")):
-        read = parser.parse_json_file if given[0].endswith(".json") else parser.parse_yaml_file
-        model, data, training = read(given[0])
-    else:
-        model, data, training = parser.parse_args_into_dataclasses(given)
+        given = _command_line(given[0])
+    model, data, training = parser.parse_args_into_dataclasses(given, look_for_args_file=False)
     _check_together(model, data, training)
     return model, data, training
 
@@ -262,18 +269,39 @@ def _check_together(model: ModelArguments, data: DataArguments, training: HfLamT
         raise ValueError("--teacher_model is for training; give --do_train.")
 
 
-def _json_object(option: str, value: str | None) -> dict[str, Any]:
+def _command_line(path: str) -> list[str]:
+    """What a file of options would be on the command line, so that both are checked and converted alike."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        options = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"the options in {path!r} cannot be read: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{path!r} must hold an object with the options by name, got {type(options).__name__}.")
+    line: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, list) and value:
+            line += [f"--{name}", *map(str, value)]
+        elif value is not None and not isinstance(value, list):
+            line.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return line
+
+
+def json_object(option: str, value: str | None) -> dict[str, Any]:
     """What a JSON text or a JSON file holds; `{}` for `None`."""
     if value is None:
         return {}
     text = value.strip()
     if not text.startswith("{"):
-        if not Path(text).is_file():
-            raise ValueError(f"{option} must be a JSON object such as '{{\"rank\": 8}}' or a file, got {value!r}.")
-        text = Path(text).read_text(encoding="utf-8")
+        try:
+            text = Path(text).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{option} must be a JSON object such as '{{\"rank\": 8}}' or a file with one, got {value[:200]!r}."
+            ) from error
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{option} is not valid JSON ({error}): {text[:200]!r}.") from error
     if not isinstance(found, dict):
         raise ValueError(f"{option} must hold a JSON object, got {found!r}.")

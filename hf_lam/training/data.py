@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from accelerate import PartialState
+import torch
+from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import (
     Audio,
@@ -17,11 +20,14 @@ from datasets import (
     Features,
     Image,
     IterableDataset,
+    LargeList,
     List,
     Value,
     Video,
     load_dataset,
 )
+from datasets.exceptions import DatasetsError
+from datasets.fingerprint import generate_fingerprint
 from transformers import PreTrainedConfig, TrainingArguments
 from transformers.utils import logging
 
@@ -32,6 +38,7 @@ logger = logging.get_logger(__name__)
 
 AnyDataset: TypeAlias = "Dataset | IterableDataset"
 _MEDIA = (Image, Video, Audio)
+_LISTS = (List, LargeList)
 
 # How many offending rows or files a message names.
 _SHOWN = 5
@@ -46,26 +53,14 @@ def load_splits(data: DataArguments, model: ModelArguments, training: TrainingAr
     Raises:
         ValueError: if a split is missing, naming those there are, or empty.
     """
-    options: dict[str, Any] = {"streaming": data.streaming, "cache_dir": model.cache_dir}
     names = {"train": data.train_split_name, "validation": data.validation_split_name, "test": data.test_split_name}
-    with training.main_process_first(desc="loading the data"):
-        if data.dataset_name is not None:
-            found = load_dataset(
-                data.dataset_name,
-                data.dataset_config_name,
-                revision=data.dataset_revision,
-                token=model.token,
-                **options,
-            )
-        elif data.data_dir is not None:
-            found = load_dataset(data.data_dir, **options)
-        else:
-            files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
-            files = {names[split]: str(path) for split, path in files.items() if path is not None}
-            first = Path(next(iter(files.values())))
-            if first.suffix == ".tsv":
-                options["sep"] = "\t"
-            found = load_dataset(FILE_BUILDERS[first.suffix[1:]], data_files=files, **options)
+    try:
+        with training.main_process_first(desc="loading the data"):
+            found = _load(data, model, names)
+    except (DatasetsError, OSError, ValueError, StopIteration) as error:
+        # `datasets` says that something went wrong, and why in the cause; of an empty json file, nothing.
+        reason = str(error.__cause__ or error) or "there are no samples"
+        raise ValueError(f"the data cannot be loaded: {reason}") from error
     wanted = {"train": training.do_train, "validation": training.do_eval, "test": training.do_predict}
     splits = {split: found[names[split]] for split, is_wanted in wanted.items() if is_wanted and names[split] in found}
     if training.do_eval and "validation" not in splits:
@@ -78,6 +73,24 @@ def load_splits(data: DataArguments, model: ModelArguments, training: TrainingAr
             f"with --{option}_split_name."
         )
     return {split: _without_decoding(dataset, split) for split, dataset in splits.items()}
+
+
+def _load(data: DataArguments, model: ModelArguments, names: Mapping[str, str]) -> Any:
+    """All splits of the source that the arguments name."""
+    options: dict[str, Any] = {"streaming": data.streaming, "cache_dir": model.cache_dir}
+    if data.dataset_name is not None:
+        return load_dataset(
+            data.dataset_name, data.dataset_config_name, revision=data.dataset_revision, token=model.token, **options
+        )
+    if data.data_dir is not None:
+        # As a name, "csv" or "imagefolder" is a builder and no folder.
+        return load_dataset(os.path.abspath(data.data_dir), **options)
+    given = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
+    files = {names[split]: path for split, path in given.items() if path is not None}
+    suffix = Path(next(iter(files.values()))).suffix[1:]
+    if suffix == "tsv":
+        options["sep"] = "\t"
+    return load_dataset(FILE_BUILDERS[suffix], data_files=files, **options)
 
 
 def _validation_part(
@@ -99,14 +112,23 @@ def _without_decoding(dataset: AnyDataset, split: str) -> AnyDataset:
     if isinstance(dataset, Dataset) and len(dataset) == 0:
         raise ValueError(f"the split {split!r} has no samples.")
     for name, feature in (dataset.features or {}).items():
-        if isinstance(feature, _MEDIA):
-            dataset = dataset.cast_column(name, type(feature)(decode=False))
+        entry = feature.feature if isinstance(feature, _LISTS) else feature
+        if isinstance(entry, _MEDIA):
+            undecoded = type(entry)(decode=False)
+            dataset = dataset.cast_column(name, type(feature)(undecoded) if isinstance(feature, _LISTS) else undecoded)
     return dataset
 
 
 def columns_of(dataset: AnyDataset) -> list[str]:
     """The names of the columns, of a stream those of its first row."""
-    return list(dataset.column_names or next(iter(dataset)))
+    return list(dataset.column_names or _first_row(dataset))
+
+
+def _first_row(dataset: AnyDataset) -> dict[str, Any]:
+    row = next(iter(dataset), None)
+    if row is None:
+        raise ValueError("the data have no samples.")
+    return row
 
 
 def check_column(dataset: AnyDataset, column: str, option: str) -> None:
@@ -151,7 +173,7 @@ def limited(splits: Mapping[str, AnyDataset], data: DataArguments, seed: int) ->
         number = numbers[split]
         if isinstance(dataset, IterableDataset):
             dataset = dataset if number is None else dataset.take(number)
-            kept[split] = dataset.shuffle(seed, data.shuffle_buffer_size) if split == "train" else dataset
+            kept[split] = dataset.shuffle(seed, buffer_size=data.shuffle_buffer_size) if split == "train" else dataset
         elif number is not None and number < len(dataset):
             kept[split] = dataset.shuffle(seed).select(range(number))
         else:
@@ -159,9 +181,11 @@ def limited(splits: Mapping[str, AnyDataset], data: DataArguments, seed: int) ->
     return kept
 
 
-def root_of(data: DataArguments) -> str | None:
-    """The folder that relative paths inside of a data file start from; the file's own."""
-    file = data.train_file or data.validation_file or data.test_file
+def _root_of(data: DataArguments, split: str) -> str | None:
+    """The folder that relative paths in a data file start from: its own. None for data that are in no file."""
+    # Validation data may be a part of the training data.
+    files = {"train": data.train_file, "validation": data.validation_file or data.train_file, "test": data.test_file}
+    file = files[split]
     return None if file is None else os.path.dirname(os.path.abspath(file))
 
 
@@ -195,16 +219,25 @@ class Labels:
         Raises:
             ValueError: saying what is wrong with `value`.
         """
+        found = [self.index(entry) for entry in self.entries(value)]
         if not self.is_multi_label:
-            return self._index(value)
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{value!r} is no list of classes")
-        present = {self._index(entry) for entry in value}
+            return found[0]
+        present = set(found)
         return [float(index in present) for index in range(len(self.names))]
 
-    def _index(self, value: Any) -> int:
-        if value is None:
-            raise ValueError("there is no label")
+    def entries(self, value: Any) -> Sequence[Any]:
+        """The classes in a label, which is one class itself unless the task is multi-label."""
+        if not self.is_multi_label:
+            return (value,)
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{value!r} is no list of classes")
+        return value
+
+    def index(self, value: Any) -> int:
+        """The number of one class, which is given by name or number."""
+        # NaN is what pandas makes of an empty field, and -1 what the Hub has in place of labels that are kept secret.
+        if value is None or value != value or value == -1:
+            raise ValueError(f"there is no label (it is {value})")
         if isinstance(value, str):
             if value not in self.names:
                 raise ValueError(f"{value!r} is none of the {len(self.names)} classes {_some(self.names)}")
@@ -219,7 +252,7 @@ class Labels:
 
 
 def _some(names: Iterable[str]) -> str:
-    shown = [repr(name) for name in names]
+    shown = [repr(name) for name in islice(names, _SHOWN + 1)]
     return ", ".join(shown[:_SHOWN]) + (", …" if len(shown) > _SHOWN else "")
 
 
@@ -245,12 +278,20 @@ def find_labels(
         check_column(dataset, column, "label_column_name")
     first = next(iter(splits.values()))
     feature = (first.features or {}).get(column)
-    is_list = isinstance(feature, List) or (feature is None and isinstance(next(iter(first))[column], list))
-    entry = feature.feature if isinstance(feature, List) else feature
+    is_list = isinstance(feature, _LISTS) or (feature is None and isinstance(_first_row(first)[column], list))
+    entry = feature.feature if isinstance(feature, _LISTS) else feature
+    if not isinstance(entry, (Value, ClassLabel, type(None))):
+        raise ValueError(f"the column {column!r} must hold labels or lists of labels, it holds {feature}.")
     if data.class_names is not None:
         names = data.class_names
         if len(set(names)) < len(names):
             raise ValueError(f"--class_names has a class twice: {' '.join(names)}.")
+        if isinstance(entry, ClassLabel) and names != entry.names and sorted(names) == sorted(entry.names):
+            raise ValueError(f"--class_names has the classes of {column!r} in another order: {_some(entry.names)}.")
+        if checkpoint is not None and len(names) != len(checkpoint.id2label or ()):
+            raise ValueError(
+                f"--class_names has {len(names)} classes, the evaluated model {len(checkpoint.id2label or ())}."
+            )
     elif checkpoint is not None:
         classes: Any = checkpoint.id2label
         names = [classes[index] for index in range(len(classes))]
@@ -266,27 +307,37 @@ def find_labels(
             f"the column {column!r} of a stream does not say which classes there are; give them with --class_names."
         )
     else:
-        names = _occurring(first[column], is_list, column)
+        names = _occurring(_values(first, column), is_list, column)
     labels = Labels(tuple(map(str, names)), is_list)
     if len(labels.names) < 2 and not is_list:
         raise ValueError(f"the column {column!r} has one class only, {_some(labels.names)}; nothing can be learnt.")
     for split, dataset in splits.items():
         if isinstance(dataset, Dataset):
-            _check_labels(dataset[column], labels, split)
+            _check_labels(_values(dataset, column), labels, split)
     return labels
 
 
+def _values(dataset: Dataset, column: str) -> list[Any]:
+    # As a whole: row by row, a million of them take minutes.
+    return dataset[column][:]
+
+
 def _occurring(values: Iterable[Any], is_list: bool, column: str) -> list[str]:
-    found = {entry for value in values for entry in (value or () if is_list else (value,)) if entry is not None}
+    found: set[Any] = set()
+    for value in values:
+        found.update(value or () if is_list else (value,))
+    # What is missing or negative is named with its row later.
+    found = {value for value in found if value is not None and value == value}
     if found and all(isinstance(value, str) for value in found):
         return sorted(found)
-    wrong = [value for value in found if isinstance(value, str) or value != int(value)]
-    if wrong or not found:
+    if not found or not all(isinstance(value, (int, float)) and float(value).is_integer() for value in found):
         raise ValueError(
             f"the column {column!r} must hold names or whole numbers, all of one kind (regression is not covered); it "
-            f"holds {_some(map(str, list(found)))}."
+            f"holds {_some(map(str, found)) or 'nothing'}."
         )
-    numbers = sorted(map(int, found))
+    numbers = sorted(int(value) for value in found if value >= 0)
+    if not numbers:
+        raise ValueError(f"the column {column!r} has no labels, only {_some(map(str, found))}.")
     if numbers != list(range(len(numbers))):
         raise ValueError(
             f"the labels in {column!r} must be whole numbers from 0 without a gap; there are {len(numbers)} different "
@@ -297,15 +348,21 @@ def _occurring(values: Iterable[Any], is_list: bool, column: str) -> list[str]:
 
 
 def _check_labels(values: Iterable[Any], labels: Labels, split: str) -> None:
-    wrong = []
+    valid: set[Any] = set()
+    wrong, shown = 0, []
     for row, value in enumerate(values):
         try:
-            labels.encode(value)
+            for entry in labels.entries(value):
+                if entry not in valid:
+                    labels.index(entry)
+                    valid.add(entry)
         except ValueError as error:
-            wrong.append(f"row {row}: {error}")
+            wrong += 1
+            if wrong <= _SHOWN:
+                shown.append(f"row {row}: {error}")
     if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise ValueError(f"{len(wrong)} labels of the split {split!r} are wrong: {'; '.join(wrong[:_SHOWN])}{more}.")
+        more = f"; and {wrong - _SHOWN} more" if wrong > _SHOWN else ""
+        raise ValueError(f"{wrong} labels of the split {split!r} are wrong: {'; '.join(shown)}{more}.")
 
 
 # --- Images, videos and audio ----------------------------------------------------------------------------------------
@@ -313,7 +370,7 @@ def _check_labels(values: Iterable[Any], labels: Labels, split: str) -> None:
 
 def prepare_media(
     splits: Mapping[str, AnyDataset],
-    read: Callable[[dict[str, Any]], Any],
+    read: Callable[..., Any],
     encode: Callable[[Any], dict[str, Any]],
     labels: Labels,
     data: DataArguments,
@@ -326,7 +383,8 @@ def prepare_media(
 
     Args:
         splits: what `load_splits` gave.
-        read: takes images, videos or audio out of a row, and raises an `UnreadableError` if they are damaged.
+        read: `read(row, root)` takes images, videos or audio out of a row, and raises an `UnreadableError` if they are
+            damaged. `root` is the folder that relative paths start from, that of the split's file.
         encode: makes inputs of the model from what `read` returned.
         labels: the classes.
         data: says how many samples, and with `skip_unreadable` to go on without what cannot be read.
@@ -336,21 +394,38 @@ def prepare_media(
         ValueError: naming and counting what cannot be read, unless it is left out.
     """
 
-    def transform(row: dict[str, Any]) -> dict[str, Any]:
-        return {**encode(read(row)), "labels": labels.encode(row[data.label_column_name])}
+    def transform(row: dict[str, Any], root: str | None) -> dict[str, Any]:
+        return {**encode(read(row, root)), "labels": labels.encode(row[data.label_column_name])}
 
     prepared: dict[str, AnyDataset] = {}
     for split, dataset in limited(splits, data, seed).items():
+        root = _root_of(data, split)
         if isinstance(dataset, Dataset):
-            prepared[split] = _readable(dataset, read, split, data).with_transform(
-                lambda batch: _columns([transform(row) for row in _rows(batch)])
-            )
+            kept = _readable(dataset, partial(read, root=root), split, data)
+            prepared[split] = _Transformed(kept, partial(transform, root=root))
         else:
-            prepared[split] = _readable_stream(dataset, transform, split, data)
+            prepared[split] = _readable_stream(dataset, partial(transform, root=root), split, data)
     return prepared
 
 
-def _readable(dataset: Dataset, read: Callable[[dict[str, Any]], Any], split: str, data: DataArguments) -> Dataset:
+class _Transformed(torch.utils.data.Dataset):
+    """Rows that are made ready when they are needed.
+
+    Unlike `Dataset.with_transform`, which pickles the transform for a fingerprint that nobody needs, for seconds.
+    """
+
+    def __init__(self, dataset: Dataset, transform: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.transform(self.dataset[index])
+
+
+def _readable(dataset: Dataset, read: Callable[..., Any], split: str, data: DataArguments) -> Dataset:
     """The samples that can be read. The main process looks, and tells the others."""
 
     def problem_of(row: dict[str, Any]) -> dict[str, str | None]:
@@ -369,6 +444,8 @@ def _readable(dataset: Dataset, read: Callable[[dict[str, Any]], Any], split: st
             # Files may have changed since an earlier run, which no fingerprint of the data set tells.
             load_from_cache_file=False,
             keep_in_memory=True,
+            # Otherwise `read` is pickled for one, which takes long.
+            new_fingerprint=generate_fingerprint(dataset),
             features=Features({"problem": Value("string")}),
             desc=f"Reading the {split} files",
         )["problem"]
@@ -404,6 +481,8 @@ def _readable_stream(
                 if not data.skip_unreadable:
                     raise ValueError(f"{message} --skip_unreadable leaves such samples out.") from error
                 logger.warning(f"{message} It is left out.")
+            except ValueError as error:
+                raise ValueError(f"a sample of the split {split!r}: {error}") from error
         return _columns(rows)
 
     return dataset.map(of_batch, batched=True, batch_size=_STREAMED, remove_columns=columns_of(dataset))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from ..modeling.injection_hf_lam import injected_encoders
 from .arguments import DataArguments, ModelArguments, parse_arguments
 from .data import AnyDataset, Labels, find_labels, load_splits
 from .metrics import classification_metrics
+from .model_card import write_model_card
 from .models import finished, load_config, load_teacher, mechanism_callbacks, prepare_for_training
 from .trainer import HfLamTrainer, HfLamTrainingArguments
 
@@ -176,14 +179,14 @@ def make_trainer(
     # The columns of the splits are what the collator needs, by whatever name.
     training.remove_unused_columns = False
     if task.checkpoint is not None:
-        _check_checkpoint(task.checkpoint, model)
+        _check_checkpoint(task.checkpoint, model, arguments)
     if (arguments.lora_rank is not None or arguments.harden) and _is_sharded(training):
         raise ValueError("--lora_rank and --harden change the trained model, which FSDP and DeepSpeed have in parts.")
     shown = splits.get("train") or splits.get("validation") or splits["test"]
     samples = collator(list(_first(shown, _LOGGED_SAMPLES))) if injected_encoders(model) else {}
     callbacks = mechanism_callbacks(model, arguments, {key: x for key, x in samples.items() if key != "labels"})
     teacher = load_teacher(arguments, auto_class)
-    return HfLamTrainer(
+    trainer = HfLamTrainer(
         model=prepare_for_training(model, arguments) if training.do_train else model,
         args=training,
         train_dataset=splits.get("train"),
@@ -195,10 +198,26 @@ def make_trainer(
         callbacks=callbacks,
         teacher=teacher,
     )
+    if trainer.is_fsdp_enabled:
+        _choose_sharded_layers(trainer.accelerator.state.fsdp_plugin, model)
+    return trainer
+
+
+def _choose_sharded_layers(plugin: Any, model: PreTrainedModel) -> None:
+    """Of the modules that a model names for FSDP, those around its input embeddings are left out.
+
+    accelerate makes the input embeddings a group of their own, and fails where they are in one already.
+    """
+    if plugin.transformer_cls_names_to_wrap is None:
+        inputs = model.get_input_embeddings()
+        around = {type(module).__name__ for module in model.modules() if any(x is inputs for x in module.modules())}
+        plugin.transformer_cls_names_to_wrap = sorted(set(model._no_split_modules or ()) - around)
 
 
 def _is_sharded(training: HfLamTrainingArguments) -> bool:
-    return bool(training.fsdp) or training.deepspeed is not None
+    # What `accelerate launch` says reaches the processes by their environment.
+    by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return bool(training.fsdp) or by_launcher or training.deepspeed_plugin is not None
 
 
 def _first(dataset: AnyDataset, number: int) -> Iterator[Any]:
@@ -209,28 +228,37 @@ def _only_logits(logits: Any, labels: Any) -> torch.Tensor:
     return logits[0] if isinstance(logits, tuple) else logits
 
 
-def _check_checkpoint(checkpoint: str, model: PreTrainedModel) -> None:
+def _check_checkpoint(checkpoint: str, model: PreTrainedModel, arguments: ModelArguments) -> None:
     """`Trainer` would load what has the right name and shape, and leave the rest as it is."""
-    path = Path(checkpoint, "config.json")
-    if not path.is_file():
-        return  # of a PEFT model, which has adapters alone
-    found = json.loads(path.read_text(encoding="utf-8"))
-    expected = model.config.to_dict()
+    adapters = _json_file(Path(checkpoint, "adapter_config.json"))
+    found, expected = _json_file(Path(checkpoint, "config.json")), json.loads(model.config.to_json_string(False))
+    kinds = [({"lora_rank": adapters.get("r")}, {"lora_rank": arguments.lora_rank})]
+    if found:  # PEFT, and FSDP that saves in parts, leave it out
+        kinds.append((_kind(found), _kind(expected)))
+    for its, ours in kinds:
+        for name, value in ours.items():
+            if its[name] != value:
+                raise ValueError(
+                    f"{checkpoint!r} is of another run, with {name} {its[name]}, where this one has {value}. Choose "
+                    "another --output_dir."
+                )
 
-    def kind(config: Mapping[str, Any]) -> dict[str, Any]:
-        block = config.get("hf_lam") or {}
-        return {
-            "model_type": config.get("model_type"),
-            "mechanisms": sorted(name for name in block if name != "version"),
-            "classes": [str(name) for name in (config.get("id2label") or {}).values()],
-        }
 
-    for name, value in kind(expected).items():
-        if kind(found)[name] != value:
-            raise ValueError(
-                f"{checkpoint!r} is of another run: its {name} is {kind(found)[name]}, here it is {value}. Choose "
-                "another --output_dir."
-            )
+def _json_file(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _kind(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration must be the same in a checkpoint. Views are annealing until they are reached."""
+    block = {name: options for name, options in (config.get("hf_lam") or {}).items() if name != "version"}
+    return {
+        "model_type": config.get("model_type"),
+        "mechanisms": {
+            name: {key: value for key, value in options.items() if key != "annealing"}
+            for name, options in block.items()
+        },
+        "classes": [str(name) for name in (config.get("id2label") or {}).values()],
+    }
 
 
 def run(trainer: HfLamTrainer, task: Task, splits: Mapping[str, AnyDataset], name: str) -> dict[str, float]:
@@ -247,26 +275,37 @@ def run(trainer: HfLamTrainer, task: Task, splits: Mapping[str, AnyDataset], nam
     """
     training: Any = trainer.args
     metrics: dict[str, float] = {}
+    results: dict[str, float] = {}
+    # From now on: with --push_to_hub, saving the model pushes it.
+    trainer.write_card = partial(write_model_card, trainer=trainer, task=task, task_name=name, results=results)
     if training.do_train:
         result = trainer.train(resume_from_checkpoint=task.checkpoint)
-        trainer.model = trainer.model_wrapped = finished(trainer.model, task.arguments)
+        result.metrics["trainable_parameters"] = trainer.get_num_trainable_parameters()
+        model = finished(trainer.model, task.arguments)
+        if model is not trainer.model:  # adapters were merged
+            trainer.model = trainer.model_wrapped = model
+        if trainer.is_fsdp_enabled:
+            # Checkpoints may be in parts; otherwise `save_model` would then write nothing.
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         trainer.save_model()
         _report(trainer, "train", result.metrics, splits["train"])
+        results |= result.metrics
         trainer.save_state()
     if training.do_eval:
         metrics = trainer.evaluate()
         _report(trainer, "eval", metrics, splits["validation"])
+        results |= metrics
     if training.do_predict:
         output = trainer.predict(splits["test"], metric_key_prefix="predict")
         _report(trainer, "predict", output.metrics or {}, splits["test"])
+        results |= output.metrics or {}
         if trainer.is_world_process_zero():
             _write_predictions(Path(training.output_dir, "predictions.csv"), output.predictions, task.labels)
     if training.do_train:
-        card = _card_options(task.arguments, task.data, name)
         if training.push_to_hub:
-            trainer.push_to_hub(**card)
+            trainer.push_to_hub()
         else:
-            trainer.create_model_card(**card)
+            trainer.create_model_card()
     return metrics
 
 
@@ -285,17 +324,3 @@ def _write_predictions(path: Path, logits: Any, labels: Labels) -> None:
         for index, row in enumerate(logits):
             chosen = (row > 0).nonzero()[0] if labels.is_multi_label else [row.argmax()]
             writer.writerow([index, " ".join(labels.names[number] for number in chosen)])
-
-
-def _card_options(arguments: ModelArguments, data: DataArguments, task_name: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"tasks": task_name, "tags": ["hf_lam", *arguments.mechanism]}
-    name = arguments.model_name_or_path
-    # A folder on this machine means nothing to those who read the card.
-    if name is not None and not Path(name).exists() and not arguments.from_scratch:
-        options["finetuned_from"] = name
-    if data.dataset_name is not None:
-        options |= {"dataset_tags": data.dataset_name, "dataset": data.dataset_name}
-        if data.dataset_config_name is not None:
-            options["dataset_args"] = data.dataset_config_name
-            options["dataset"] += f" {data.dataset_config_name}"
-    return options

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets.utils.file_utils import xopen
 from PIL import Image as PILImage
-from PIL import ImageOps
+from PIL import ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Of raw bytes, by the size of an entry: pixels, half and single precision.
 _RAW_TYPES = {1: "uint8", 2: "<f2", 4: "<f4"}
+
+# For av: a playlist or a session description among the files may not open other files or the network.
+_NOTHING_ELSE = {"protocol_whitelist": "none"}
 
 
 class UnreadableError(ValueError):
@@ -45,9 +48,12 @@ def read_image(value: Any, shape: Any = None, root: str | None = None, num_chann
         elif isinstance(value, PILImage.Image):
             image = value
         else:
-            image = PILImage.open(_opened(value, root))
+            try:
+                image = PILImage.open(_opened(value, root))
+            except UnidentifiedImageError as error:
+                raise ValueError("it is empty, or no image of a known format") from error
         # Decodes all of it, so that a file that ends early shows now.
-        image = ImageOps.exif_transpose(image)
+        image = _eight_bits(ImageOps.exif_transpose(image), image.format)
         return image.convert("L" if num_channels == 1 else "RGB")
 
 
@@ -99,7 +105,10 @@ def read_audio(value: Any, sampling_rate: int | None, shape: Any = None, root: s
     """
     with _naming(value, "audio"):
         if isinstance(value, dict) and value.get("array") is not None:
-            return _resampled(np.asarray(value["array"], np.float32), int(value["sampling_rate"]), sampling_rate)
+            waveform = np.asarray(value["array"], np.float32)
+            if waveform.ndim != 1 or waveform.size == 0:
+                raise ValueError(f"a waveform must have one axis, and samples, got shape {waveform.shape}")
+            return _resampled(waveform, int(value["sampling_rate"]), sampling_rate)
         array = _raw_array(value, shape)
         if array is None:
             array = _decoded_audio(value, sampling_rate, root)
@@ -147,12 +156,20 @@ def _raw_array(value: Any, shape: Any) -> np.ndarray | None:
 
 
 def _as_pixels(array: np.ndarray) -> np.ndarray:
-    if array.ndim not in (2, 3):
-        raise ValueError(f"an image must have 2 or 3 axes, got shape {array.shape}")
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise ValueError(f"an image must have 2 or 3 axes, and pixels, got shape {array.shape}")
     if array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255 or array.dtype.kind == "f"):
         raise ValueError(f"pixels must be whole numbers from 0 to 255, got {array.dtype}")
     pixels = array.astype(np.uint8)
     return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+
+
+def _eight_bits(image: Image, file_format: str | None) -> Image:
+    """Pixels of more bits, which PIL would clip: 16 are brought to 8, others must be from 0 to 255."""
+    # Older versions of Pillow open a 16-bit PNG as 32-bit.
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
+        return PILImage.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return PILImage.fromarray(_as_pixels(np.asarray(image))) if image.mode in ("I", "F") else image
 
 
 def _middles(total: int, number: int) -> list[int]:
@@ -176,9 +193,12 @@ def _decoded_frames(value: Any, num_frames: int, root: str | None) -> list[Image
         content = file.read()
 
     def frames() -> Iterator[Any]:
-        with av.open(io.BytesIO(content)) as container:
+        with av.open(io.BytesIO(content), options=_NOTHING_ELSE) as container:
             if not container.streams.video:
                 raise ValueError("it has no video stream")
+            # An mp4 file that begins with its index decodes without an error to where it was cut off.
+            if any(entry.pos + entry.size > len(content) for entry in container.streams.video[0].index_entries):
+                raise ValueError("it ends early")
             yield from container.decode(video=0)
 
     # The count in a file's header may be missing or wrong.
@@ -192,7 +212,7 @@ def _decoded_frames(value: Any, num_frames: int, root: str | None) -> list[Image
 
 def _decoded_audio(value: Any, sampling_rate: int | None, root: str | None) -> np.ndarray:
     av = _av()
-    with _opened(value, root) as file, av.open(file) as container:
+    with _opened(value, root) as file, av.open(file, options=_NOTHING_ELSE) as container:
         if not container.streams.audio:
             raise ValueError("it has no audio stream")
         rate = container.streams.audio[0].rate if sampling_rate is None else sampling_rate

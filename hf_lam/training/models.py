@@ -11,6 +11,7 @@ from transformers.utils import logging
 from ..conversion import convert
 from ..hardening import encoders_with_mixture, harden
 from ..modeling.injection_hf_lam import _self_attentions, injected_encoders
+from ..modeling.modeling_hf_lam import HfLamMixin, _rename_legacy_keys
 from ..parameters import freeze_host, head_parameters
 from .arguments import ModelArguments
 from .callbacks import SttAnnealingCallback, ViewAnnealingCallback
@@ -26,7 +27,9 @@ def load_config(arguments: ModelArguments, labels: Labels | None = None) -> PreT
     Raises:
         ValueError: for an override of an option that the configuration does not have.
     """
-    config = AutoConfig.from_pretrained(str(arguments.model_name_or_path), **arguments.hub_options())
+    if arguments.model_name_or_path is None:
+        raise ValueError("a model that is put together here has to be trained first: give --do_train.")
+    config = AutoConfig.from_pretrained(arguments.model_name_or_path, **arguments.hub_options())
     overrides = arguments.overrides()
     unknown = sorted(set(overrides) - set(config.to_dict()))
     if unknown:
@@ -55,7 +58,13 @@ def load_model(arguments: ModelArguments, auto_class: Any, config: PreTrainedCon
             **arguments.hub_options(),
         )
     mechanisms = arguments.mechanisms()
-    return convert(model, *mechanisms) if mechanisms else model
+    if mechanisms:
+        return convert(model, *mechanisms)
+    if not isinstance(model, HfLamMixin):
+        # `Trainer` restores a checkpoint, and the best one, by the names in its file. Where transformers keeps those
+        # of older releases in it (ViT), it would restore nothing and say nothing. Our own classes have this already.
+        model.register_load_state_dict_pre_hook(_rename_legacy_keys)
+    return model
 
 
 def load_image_processor(arguments: ModelArguments, config: PreTrainedConfig) -> Any:
@@ -107,17 +116,14 @@ def _with_lora(model: Any, rank: int) -> Any:
         for child, projection in module.named_modules()
         if child.rsplit(".", 1)[-1] in ("query", "value", "q_proj", "v_proj") and isinstance(projection, nn.Linear)
     ]
-    head = [
-        name for name, child in model.named_children() if child is not model.base_model and any(child.parameters())
-    ]
-    kept = [*head, *(name for name in ("hf_lam", "pooler") if any(_parameters_of(model.base_model, name)))]
+    head = [name for name, child in model.named_children() if child is not model.base_model and _has_parameters(child)]
+    kept = [*head, *(name for name in ("hf_lam", "pooler") if _has_parameters(getattr(model.base_model, name, None)))]
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, modules_to_save=kept)
     return peft.get_peft_model(model, config)
 
 
-def _parameters_of(base: Any, name: str) -> Any:
-    child = getattr(base, name, None)
-    return () if child is None else child.parameters()
+def _has_parameters(module: nn.Module | None) -> bool:
+    return module is not None and next(module.parameters(), None) is not None
 
 
 def mechanism_callbacks(model: nn.Module, arguments: ModelArguments, inputs: Any) -> list[TrainerCallback]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
+from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, logsigmoid
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import unwrap_peft_model
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import HubStrategy, unwrap_peft_model
 from transformers.utils import logging
 
 from ..flops import cost, example_inputs
@@ -34,9 +36,11 @@ class HfLamTrainingArguments(TrainingArguments):
             schedule.
         distillation_weight: the share of the teacher's term in the loss, in [0, 1].
         distillation_temperature: what the logits of both are divided by in that term.
+        hub_strategy: `"end"`, with which the model is pushed once. The others push checkpoints on the way, which hold
+            pickles, and the weights without the code that loads them.
 
     Raises:
-        ValueError: for a number out of its range.
+        ValueError: for a number out of its range, or another `hub_strategy` with `push_to_hub`.
     """
 
     mechanism_learning_rate: float | None = field(
@@ -48,6 +52,10 @@ class HfLamTrainingArguments(TrainingArguments):
     )
     distillation_temperature: float = field(
         default=2.0, metadata={"help": "What the logits of model and teacher are divided by in the teacher's term."}
+    )
+
+    hub_strategy: str = field(
+        default="end", metadata={"help": "When --push_to_hub pushes the model: at the end alone ('end')."}
     )
 
     def __post_init__(self) -> None:
@@ -65,6 +73,11 @@ class HfLamTrainingArguments(TrainingArguments):
         if not 0 < self.distillation_temperature < math.inf:
             raise ValueError(
                 f"distillation_temperature must be positive and finite, got {self.distillation_temperature}."
+            )
+        if self.push_to_hub and self.hub_strategy != HubStrategy.END:
+            raise ValueError(
+                f"hub_strategy {str(self.hub_strategy)!r} would push checkpoints on the way, with pickles and without "
+                "the code that loads the model; leave it at 'end'."
             )
         super().__post_init__()
 
@@ -132,6 +145,9 @@ class HfLamTrainer(Trainer):
             other labels; for a `mechanism_learning_rate` without mechanisms that train, or with an optimizer whose
             groups are not made here.
     """
+
+    # Writes the model card into a folder, instead of `Trainer`, also when the model is pushed.
+    write_card: Callable[[str], None] | None = None
 
     def __init__(self, *args: Any, teacher: PreTrainedModel | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -313,6 +329,21 @@ class HfLamTrainer(Trainer):
         except Exception as error:  # whatever it is: a number in the logs is no reason to end a training
             logger.warning_once(f"total_flos is Trainer's own estimate, hf_lam.cost cannot count this model: {error}")
             return None
+
+    # --- what is saved and pushed ------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            # A pickle of the training arguments, `hub_token` among them, that nothing reads and a push would publish.
+            Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """`Trainer.create_model_card`, unless `write_card` is there to do it."""
+        if self.write_card is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            self.write_card(str(self.args.output_dir))
 
     # --- the order of the callbacks ----------------------------------------------------------------------------------
 
