@@ -289,7 +289,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             return inputs
 
         splits = prepare_media(task.splits, read, encode, task.labels, task.data, task.training.seed)
-        is_half = task.training.fp16 or task.training.bf16
+        is_half = task.training.mixed_precision != "no"
         collator = FusionCollator(processor, pad_to_multiple_of=8 if is_half else None)
         saved: Any = processor
         if processor.tokenizer is None:

@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
                 split: dataset.map(tokenize, batched=True, remove_columns=columns_of(dataset), **options)
                 for split, dataset in limited(task.splits, task.data, task.training.seed).items()
             }
-        is_half = task.training.fp16 or task.training.bf16
+        is_half = task.training.mixed_precision != "no"
         collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if is_half else None)
         trainer = make_trainer(task, model, AutoModelForSequenceClassification, splits, tokenizer, collator)
     return run(trainer, task, splits, "text-classification")

@@ -544,3 +544,30 @@ def test_a_checkpoint_of_another_run_is_refused(
     # The same command once more: nothing is left to do.
     main(TEXT, **first)
     assert_same_weights(saved(tmp_path / "run"), weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_name_or_path": "/nonexistent"}, "/nonexistent"),
+        # Its head has ten classes.
+        ({"model_name_or_path": "vit"}, "does not fit the 6 classes of the data"),
+        ({"annealing_end": 0.5}, "--annealing_end: nothing of this model is annealed"),
+        ({"freeze_host": True, "do_train": False, "do_eval": True}, "--freeze_host is for training"),
+        ({"mechanism": "lam", "harden": True}, "--harden needs an annealed mixture"),
+        ({"mechanism_learning_rate": 1e-3}, "has no parameters of mechanisms that train"),
+        ({"train_split_name": "training"}, "no split 'training', only 'train', 'validation'"),
+    ],
+)
+def test_what_cannot_work_ends_before_training(
+    options: dict[str, Any], message: str, hosts: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = write_digits(tmp_path / "digits", train=3, validation=3)
+    given = {"model_name_or_path": make_vit(tmp_path / "six", num_labels=6), "data_dir": digits, **options}
+    given["model_name_or_path"] = hosts.get(given["model_name_or_path"], given["model_name_or_path"])
+    with pytest.raises(SystemExit) as ended:
+        main(IMAGE, output_dir=tmp_path / "out", **given)
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert "error: " in printed and message in printed
+    assert not (tmp_path / "out").exists()

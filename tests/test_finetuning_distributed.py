@@ -42,7 +42,7 @@ from transformers import (
 )
 
 from hf_lam.training import HfLamTrainingArguments
-from hf_lam.training.finetuning import _choose_sharded_layers
+from hf_lam.training.trainer import _choose_sharded_layers
 
 CONFIGS = Path(__file__).parent.parent / "examples" / "accelerate"
 NO_DROPOUT = json.dumps(dict.fromkeys(DROPOUT, 0.0))

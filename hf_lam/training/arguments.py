@@ -265,8 +265,10 @@ def _check_together(model: ModelArguments, data: DataArguments, training: HfLamT
         raise ValueError(
             '--harden needs an annealed mixture: --mechanism stt --mechanism_config \'{"variant": "mixture"}\'.'
         )
-    if model.teacher_model is not None and not training.do_train:
-        raise ValueError("--teacher_model is for training; give --do_train.")
+    if not training.do_train:
+        for name in ("teacher_model", "lora_rank", "freeze_host", "harden", "annealing_end"):
+            if getattr(model, name) not in (None, False):
+                raise ValueError(f"--{name} is for training; give --do_train.")
 
 
 def _command_line(path: str) -> list[str]:

@@ -38,13 +38,13 @@ _LOGGED_SAMPLES = 8
 
 @contextmanager
 def before_training() -> Iterator[None]:
-    """End the process with status 2 and the message of a `ValueError`: the data or the options cannot work.
+    """End the process with status 2 and a message where the data or the options cannot work, or a file is not there.
 
     Around everything that comes before the first step; an error during training keeps its traceback.
     """
     try:
         yield
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -186,7 +186,7 @@ def make_trainer(
     samples = collator(list(_first(shown, _LOGGED_SAMPLES))) if injected_encoders(model) else {}
     callbacks = mechanism_callbacks(model, arguments, {key: x for key, x in samples.items() if key != "labels"})
     teacher = load_teacher(arguments, auto_class)
-    trainer = HfLamTrainer(
+    return HfLamTrainer(
         model=prepare_for_training(model, arguments) if training.do_train else model,
         args=training,
         train_dataset=splits.get("train"),
@@ -198,20 +198,6 @@ def make_trainer(
         callbacks=callbacks,
         teacher=teacher,
     )
-    if trainer.is_fsdp_enabled:
-        _choose_sharded_layers(trainer.accelerator.state.fsdp_plugin, model)
-    return trainer
-
-
-def _choose_sharded_layers(plugin: Any, model: PreTrainedModel) -> None:
-    """Of the modules that a model names for FSDP, those around its input embeddings are left out.
-
-    accelerate makes the input embeddings a group of their own, and fails where they are in one already.
-    """
-    if plugin.transformer_cls_names_to_wrap is None:
-        inputs = model.get_input_embeddings()
-        around = {type(module).__name__ for module in model.modules() if any(x is inputs for x in module.modules())}
-        plugin.transformer_cls_names_to_wrap = sorted(set(model._no_split_modules or ()) - around)
 
 
 def _is_sharded(training: HfLamTrainingArguments) -> bool:

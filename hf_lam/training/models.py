@@ -51,12 +51,20 @@ def load_model(arguments: ModelArguments, auto_class: Any, config: PreTrainedCon
     if arguments.from_scratch:
         model = auto_class.from_config(config, trust_remote_code=arguments.trust_remote_code)
     else:
-        model = auto_class.from_pretrained(
-            arguments.model_name_or_path,
-            config=config,
-            ignore_mismatched_sizes=arguments.ignore_mismatched_sizes,
-            **arguments.hub_options(),
-        )
+        try:
+            model = auto_class.from_pretrained(
+                arguments.model_name_or_path,
+                config=config,
+                ignore_mismatched_sizes=arguments.ignore_mismatched_sizes,
+                **arguments.hub_options(),
+            )
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"{arguments.model_name_or_path!r} does not fit the {len(config.id2label or ())} classes of the data, "
+                "or --config_overrides. --ignore_mismatched_sizes makes what does not fit, such as the head, anew."
+            ) from error
     mechanisms = arguments.mechanisms()
     if mechanisms:
         return convert(model, *mechanisms)
@@ -132,15 +140,13 @@ def mechanism_callbacks(model: nn.Module, arguments: ModelArguments, inputs: Any
     inputs: a small batch that the masks are looked at with.
     """
     encoders = injected_encoders(model)
-    if not encoders:
-        return []
     end = {} if arguments.annealing_end is None else {"end": arguments.annealing_end}
-    callbacks: list[TrainerCallback] = [MechanismLoggingCallback(inputs)]
+    callbacks: list[TrainerCallback] = [MechanismLoggingCallback(inputs)] if encoders else []
     if any(base._hf_lam_configs.locomt is not None and base._hf_lam_configs.locomt.annealing for base in encoders):
         callbacks.append(ViewAnnealingCallback(**end))
     if encoders_with_mixture(model) and not any(base._hf_lam_configs.stt.train_mixing for base in encoders):
         callbacks.append(SttAnnealingCallback(**end))
-    if end and len(callbacks) == 1:
+    if end and len(callbacks) <= 1:
         raise ValueError(
             "--annealing_end: nothing of this model is annealed. Views are with '{\"annealing\": true}', synthetic "
             'maps with \'{"variant": "mixture"}\'.'

@@ -182,6 +182,8 @@ class HfLamTrainer(Trainer):
             # Every state that is looked up later starts from this.
             PartialState().distributed_type = DistributedType.FSDP
             self.is_fsdp_enabled = True
+        if self.is_fsdp_enabled:
+            _choose_sharded_layers(state.fsdp_plugin, unwrap_peft_model(self.model))
 
     # --- the learning rate of the mechanisms -------------------------------------------------------------------------
 
@@ -354,6 +356,17 @@ class HfLamTrainer(Trainer):
 
     def _move_reporting_callbacks(self) -> None:
         self.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, ReportingCallback))
+
+
+def _choose_sharded_layers(plugin: Any, model: Any) -> None:
+    """Of the modules that a model names for FSDP, leave out those around its input embeddings.
+
+    accelerate makes the input embeddings a group of their own, and fails where they are in one already (BERT, ViT).
+    """
+    if plugin.transformer_cls_names_to_wrap is None:
+        inputs = model.get_input_embeddings()
+        around = {type(module).__name__ for module in model.modules() if any(x is inputs for x in module.modules())}
+        plugin.transformer_cls_names_to_wrap = sorted(set(model._no_split_modules or ()) - around)
 
 
 def _trained_mechanisms(model: Any) -> list[nn.Parameter]:
