@@ -570,4 +570,5 @@ def test_what_cannot_work_ends_before_training(
     assert ended.value.code == 2
     printed = capsys.readouterr().err
     assert "error: " in printed and message in printed
-    assert not (tmp_path / "out").exists()
+    # `Trainer` may have made it.
+    assert not [*(tmp_path / "out").rglob("*")]
