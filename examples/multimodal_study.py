@@ -47,7 +47,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from study import mean_sd, stored_result, trained, write_atomically, write_results
+from study import Run, mean_sd, run_all, stored_result, trained, write_atomically, write_results
 from torch import Tensor
 from transformers import (
     HfArgumentParser,
@@ -539,30 +539,30 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         study, training = parse_arguments(arguments)
         output = Path(str(training.output_dir))
-        planned = [
-            (task, row, seed) for seed in study.seeds for task in study.tasks for row in ROWS if row in study.rows
+        runs = [
+            Run(
+                (task, row, seed),
+                output / "runs" / f"{task}-{row}" / f"seed{seed}.json",
+                settings_of(task, row, seed, study, training),
+            )
+            for seed in study.seeds
+            for task in study.tasks
+            for row in ROWS
+            if row in study.rows
         ]
-        paths = {key: output / "runs" / "-".join(map(str, key[:2])) / f"seed{key[2]}.json" for key in planned}
-        # All of them before the first run: a clash must not show after an hour.
-        done = {key: stored_result(paths[key], settings_of(*key, study, training)) for key in planned}
+        done = [stored_result(run.path, run.settings) for run in runs]
         splits = {name: load_split(name, study) for name in SPLITS}
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     logging.set_verbosity_error()
-    results = []
-    for number, key in enumerate(planned, start=1):
-        result = done[key]
-        task, row, seed = key
-        print(
-            f"[{number}/{len(planned)}] {task}, {row}, seed {seed}" + (": done before" if result else ""), flush=True
-        )
-        if result is None:
-            result = run_one(task, row, seed, splits, study, training)
-            stored = {"settings": settings_of(*key, study, training), "result": result}
-            write_atomically(paths[key], json.dumps(stored, indent=2) + "\n")
-            print(f"    test {result['test']:.3f}, {result['seconds']:.0f} s", flush=True)
-        results.append(result)
+
+    def measure(task: str, row: str, seed: int) -> dict[str, Any]:
+        result = run_one(task, row, seed, splits, study, training)
+        print(f"    test {result['test']:.3f}, {result['seconds']:.0f} s", flush=True)
+        return result
+
+    results = run_all(runs, done, measure)
     seconds = seconds_per_step(results, splits, study, training)
     for result in results:
         result["seconds_per_step"] = seconds[result["row"]]

@@ -33,7 +33,7 @@ from typing import Any
 
 import run_text_classification
 import torch
-from study import mean_sd, stored_result, write_atomically, write_results
+from study import Run, mean_sd, run_all, stored_result, write_results
 from transformers import HfArgumentParser
 
 from hf_lam.training.arguments import ModelArguments, parse_arguments
@@ -210,26 +210,20 @@ def main(arguments: list[str] | None = None) -> int:
         kinds: Any = (StudyArguments,)
         parser = HfArgumentParser(kinds, description=__doc__)
         study, further = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-        planned = [(run, seed) for seed in study.seeds for run in study.runs]
         output = Path(study.output_dir)
-        paths = {(run, seed): output / "runs" / f"{run}-seed{seed}.json" for run, seed in planned}
-        # All of them before the first run: a clash or a wrong option must not show after an hour.
-        done = {key: stored_result(paths[key], settings_of(*key, study, further)) for key in planned}
-        for key in planned:
-            command = command_of(*key, study, further, "unused")
+        runs = [
+            Run((run, seed), output / "runs" / f"{run}-seed{seed}.json", settings_of(run, seed, study, further))
+            for seed in study.seeds
+            for run in study.runs
+        ]
+        done = [stored_result(run.path, run.settings) for run in runs]
+        for run in runs:
+            command = command_of(run.key[0], run.key[1], study, further, "unused")
             parse_arguments(ModelArguments, run_text_classification.TextArguments, __doc__, command)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    results = []
-    for number, (run, seed) in enumerate(planned, start=1):
-        result = done[run, seed]
-        print(f"[{number}/{len(planned)}] {run}, seed {seed}" + (": done before" if result else ""), flush=True)
-        if result is None:
-            result = train_and_evaluate(run, seed, study, further)
-            stored = {"settings": settings_of(run, seed, study, further), "result": result}
-            write_atomically(paths[run, seed], json.dumps(stored, indent=2) + "\n")
-        results.append(result)
+    results = run_all(runs, done, lambda run, seed: train_and_evaluate(run, seed, study, further))
     write_results(output, results, markdown_table(results))
     return 0
 

@@ -20,7 +20,6 @@ All are tested on images as they are, and with noise, blur and occlusion, none o
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ import torch
 from datasets import Dataset
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from study import mean_sd, stored_result, trained, write_atomically, write_results
+from study import Run, mean_sd, run_all, stored_result, trained, write_results
 from torch import Tensor
 from transformers import (
     HfArgumentParser,
@@ -283,34 +282,35 @@ def main(arguments: list[str] | None = None) -> int:
         study, training = parse_arguments(arguments)
         output = Path(str(training.output_dir))
         images = {data: load_images(data, study) for data in study.data}
-        planned = [(data, run, seed) for data in study.data for seed in study.seeds for run in study.runs]
-        paths = {key: output / "runs" / f"{key[0]}-{key[1]}-seed{key[2]}.json" for key in planned}
-        # All of them before the first run: a clash must not show after an hour.
-        done = {key: stored_result(paths[key], settings_of(*key, study, training)) for key in planned}
+        runs = [
+            Run(
+                (data, run, seed),
+                output / "runs" / f"{data}-{run}-seed{seed}.json",
+                settings_of(data, run, seed, study, training),
+            )
+            for data in study.data
+            for seed in study.seeds
+            for run in study.runs
+        ]
+        done = [stored_result(run.path, run.settings) for run in runs]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     logging.set_verbosity_error()
-    results = []
-    for number, (data, run, seed) in enumerate(planned, start=1):
-        result = done[data, run, seed]
-        print(
-            f"[{number}/{len(planned)}] {data}, {run}, seed {seed}" + (": done before" if result else ""), flush=True
-        )
-        if result is None:
-            train, test = images[data]
-            vit = output / "checkpoints" / f"{data}-seed{seed}"
-            if not vit.is_dir():
-                set_seed(seed)
-                model = make_vit(train, study)
-                trained(model, train, training, seed, study.vit_steps)
-                partial = vit.with_name(f".{vit.name}.partial")
-                model.save_pretrained(partial)
-                os.replace(partial, vit)
-            result = {"data": data, **run_one(run, seed, vit, train, test, study, training)}
-            stored = {"settings": settings_of(data, run, seed, study, training), "result": result}
-            write_atomically(paths[data, run, seed], json.dumps(stored, indent=2) + "\n")
-        results.append(result)
+
+    def measure(data: str, run: str, seed: int) -> dict[str, Any]:
+        train, test = images[data]
+        vit = output / "checkpoints" / f"{data}-seed{seed}"
+        if not vit.is_dir():
+            set_seed(seed)
+            model = make_vit(train, study)
+            trained(model, train, training, seed, study.vit_steps)
+            partial = vit.with_name(f".{vit.name}.partial")
+            model.save_pretrained(partial)
+            os.replace(partial, vit)
+        return {"data": data, **run_one(run, seed, vit, train, test, study, training)}
+
+    results = run_all(runs, done, measure)
     write_results(output, results, markdown_table(results))
     return 0
 

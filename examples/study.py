@@ -8,7 +8,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,43 @@ def trained(
         started = time.perf_counter()
         Trainer(model=model, args=arguments, train_dataset=train, callbacks=[*callbacks]).train()
         return time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the runs of a study.
+
+    key: what is run, and the seed last.
+    path: the file of its result.
+    settings: everything that decides the result: a stored one counts only for the same settings.
+    """
+
+    key: tuple[Any, ...]
+    path: Path
+    settings: dict[str, Any]
+
+
+def run_all(
+    runs: Sequence[Run], done: Sequence[dict[str, Any] | None], measure: Callable[..., dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The results of all runs; those that are not done are measured and stored.
+
+    Args:
+        runs: in their order.
+        done: of each, what `stored_result` gave. It is called for all of them before the first run: a clash must not
+            show after an hour.
+        measure: makes a result, plain JSON values, from the key of a run.
+    """
+    results = []
+    for number, (run, result) in enumerate(zip(runs, done, strict=True), start=1):
+        *what, seed = run.key
+        title = f"[{number}/{len(runs)}] {', '.join(what)}, seed {seed}"
+        print(title + (": done before" if result else ""), flush=True)
+        if result is None:
+            result = measure(*run.key)
+            write_atomically(run.path, json.dumps({"settings": run.settings, "result": result}, indent=2) + "\n")
+        results.append(result)
+    return results
 
 
 def stored_result(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
