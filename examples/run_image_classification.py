@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Image
 from transformers import AutoModelForImageClassification, DefaultDataCollator
 
-from hf_lam.training.arguments import DataArguments, ModelArguments
+from hf_lam.training.arguments import MediaArguments, ModelArguments
 from hf_lam.training.data import columns_of, find_column, prepare_media
 from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
 from hf_lam.training.media import read_image
@@ -20,7 +20,7 @@ from hf_lam.training.models import load_config, load_image_processor, load_model
 
 
 @dataclass
-class ImageArguments(DataArguments):
+class ImageArguments(MediaArguments):
     image_column_name: str | None = field(
         default=None,
         metadata={

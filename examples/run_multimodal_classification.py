@@ -32,7 +32,7 @@ from hf_lam.modeling.injection_hf_lam import max_length_of
 from hf_lam.modeling.modeling_hf_lam_fusion import input_shape
 from hf_lam.modeling.processing_hf_lam import PARTS
 from hf_lam.training import FusionCollator
-from hf_lam.training.arguments import DataArguments, ModelArguments, json_object
+from hf_lam.training.arguments import MediaArguments, ModelArguments, json_object
 from hf_lam.training.data import Labels, find_column, prepare_media
 from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
 from hf_lam.training.media import UnreadableError, read_audio, read_image, read_video
@@ -116,7 +116,7 @@ class FusionArguments(ModelArguments):
 
 
 @dataclass
-class MultimodalArguments(DataArguments):
+class MultimodalArguments(MediaArguments):
     text_column_name: str | None = field(
         default=None, metadata={"help": "The column with the text. Where a row has nothing, the sample has no text."}
     )

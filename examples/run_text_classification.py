@@ -12,9 +12,10 @@ from typing import Any
 from datasets import Value
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
+from hf_lam import LearnableAttentionMask
 from hf_lam.modeling.injection_hf_lam import max_length_of
 from hf_lam.training.arguments import DataArguments, ModelArguments
-from hf_lam.training.data import check_column, columns_of, limited
+from hf_lam.training.data import check_column, check_texts, columns_of, has_labels, limited
 from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
 from hf_lam.training.models import load_config, load_model
 
@@ -70,6 +71,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     with before_training():
         task = open_task(ModelArguments, TextArguments, __doc__, arguments)
         text_columns = find_text_columns(next(iter(task.splits.values())), task.data)
+        check_texts(task.splits, text_columns)
         config = load_config(task.arguments, task.labels)
         model = load_model(task.arguments, AutoModelForSequenceClassification, config)
         tokenizer = AutoTokenizer.from_pretrained(
@@ -77,18 +79,31 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             **task.arguments.hub_options(),
         )
         lengths = (task.data.max_seq_length, tokenizer.model_max_length, max_length_of(model.base_model))
-        max_length = min(filter(None, lengths))
+        masks = [module for module in model.modules() if isinstance(module, LearnableAttentionMask)]
+        # Low-rank masks take any length, and have 0.
+        max_length = min(filter(None, (*lengths, *(mask.max_length for mask in masks))))
 
-        def tokenize(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            texts = [["" if text is None else text for text in batch[name]] for name in text_columns]
+        def tokenize(batch: dict[str, list[Any]], is_labelled: bool) -> dict[str, Any]:
+            texts = [batch[name] for name in text_columns]
+            for name, column in zip(text_columns, texts, strict=True):
+                if None in column:  # of a stream, which was not looked at before
+                    raise ValueError(f"a sample has no text in {name!r}.")
             padding = "max_length" if task.data.pad_to_max_length else False
             tokens = tokenizer(*texts, truncation=True, max_length=max_length, padding=padding)
+            if not is_labelled:
+                return {**tokens}
             return {**tokens, "labels": [task.labels.encode(label) for label in batch[task.data.label_column_name]]}
 
         options = {} if task.data.streaming else {"num_proc": task.data.preprocessing_num_workers}
         with task.training.main_process_first(desc="tokenizing"):
             splits = {
-                split: dataset.map(tokenize, batched=True, remove_columns=columns_of(dataset), **options)
+                split: dataset.map(
+                    tokenize,
+                    batched=True,
+                    remove_columns=columns_of(dataset),
+                    fn_kwargs={"is_labelled": has_labels(split, task.splits[split], task.data)},
+                    **options,
+                )
                 for split, dataset in limited(task.splits, task.data, task.training.seed).items()
             }
         is_half = task.training.mixed_precision != "no"

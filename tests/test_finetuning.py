@@ -404,6 +404,26 @@ def test_killed_and_started_again_equals_uninterrupted(case: str, hosts: dict[st
     assert len(whole_checkpoints(tmp_path / "killed")) <= 3
 
 
+def test_killed_after_the_last_step(hosts: dict[str, str], tmp_path: Path) -> None:
+    run = {"model_name_or_path": hosts["bert"], "train_file": hosts["sentences"], "max_steps": 3, "save_steps": 3}
+    main(TEXT, **run, output_dir=tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "killed" / "checkpoint-3")
+    main(TEXT, **run, output_dir=tmp_path / "killed")
+    # The epoch has steps left, which are not of this run.
+    assert whole_checkpoints(tmp_path / "killed") == [3]
+    assert_same_weights(saved(tmp_path / "killed"), saved(tmp_path / "whole"))
+
+
+def test_a_checkpoint_of_the_model_alone_is_nothing_to_go_on_from(
+    hosts: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = {"model_name_or_path": hosts["bert"], "train_file": hosts["sentences"], "output_dir": tmp_path / "out"}
+    main(TEXT, **run, max_steps=2, save_steps=2, save_only_model=True)
+    with pytest.raises(SystemExit):
+        main(TEXT, **run, max_steps=4)
+    assert "was written with --save_only_model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("case", ["bert", "vit"])
 def test_an_unconverted_model_resumes_in_full(case: str, hosts: dict[str, str], tmp_path: Path) -> None:
     # Files of a ViT have the names of older transformers releases, which a plain `Trainer` would silently not restore.
@@ -473,6 +493,7 @@ def whole_checkpoint(folder: Path, step: int) -> str:
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
+    (checkpoint / "rng_state.pth").touch()
     return str(checkpoint)
 
 
@@ -554,7 +575,14 @@ def test_a_checkpoint_of_another_run_is_refused(
         ({"model_name_or_path": "vit"}, "does not fit the 6 classes of the data"),
         ({"annealing_end": 0.5}, "--annealing_end: nothing of this model is annealed"),
         ({"freeze_host": True, "do_train": False, "do_eval": True}, "--freeze_host is for training"),
-        ({"mechanism": "lam", "harden": True}, "--harden needs an annealed mixture"),
+        ({"mechanism": "lam", "harden": True}, "queries and keys of an annealed mixture, which this model does not"),
+        (
+            {"mechanism": "stt", "mechanism_config": '{"variant": "mixture", "train_mixing": true}', "harden": True},
+            "queries and keys of an annealed mixture, which this model does not",
+        ),
+        ({"teacher_model": "headless"}, "it lacks 2 weights, such as classifier.bias"),
+        ({"config_overrides": '{"num_hidden_layers": "four"}'}, "num_hidden_layers"),
+        ({"metric_for_best_model": "nope"}, "choose one of loss, accuracy, f1"),
         ({"mechanism_learning_rate": 1e-3}, "has no parameters of mechanisms that train"),
         ({"train_split_name": "training"}, "no split 'training', only 'train', 'validation'"),
     ],
@@ -565,6 +593,9 @@ def test_what_cannot_work_ends_before_training(
     digits = write_digits(tmp_path / "digits", train=3, validation=3)
     given = {"model_name_or_path": make_vit(tmp_path / "six", num_labels=6), "data_dir": digits, **options}
     given["model_name_or_path"] = hosts.get(given["model_name_or_path"], given["model_name_or_path"])
+    if "teacher_model" in given:
+        given["teacher_model"] = tmp_path / "headless"
+        AutoModel.from_pretrained(hosts["vit"], add_pooling_layer=False).save_pretrained(given["teacher_model"])
     with pytest.raises(SystemExit) as ended:
         main(IMAGE, output_dir=tmp_path / "out", **given)
     assert ended.value.code == 2
@@ -572,3 +603,28 @@ def test_what_cannot_work_ends_before_training(
     assert "error: " in printed and message in printed
     # `Trainer` may have made it.
     assert not [*(tmp_path / "out").rglob("*")]
+
+
+def test_a_mixture_that_has_arrived_stays_and_can_be_hardened(hosts: dict[str, str], tmp_path: Path) -> None:
+    run = {"data_dir": hosts["digits"], "max_steps": 3}
+    mixture = {"mechanism": "stt", "mechanism_config": MIXTURE}
+    main(IMAGE, model_name_or_path=hosts["vit"], **run, **mixture, output_dir=tmp_path / "first")
+    main(IMAGE, model_name_or_path=tmp_path / "first", **run, harden=True, output_dir=tmp_path / "second")
+    history = json.loads((tmp_path / "second" / "trainer_state.json").read_text())["log_history"]
+    mixing = [value for entry in history for key, value in entry.items() if key.startswith("stt/mixing")]
+    assert mixing and set(mixing) == {1.0}
+    assert json.loads((tmp_path / "second" / "config.json").read_text())["hf_lam"]["stt"]["variant"] == "dense"
+
+
+def test_predictions_name_the_rows_that_could_be_read(hosts: dict[str, str], tmp_path: Path) -> None:
+    digits = Path(write_digits(tmp_path / "digits", train=20, validation=0))
+    (digits / "train").rename(digits / "test")
+    images = sorted((digits / "test").glob("*/*.png"))
+    images[3].write_bytes(b"no image")
+    options = {"data_dir": digits, "skip_unreadable": True, "do_train": False, "do_predict": True, "max_steps": -1}
+    model = {"model_name_or_path": hosts["vit"], "class_names": [f"digit_{i}" for i in range(10)]}
+    main(IMAGE, **model, **options, output_dir=tmp_path / "out", max_predict_samples=8)
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [int(line["row"]) for line in lines] == [0, 1, 2, 4, 5, 6, 7]
+    assert all(line["prediction"].startswith("digit_") for line in lines)

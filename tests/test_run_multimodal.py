@@ -377,10 +377,12 @@ def test_from_scratch_takes_the_sizes_alone(
         ({"text_model": "a", "config_overrides": '{"hidden_size": 8}'}, "--config_overrides is for --model_name_or"),
         ({"text_model": "a", "model_revision": "v2"}, "--model_revision is for --model_name_or_path"),
         ({"text_model": "a", "fusion_config": '{"num_layers": 2}'}, "--fusion_config has no option num_layers, only"),
+        ({"text_model": "./nowhere"}, "--text_model: there is no folder './nowhere'"),
+        ({"text_model": "a", "from_scratch": True, "freeze_host": True}, "--freeze_host would keep the random"),
         ({"text_model": "a", "fusion_config": '{"hf_lam": {}}'}, "--fusion_config has no option hf_lam, only"),
     ],
 )
-def test_wrong_options(script: ModuleType, given: dict[str, str], message: str) -> None:
+def test_wrong_options(script: ModuleType, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         script.FusionArguments(**given)
 

@@ -56,7 +56,24 @@ def test_mechanism_config(base: list[str], text: str, as_file: bool) -> None:
         (["--lora_rank", "0"], "at least 1"),
         (["--lora_rank", "2", "--freeze_host"], "use one of them"),
         (["--annealing_end", "1.5"], "(0, 1]"),
-        (["--harden"], "needs an annealed mixture"),
+        (
+            ["--harden", "--load_best_model_at_end", "--save_strategy", "no"],
+            "--harden is for the end of the annealing",
+        ),
+        (["--from_scratch", "--freeze_host"], "--freeze_host would keep the random weights"),
+        (["--config_overrides", '{"num_labels": 3, "id2label": {}}'], "id2label, num_labels is what the data decide"),
+        (["--distillation_weight", "0.7"], "--distillation_weight is for learning from a --teacher_model"),
+        (["--distillation_temperature", "1"], "--distillation_temperature is for learning from a --teacher_model"),
+        (["--model_name_or_path", "./no"], "--model_name_or_path: there is no folder './no'"),
+        (["--model_name_or_path", "~/no"], "--model_name_or_path: there is no folder '~/no'"),
+        (["--teacher_model", "/no"], "--teacher_model: there is no folder '/no'"),
+        (["--processor_name_or_path", "../no"], "--processor_name_or_path: there is no folder '../no'"),
+        (["--dataset_config_name", "c"], "--dataset_config_name is for --dataset_name"),
+        (["--dataset_revision", "v1"], "--dataset_revision is for --dataset_name"),
+        (["--shuffle_buffer_size", "10"], "--shuffle_buffer_size is for --streaming"),
+        (["--streaming", "--max_steps", "1", "--preprocessing_num_workers", "2"], "not for --streaming"),
+        (["--do_train", "false", "--do_eval", "--push_to_hub"], "--push_to_hub pushes what was trained"),
+        (["--skip_unreadable"], "--skip_unreadable"),
         (["--data_dir", "."], "data come from one of"),
         (["--train_file", "no.csv"], "no file 'no.csv'"),
         (["--train_file", "a.txt"], "must end in one of csv"),
@@ -69,6 +86,7 @@ def test_mechanism_config(base: list[str], text: str, as_file: bool) -> None:
         (["--do_predict"], "needs --test_file"),
         (["--do_train", "false"], "nothing to do"),
         (["--do_train", "false", "--do_eval", "--teacher_model", "T"], "give --do_train"),
+        (["--do_train", "false", "--do_eval", "--from_scratch"], "--from_scratch is for training"),
         (["--nothing", "1"], "--nothing"),
     ],
 )
@@ -77,6 +95,16 @@ def test_what_cannot_work(base: list[str], arguments: list[str], message: str) -
         parse(*base, *arguments)
     assert message in str(error.value)
     assert not Path("o").exists()
+
+
+def test_what_goes_together(base: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    Path("m").mkdir()
+    model, _, _ = parse(*base, "--model_name_or_path", "~/m", "--teacher_model", "./m", "--distillation_weight", "1")
+    assert (model.model_name_or_path, model.teacher_model) == (str(Path.cwd() / "m"), "./m")
+    # A saved mixture is hardened without naming the mechanism again.
+    assert parse(*base, "--harden")[0].harden
+    parse(*base, "--streaming", "--max_steps", "1", "--shuffle_buffer_size", "10")
 
 
 def test_a_source_is_needed(base: list[str]) -> None:

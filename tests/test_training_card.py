@@ -98,7 +98,7 @@ def test_the_metadata_are_read_back_with_the_metrics_of_the_run(lam_bert: Any, t
         "| Loss | validation | 0.3344 |",
         "| Learning rate of the mechanisms | 0.003 |",
         "| Seed | 77 |",
-        "all but the mechanisms and the head",
+        "| Frozen | all but ",
         "`rank=2`",
         "1,234 samples for training",
         'name = "user/mine"',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,18 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, LargeList, List, Value, disable_progress_bars
 from PIL import Image
 from scripts import script_module
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 from hf_lam.training import data as data_module
-from hf_lam.training.arguments import DataArguments, ModelArguments, parse_arguments
-from hf_lam.training.data import Labels, find_labels, limited, load_splits, prepare_media
+from hf_lam.training.arguments import DataArguments, MediaArguments, ModelArguments, parse_arguments
+from hf_lam.training.data import Labels, check_texts, find_labels, limited, load_splits, prepare_media
 from hf_lam.training.media import read_image
 
 CLASSES = ClassLabel(names=["a", "b", "c"])
@@ -35,14 +43,16 @@ def load(*arguments: object) -> tuple[dict[str, Any], DataArguments]:
     return load_splits(data, model, training), data
 
 
-def labels_of(*values: list[Any], feature: Any = None, checkpoint: Any = None, names: Any = None) -> Labels:
+def labels_of(
+    *values: list[Any], feature: Any = None, checkpoint: Any = None, names: Any = None, is_trained: bool = False
+) -> Labels:
     """The classes of splits train, validation with these labels."""
     features = None if feature is None else Features({"label": feature})
     splits = {
         split: Dataset.from_dict({"label": column}, features=features)
         for split, column in zip(("train", "validation"), values, strict=False)
     }
-    return find_labels(splits, DataArguments(dataset_name="D", class_names=names), checkpoint)
+    return find_labels(splits, DataArguments(dataset_name="D", class_names=names), checkpoint, is_trained)
 
 
 ROWS = Dataset.from_dict({"text": [f"t{i}" for i in range(20)], "label": [["neg", "pos"][i % 2] for i in range(20)]})
@@ -150,7 +160,33 @@ def test_damaged_files(name: str, content: str, message: str) -> None:
         load("--train_file", name, "--do_train")
 
 
+def test_only_an_empty_field_of_a_table_is_missing() -> None:
+    words = ["NA", "null", "None", "nan", "a"]
+    Path("a.csv").write_text("text,label\n" + "".join(f"{word},{i % 2}\n" for i, word in enumerate(words)))
+    splits, data = load("--train_file", "a.csv", "--do_train")
+    assert splits["train"]["text"][:] == words
+    check_texts(splits, ["text"])
+    assert find_labels(splits, data) == Labels(("0", "1"))
+    Path("b.csv").write_text('text,other,label\n"",1,0\na,2,1\n"",3,NA\n')
+    splits, data = load("--train_file", "b.csv", "--do_train")
+    with pytest.raises(ValueError, match=r"2 of 3 samples of the split 'train' have no text in 'text': row 0, 2\."):
+        check_texts(splits, ["text"])
+    with pytest.raises(ValueError, match=r"the column 'other' of the split 'train' must hold text, it holds .*int64"):
+        check_texts(splits, ["other"])
+    with pytest.raises(ValueError, match="the column 'label' holds numbers, and 'NA' where there is none"):
+        find_labels(splits, data)
+    stream = {"train": ROWS.to_iterable_dataset()}
+    check_texts(stream, ["text"])
+    with pytest.raises(ValueError, match="no such column"):
+        check_texts(stream, ["sentence"])
+    numbers = {"train": Dataset.from_dict({"text": [1]}).to_iterable_dataset()}
+    with pytest.raises(ValueError, match="must hold text"):
+        check_texts(numbers, ["text"])
+
+
 def test_limits() -> None:
+    first = limited({"test": ROWS}, DataArguments(dataset_name="D", max_predict_samples=3), seed=1)
+    assert first["test"]["text"][:] == ["t0", "t1", "t2"]
     splits = {"train": ROWS, "validation": ROWS, "test": ROWS.to_iterable_dataset()}
     data = DataArguments(dataset_name="D", max_train_samples=5, max_eval_samples=50, max_predict_samples=3)
     kept = limited(splits, data, seed=1)
@@ -168,6 +204,7 @@ def test_limits() -> None:
         ([0.0, 1.0], None, "01", False),
         ([True, False], None, "01", False),
         (["b", "a"], None, "ab", False),
+        (["b", "NA"], None, ["NA", "b"], False),
         (["b", "a"], Value("large_string"), "ab", False),
         ([0, 1], CLASSES, "abc", False),
         ([[], [1, 0]], None, "01", True),
@@ -206,6 +243,7 @@ def test_encoding() -> None:
         ([0.5, 1.0], [0.0], {}, "regression"),
         ([0.0, float("inf")], [0.0], {}, "regression"),
         ([None, None], [None], {"feature": Value("string")}, "holds nothing"),
+        (["0.0", "nan", "1.0"], ["0.0"], {}, "holds numbers, and 'nan' where there is none"),
         ([0, 2], [0], {}, "without a gap"),
         ([1, 1], [1], {}, "without a gap"),
         ([0, 0], [0], {}, "one class only"),
@@ -233,6 +271,82 @@ def test_the_classes_of_an_evaluated_model() -> None:
         labels_of([0], names=["x", "y"], checkpoint=model)
 
 
+ABC = ViTConfig(id2label={0: "c", 1: "a", 2: "b"}, label2id={"c": 0, "a": 1, "b": 2})
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "expected", "warns"),
+    [
+        (["a", "b", "c"], {}, "cab", False),
+        (["a", "b", "c"], {"names": ["a", "b", "c"]}, "cab", False),
+        ([["a", "b"], ["c"]], {}, "cab", False),
+        ([0, 1, 2], {}, "cab", False),
+        ([0, 1, 2], {"names": ["c", "a", "b"]}, "cab", False),
+        (["x", "y", "z"], {}, "xyz", True),
+        ([0, 1], {}, "01", True),
+        ([0, 1, 2], {"names": ["x", "y", "z"]}, "xyz", True),
+        ([0], {"feature": ClassLabel(names=["x", "y", "z"])}, "xyz", True),
+        (["a", "b", "c"], {"checkpoint": ViTConfig(num_labels=3)}, "abc", False),
+        ([0, 1, 2], {"checkpoint": ViTConfig(num_labels=3)}, "012", False),
+        ([0, 1], {"checkpoint": ViTConfig(num_labels=3)}, "01", False),
+    ],
+)
+def test_the_classes_of_a_model_that_is_trained_further(
+    values: list[Any], options: dict[str, Any], expected: str, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(data_module.logger, "warning", said.append)
+    labels = labels_of(values, **{"checkpoint": ABC, "is_trained": True, **options})
+    assert "".join(labels.names) == expected
+    assert len(said) == warns and all("The checkpoint has the classes 'c', 'a', 'b'" in text for text in said)
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_numbers_in_another_order_than_the_models(is_trained: bool) -> None:
+    options = {"checkpoint": ABC, "is_trained": is_trained}
+    with pytest.raises(ValueError, match=r"classes 'c', 'a', 'b', the data .*'a', 'b', 'c'"):
+        labels_of([0, 1, 2], feature=CLASSES, **options)
+    with pytest.raises(ValueError, match=r"classes 'c', 'a', 'b', the data .*'a', 'b', 'c'"):
+        labels_of([0, 1, 2], names=["a", "b", "c"], **options)
+    assert labels_of(["a"], names=["a", "b", "c"], **options).names == ("c", "a", "b")
+
+
+def test_a_model_for_another_kind_of_labels() -> None:
+    model = ViTConfig(num_labels=2, problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match="for multi_label_classification, the data are for single_label_class"):
+        labels_of([0, 1], checkpoint=model)
+    assert labels_of([[0], [1]], checkpoint=model).is_multi_label
+    assert not labels_of([0, 1], checkpoint=model, is_trained=True).is_multi_label
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", [None, [None, None], [-1, -1]])
+def test_a_test_split_without_labels(column: list[Any] | None, streaming: bool) -> None:
+    rows = Dataset.from_dict({"text": ["t0", "t1"], **({} if column is None else {"label": column})})
+    test: Any = rows.to_iterable_dataset() if streaming else rows
+    data = MediaArguments(dataset_name="D")
+    assert find_labels({"train": ROWS, "test": test}, data) == Labels(("neg", "pos"))
+    for kind, is_multi_label in (("single", False), ("multi", True)):
+        model = ViTConfig(id2label={0: "x", 1: "y"}, problem_type=f"{kind}_label_classification")
+        labels = find_labels({"test": test}, data, model)
+        assert labels == Labels(("x", "y"), is_multi_label)
+    splits = {"test": test} if streaming else {"test": test, "validation": ROWS}
+    ready = prepare_media(
+        splits, lambda row, root: row["text"], lambda text: {"t": text}, Labels(("neg", "pos")), data, 0
+    )
+    assert list(ready["test"]) == [{"t": "t0"}, {"t": "t1"}]
+    if not streaming:
+        assert ready["validation"][1] == {"t": "t1", "labels": 1}
+    with pytest.raises(ValueError, match=r"no such column|no label|holds nothing"):
+        find_labels({"validation": rows}, data)
+
+
+def test_a_test_split_with_some_labels() -> None:
+    rows = Dataset.from_dict({"label": ["neg", None, "pos"]})
+    with pytest.raises(ValueError, match="1 labels of the split 'test' are wrong: row 1: there is no label"):
+        find_labels({"test": rows}, DataArguments(dataset_name="D"), ViTConfig(id2label={0: "neg", 1: "pos"}))
+
+
 def png(level: int) -> bytes:
     file = io.BytesIO()
     Image.new("L", (4, 4), level).save(file, "PNG")
@@ -247,7 +361,7 @@ def prepared(images: list[Any], streaming: bool = False, **options: Any) -> list
         lambda row, root: read_image(row["image"], num_channels=1),
         lambda image: {"level": int(np.asarray(image)[0, 0])},
         Labels(tuple(map(str, range(len(images))))),
-        DataArguments(dataset_name="D", **options),
+        MediaArguments(dataset_name="D", **options),
         seed=0,
     )
     return [(row["level"], row["labels"]) for row in splits["test"]]
@@ -266,11 +380,35 @@ def test_unreadable_images_are_refused_or_left_out(workers: int | None) -> None:
         prepared([b"text", None], **options)
 
 
+def test_unreadable_images_of_all_splits() -> None:
+    rows = {
+        split: Dataset.from_dict({"image": images, "label": [0] * len(images)})
+        for split, images in (("train", [b"x", png(1)]), ("test", [b"x", png(10), b"x", png(30), png(50)]))
+    }
+
+    def ready(**options: Any) -> Any:
+        data = MediaArguments(dataset_name="D", max_predict_samples=4, **options)
+        return prepare_media(
+            rows,
+            lambda row, root: read_image(row["image"]),
+            lambda image: {"level": image.getpixel((0, 0))[0]},
+            Labels(("0", "1")),
+            data,
+            seed=0,
+        )
+
+    with pytest.raises(ValueError, match=r"1 of 2 samples of the split 'train'.* 2 of 4 samples of the split 'test'"):
+        ready()
+    test = ready(skip_unreadable=True)["test"]
+    assert test.rows == [1, 3]
+    assert [row["level"] for row in test] == [10, 30]
+
+
 def test_unreadable_images_of_a_stream() -> None:
     # The first rows that are made ready together are all unreadable.
     images = [b"text"] * 20 + [png(10), png(30)]
     assert prepared(images, streaming=True, skip_unreadable=True) == [(10, 20), (30, 21)]
-    with pytest.raises(ValueError, match=r"split 'test' that cannot be read.*--skip_unreadable"):
+    with pytest.raises(ValueError, match=r"split 'test' cannot be read.*--skip_unreadable"):
         prepared(images, streaming=True)
 
 
@@ -281,7 +419,7 @@ def test_relative_paths_start_from_the_file_of_their_split(tmp_path: Path) -> No
         (tmp_path / split / "same.png").write_bytes(png(level))
         files[split] = tmp_path / split / "labels.csv"
         files[split].write_text("image,label\nsame.png,0\n")
-    data = DataArguments(train_file=str(files["train"]), validation_file=str(files["validation"]))
+    data = MediaArguments(train_file=str(files["train"]), validation_file=str(files["validation"]))
     splits = prepare_media(
         {split: Dataset.from_csv(str(path)) for split, path in files.items()},
         lambda row, root: read_image(row["image"], root=root, num_channels=1),
@@ -302,20 +440,15 @@ def vit(folder: Path) -> Path:
     return folder / "vit"
 
 
+SHORT = [
+    *("--output_dir", "out", "--cache_dir", "cache", "--report_to", "none"),
+    *("--use_cpu", "true", "--disable_tqdm", "true"),
+]
+
+
 def run_images(vit: Path, *arguments: object) -> dict[str, float]:
-    options = [
-        "--output_dir",
-        "out",
-        "--cache_dir",
-        "cache",
-        "--report_to",
-        "none",
-        "--use_cpu",
-        "--disable_tqdm",
-        "true",
-    ]
     with script_module("run_image_classification") as script:
-        return script.main(["--model_name_or_path", str(vit), *options, *map(str, arguments)])
+        return script.main(["--model_name_or_path", str(vit), *SHORT, *map(str, arguments)])
 
 
 def refused(capsys: pytest.CaptureFixture[str], vit: Path, *arguments: object) -> str:
@@ -348,3 +481,30 @@ def test_the_image_script_refuses_bad_input(vit: Path, capsys: pytest.CaptureFix
     # With the flag it trains; the paths are relative to the table.
     run_images(vit, *source, "--skip_unreadable")
     assert '"train_samples": 4' in Path("out", "train_results.json").read_text()
+
+
+def test_the_text_script(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+    options = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForSequenceClassification(BertConfig(vocab_size=len(words), **options)).save_pretrained("bert")
+    Path("vocabulary.txt").write_text("\n".join(words))
+    BertTokenizerFast("vocabulary.txt").save_pretrained("bert")
+    # Longer than the masks.
+    rows = [{"text": "a b c d e f g h" * 2, "number": i, "label": "yn"[i % 2]} for i in range(6)]
+    Dataset.from_list(rows).to_json("train.jsonl")
+    Dataset.from_list([{**row, "label": None} for row in rows]).to_json("test.jsonl")
+    source = ["--model_name_or_path", "bert", "--train_file", "train.jsonl", *SHORT]
+    lam = ["--mechanism", "lam", "--mechanism_config", '{"max_length": 8}']
+    train = [*source, "--do_train", "--max_steps", "1"]
+    with script_module("run_text_classification") as script:
+        with pytest.raises(SystemExit) as ended:
+            script.main([*train, "--text_column_names", "number"])
+        assert ended.value.code == 2
+        assert "the column 'number' of the split 'train' must hold text" in capsys.readouterr().err
+        script.main([*train, *lam, "--test_file", "test.jsonl", "--do_predict", "--max_predict_samples", "4"])
+    lines = Path("out", "predictions.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[0] for line in lines] == ["0", "1", "2", "3"]
+    assert {line.split(",")[1] for line in lines} <= {"n", "y"}
+    results = json.loads(Path("out", "predict_results.json").read_text())
+    assert results["predict_samples"] == 4
+    assert not {"predict_accuracy", "predict_loss"} & set(results)

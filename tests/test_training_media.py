@@ -143,7 +143,7 @@ def test_unreadable_videos_are_named(tmp_path: Path) -> None:
     assert len(read_video(index_first, 3)) == 3
     for value, message in [
         (b"", "video"),
-        (b"text" * 99, "video"),
+        (b"text" * 99, "Invalid data found when processing input$"),
         (whole[: len(whole) // 2], "video"),
         (index_first[:-10], "ends early"),
         (wav(np.zeros((800, 1))), "no video stream"),

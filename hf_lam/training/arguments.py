@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser
 
-from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, MechanismConfig, SttConfig
+from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, MechanismConfig
 from .trainer import HfLamTrainingArguments
 
 DataT = TypeVar("DataT", bound="DataArguments")
@@ -19,6 +20,12 @@ ModelT = TypeVar("ModelT", bound="ModelArguments")
 
 # What a file of a data set may be, by its ending, and the builder of `datasets` that reads it.
 FILE_BUILDERS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet"}
+
+# What the data decide about the configuration of a model.
+_BY_THE_DATA = ("num_labels", "id2label", "label2id", "problem_type")
+
+# How many samples of a stream are shuffled, unless it is said.
+_SHUFFLED = 1000
 
 
 @dataclass
@@ -102,8 +109,13 @@ class ModelArguments:
         if len(set(self.mechanism)) < len(self.mechanism):
             raise ValueError(f"--mechanism {' '.join(self.mechanism)}: a model takes one of each.")
         self.check_source()
+        self._check_folders()
         self.mechanisms()
-        self.overrides()
+        decided = sorted(set(self.overrides()) & set(_BY_THE_DATA))
+        if decided:
+            raise ValueError(f"--config_overrides: {', '.join(decided)} is what the data decide; see --class_names.")
+        if self.from_scratch and self.freeze_host:
+            raise ValueError("--freeze_host would keep the random weights of --from_scratch; use one of them.")
         if self.lora_rank is not None and self.lora_rank < 1:
             raise ValueError(f"--lora_rank must be at least 1, got {self.lora_rank}; leave it out for no LoRA.")
         if self.lora_rank is not None and self.freeze_host:
@@ -115,6 +127,17 @@ class ModelArguments:
         """Raises a `ValueError` if it is not said which model."""
         if not self.model_name_or_path:
             raise ValueError("give --model_name_or_path: a Hub id or a folder.")
+
+    def _check_folders(self) -> None:
+        """Raises a `ValueError` for a path of no folder, which would be taken for a name on the Hub."""
+        for option in fields(self):
+            source = getattr(self, option.name)
+            if source is None or not option.name.endswith(("_name_or_path", "_model")):
+                continue
+            path = os.path.expanduser(source)
+            if (source.startswith((".", "~")) or os.path.isabs(source)) and not os.path.isdir(path):
+                raise ValueError(f"--{option.name}: there is no folder {source!r}.")
+            setattr(self, option.name, path)
 
     def mechanisms(self) -> list[MechanismConfig]:
         """The mechanisms' configurations, in the order they were named."""
@@ -135,13 +158,6 @@ class ModelArguments:
     def overrides(self) -> dict[str, Any]:
         """What `--config_overrides` says."""
         return json_object("--config_overrides", self.config_overrides)
-
-    def is_mixture(self) -> bool:
-        """Whether a mixture of attention and synthetic maps was asked for, whose λ no gradient trains."""
-        return any(
-            isinstance(config, SttConfig) and config.is_mixture and not config.train_mixing
-            for config in self.mechanisms()
-        )
 
     def hub_options(self) -> dict[str, Any]:
         """What `from_pretrained` gets besides the name."""
@@ -172,7 +188,7 @@ class DataArguments:
     )
     streaming: bool = field(default=False, metadata={"help": "Read the data while training; needs --max_steps."})
     shuffle_buffer_size: int = field(
-        default=1000, metadata={"help": "How many samples of a stream are shuffled among each other."}
+        default=_SHUFFLED, metadata={"help": "How many samples of a stream are shuffled among each other."}
     )
     train_split_name: str = field(default="train", metadata={"help": "Name of the split to train on."})
     validation_split_name: str = field(default="validation", metadata={"help": "Name of the split to evaluate on."})
@@ -185,14 +201,13 @@ class DataArguments:
         default=None,
         metadata={"help": "The classes in order, where the data do not say; whole numbers count from 0 in it."},
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many samples, chosen by seed."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many samples."})
-    max_predict_samples: int | None = field(default=None, metadata={"help": "Predict so many samples."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on so many samples, chosen by seed; of a stream the first."}
+    )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many samples, likewise."})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "Predict the first so many samples."})
     preprocessing_num_workers: int | None = field(
         default=None, metadata={"help": "Processes that tokenize, or check files."}
-    )
-    skip_unreadable: bool = field(
-        default=False, metadata={"help": "Leave out images, videos and audio that cannot be read, and name them."}
     )
 
     def __post_init__(self) -> None:
@@ -228,6 +243,25 @@ class DataArguments:
                 raise ValueError(f"--{name} must be at least 1, got {value}.")
         if not 0 < self.train_val_split < 1:
             raise ValueError(f"--train_val_split is a share between 0 and 1, got {self.train_val_split}.")
+        for name in ("dataset_config_name", "dataset_revision"):
+            if getattr(self, name) is not None and self.dataset_name is None:
+                raise ValueError(f"--{name} is for --dataset_name.")
+        if self.shuffle_buffer_size != _SHUFFLED and not self.streaming:
+            raise ValueError("--shuffle_buffer_size is for --streaming; otherwise all samples are shuffled.")
+        if self.preprocessing_num_workers is not None and self.streaming:
+            raise ValueError(
+                "--preprocessing_num_workers is for data that are prepared before training, not for --streaming; see "
+                "--dataloader_num_workers."
+            )
+
+
+@dataclass
+class MediaArguments(DataArguments):
+    """Which data, where files may turn out to be damaged."""
+
+    skip_unreadable: bool = field(
+        default=False, metadata={"help": "Leave out images, videos and audio that cannot be read, and name them."}
+    )
 
 
 def parse_arguments(
@@ -261,12 +295,21 @@ def _check_together(model: ModelArguments, data: DataArguments, training: HfLamT
             raise ValueError("--do_eval needs --validation_file.")
     if data.streaming and training.do_train and training.max_steps <= 0:
         raise ValueError("--streaming data have no known length: say how long to train with --max_steps.")
-    if model.harden and not model.is_mixture():
+    if model.harden and training.load_best_model_at_end:
         raise ValueError(
-            '--harden needs an annealed mixture: --mechanism stt --mechanism_config \'{"variant": "mixture"}\'.'
+            "--harden is for the end of the annealing, and the model of --load_best_model_at_end may be from before "
+            "it; use one of them."
         )
+    if model.teacher_model is None:
+        for option in fields(training):
+            if option.name.startswith("distillation_") and getattr(training, option.name) != option.default:
+                raise ValueError(f"--{option.name} is for learning from a --teacher_model, which is not given.")
+    if training.push_to_hub and not training.do_train:
+        raise ValueError("--push_to_hub pushes what was trained; give --do_train.")
     if not training.do_train:
-        for name in ("teacher_model", "lora_rank", "freeze_host", "harden", "annealing_end"):
+        if model.model_name_or_path is None:
+            raise ValueError("a model that is put together here has to be trained first: give --do_train.")
+        for name in ("from_scratch", "teacher_model", "lora_rank", "freeze_host", "harden", "annealing_end"):
             if getattr(model, name) not in (None, False):
                 raise ValueError(f"--{name} is for training; give --do_train.")
 

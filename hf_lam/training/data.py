@@ -31,7 +31,7 @@ from datasets.fingerprint import generate_fingerprint
 from transformers import PreTrainedConfig, TrainingArguments
 from transformers.utils import logging
 
-from .arguments import FILE_BUILDERS, DataArguments, ModelArguments
+from .arguments import FILE_BUILDERS, DataArguments, MediaArguments, ModelArguments
 from .media import UnreadableError
 
 logger = logging.get_logger(__name__)
@@ -45,6 +45,11 @@ _SHOWN = 5
 
 # Rows of a stream that are made ready together.
 _STREAMED = 16
+
+_PROBLEM_TYPES = {"single_label_classification", "multi_label_classification"}
+
+# What stands for a missing number in tables.
+_NO_NUMBERS = {"", "na", "n/a", "nan", "null", "none"}
 
 
 def load_splits(data: DataArguments, model: ModelArguments, training: TrainingArguments) -> dict[str, AnyDataset]:
@@ -88,6 +93,9 @@ def _load(data: DataArguments, model: ModelArguments, names: Mapping[str, str]) 
     given = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
     files = {names[split]: path for split, path in given.items() if path is not None}
     suffix = Path(next(iter(files.values()))).suffix[1:]
+    if FILE_BUILDERS[suffix] == "csv":
+        # A text may be "null" or "NA"; only an empty field is a missing one.
+        options |= {"keep_default_na": False, "na_values": [""]}
     if suffix == "tsv":
         options["sep"] = "\t"
     return load_dataset(FILE_BUILDERS[suffix], data_files=files, **options)
@@ -161,7 +169,7 @@ def find_column(dataset: AnyDataset, given: str | None, option: str, kind: Any, 
 def limited(splits: Mapping[str, AnyDataset], data: DataArguments, seed: int) -> dict[str, AnyDataset]:
     """As many samples of every split as the arguments say, and the training stream shuffled.
 
-    Of a stream they are the first, otherwise a choice by `seed`, since files are often sorted.
+    Of a stream and of the split test they are the first, otherwise a choice by `seed`, since files are often sorted.
     """
     numbers = {
         "train": data.max_train_samples,
@@ -175,7 +183,8 @@ def limited(splits: Mapping[str, AnyDataset], data: DataArguments, seed: int) ->
             dataset = dataset if number is None else dataset.take(number)
             kept[split] = dataset.shuffle(seed, buffer_size=data.shuffle_buffer_size) if split == "train" else dataset
         elif number is not None and number < len(dataset):
-            kept[split] = dataset.shuffle(seed).select(range(number))
+            # Predictions are told apart by the numbers of their rows.
+            kept[split] = (dataset if split == "test" else dataset.shuffle(seed)).select(range(number))
         else:
             kept[split] = dataset
     return kept
@@ -187,6 +196,29 @@ def _root_of(data: DataArguments, split: str) -> str | None:
     files = {"train": data.train_file, "validation": data.validation_file or data.train_file, "test": data.test_file}
     file = files[split]
     return None if file is None else os.path.dirname(os.path.abspath(file))
+
+
+def check_texts(splits: Mapping[str, AnyDataset], columns: Sequence[str]) -> None:
+    """Raises a `ValueError` if a column is missing, holds something else than text, or has rows without one.
+
+    Of a stream, the first row is looked at.
+    """
+    for split, dataset in splits.items():
+        for column in columns:
+            check_column(dataset, column, "text_column_names")
+            feature = (dataset.features or {}).get(column)
+            is_text = isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+            if not is_text and (feature is not None or not isinstance(_first_row(dataset)[column], str)):
+                kind = feature or type(_first_row(dataset)[column]).__name__
+                raise ValueError(f"the column {column!r} of the split {split!r} must hold text, it holds {kind}.")
+            if isinstance(dataset, IterableDataset):
+                continue
+            missing = [row for row, text in enumerate(_values(dataset, column)) if text is None]
+            if missing:
+                raise ValueError(
+                    f"{len(missing)} of {len(dataset)} samples of the split {split!r} have no text in {column!r}: "
+                    f"row {', '.join(map(str, missing[:_SHOWN]))}{', …' if len(missing) > _SHOWN else ''}."
+                )
 
 
 # --- Classes ---------------------------------------------------------------------------------------------------------
@@ -235,8 +267,7 @@ class Labels:
 
     def index(self, value: Any) -> int:
         """The number of one class, which is given by name or number."""
-        # NaN is what pandas makes of an empty field, and -1 what the Hub has in place of labels that are kept secret.
-        if value is None or value != value or value == -1:
+        if _is_missing(value):
             raise ValueError(f"there is no label (it is {value})")
         if isinstance(value, str):
             if value not in self.names:
@@ -256,23 +287,79 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(shown[:_SHOWN]) + (", …" if len(shown) > _SHOWN else "")
 
 
+def _is_missing(label: Any) -> bool:
+    # NaN is what pandas makes of an empty field, and -1 what the Hub has in place of labels that are kept secret.
+    return label is None or label != label or label == -1
+
+
+def has_labels(split: str, dataset: AnyDataset, data: DataArguments) -> bool:
+    """Whether a split has labels, which only the split test may lack: its column, or all that is in it.
+
+    Of a stream, the first row is looked at.
+    """
+    if split != "test":
+        return True
+    column = data.label_column_name
+    if column not in columns_of(dataset):
+        return False
+    labels = _values(dataset, column) if isinstance(dataset, Dataset) else [_first_row(dataset)[column]]
+    return not all(_is_missing(label) for label in labels)
+
+
 def find_labels(
-    splits: Mapping[str, AnyDataset], data: DataArguments, checkpoint: PreTrainedConfig | None = None
+    splits: Mapping[str, AnyDataset],
+    data: DataArguments,
+    checkpoint: PreTrainedConfig | None = None,
+    is_trained: bool = False,
 ) -> Labels:
     """The classes of the data, which are checked in every split that is not a stream.
 
     They are those of `--class_names`, or of the column where it has them (`datasets.ClassLabel`), or else the values
-    that occur: names in alphabetical order, or whole numbers from 0 without a gap.
+    that occur: names in alphabetical order, or whole numbers from 0 without a gap. Where these are the classes of the
+    checkpoint in another order, or are numbers only, they are as in the checkpoint.
 
     Args:
-        splits: what `load_splits` gave.
+        splits: what `load_splits` gave. The split test may have no labels.
         data: names the column.
-        checkpoint: of a model that is evaluated and not trained; the data must have its classes.
+        checkpoint: of the model that is evaluated, or that training starts from.
+        is_trained: whether the model is trained; otherwise the data must have the classes of `checkpoint`. A model
+            that is trained may get others.
 
     Raises:
         ValueError: if the column is missing, the classes are not known, or a label is none of them; the message names
             the split and the rows.
     """
+    labelled = {split: dataset for split, dataset in splits.items() if has_labels(split, dataset, data)}
+    if len(labelled) < len(splits):
+        logger.warning(
+            f"The split 'test' has no labels in {data.label_column_name!r}; there will be no metrics of it."
+        )
+    evaluated = None if is_trained else checkpoint
+    if labelled:
+        names, is_list = _classes_of(labelled, data, checkpoint, is_trained)
+    elif evaluated is None:
+        raise ValueError("the data have no labels, and there is no model that says which classes there are.")
+    else:
+        names = _given_names(data, evaluated) if data.class_names is not None else _names_of(evaluated)
+        is_list = evaluated.problem_type == "multi_label_classification"
+    labels = Labels(tuple(map(str, names)), is_list)
+    if len(labels.names) < 2 and not is_list:
+        raise ValueError(
+            f"the column {data.label_column_name!r} has one class only, {_some(labels.names)}; nothing can be learnt."
+        )
+    ours = labels.config_options["problem_type"]
+    if evaluated is not None and evaluated.problem_type in _PROBLEM_TYPES - {ours}:
+        raise ValueError(f"the model is for {evaluated.problem_type}, the data are for {ours}.")
+    for split, dataset in labelled.items():
+        if isinstance(dataset, Dataset):
+            _check_labels(_values(dataset, data.label_column_name), labels, split)
+    return labels
+
+
+def _classes_of(
+    splits: Mapping[str, AnyDataset], data: DataArguments, checkpoint: PreTrainedConfig | None, is_trained: bool
+) -> tuple[Sequence[str], bool]:
+    """The names of the classes, and whether a sample has a list of them."""
     column = data.label_column_name
     for dataset in splits.values():
         check_column(dataset, column, "label_column_name")
@@ -282,19 +369,14 @@ def find_labels(
     entry = feature.feature if isinstance(feature, _LISTS) else feature
     if not isinstance(entry, (Value, ClassLabel, type(None))):
         raise ValueError(f"the column {column!r} must hold labels or lists of labels, it holds {feature}.")
+    evaluated = None if is_trained else checkpoint
+    is_counted = False
     if data.class_names is not None:
-        names = data.class_names
-        if len(set(names)) < len(names):
-            raise ValueError(f"--class_names has a class twice: {' '.join(names)}.")
+        names = _given_names(data, evaluated)
         if isinstance(entry, ClassLabel) and names != entry.names and sorted(names) == sorted(entry.names):
             raise ValueError(f"--class_names has the classes of {column!r} in another order: {_some(entry.names)}.")
-        if checkpoint is not None and len(names) != len(checkpoint.id2label or ()):
-            raise ValueError(
-                f"--class_names has {len(names)} classes, the evaluated model {len(checkpoint.id2label or ())}."
-            )
-    elif checkpoint is not None:
-        classes: Any = checkpoint.id2label
-        names = [classes[index] for index in range(len(classes))]
+    elif evaluated is not None:
+        names = _names_of(evaluated)
         if isinstance(entry, ClassLabel) and entry.names != names:
             raise ValueError(
                 f"the model has the classes {_some(names)}, the data {_some(entry.names)}; they must be the same, in "
@@ -307,14 +389,47 @@ def find_labels(
             f"the column {column!r} of a stream does not say which classes there are; give them with --class_names."
         )
     else:
-        names = _occurring(_values(first, column), is_list, column)
-    labels = Labels(tuple(map(str, names)), is_list)
-    if len(labels.names) < 2 and not is_list:
-        raise ValueError(f"the column {column!r} has one class only, {_some(labels.names)}; nothing can be learnt.")
-    for split, dataset in splits.items():
-        if isinstance(dataset, Dataset):
-            _check_labels(_values(dataset, column), labels, split)
-    return labels
+        names, is_counted = _occurring(_values(first, column), is_list, column)
+    own = [] if checkpoint is None else _names_of(checkpoint)
+    if names == own or all(name == f"LABEL_{index}" for index, name in enumerate(own)):
+        return names, is_list
+    if is_counted and len(names) == len(own):
+        return own, is_list
+    if not is_counted and sorted(names) == sorted(own):
+        if not _holds_names(first, column, entry):
+            raise ValueError(
+                f"the model has the classes {_some(own)}, the data have the same as {_some(names)}, and number them "
+                "in this order. Bring them into the order of the model, or have them by name in the data."
+            )
+        return own, is_list
+    if is_trained:
+        logger.warning(
+            f"The checkpoint has the classes {_some(own)}, the data {_some(names)}: the model is trained for those of "
+            "the data."
+        )
+    return names, is_list
+
+
+def _given_names(data: DataArguments, evaluated: PreTrainedConfig | None) -> list[str]:
+    """What `--class_names` says, which must fit a model that is only evaluated."""
+    names = data.class_names or []
+    if len(set(names)) < len(names):
+        raise ValueError(f"--class_names has a class twice: {' '.join(names)}.")
+    if evaluated is not None and len(names) != len(_names_of(evaluated)):
+        raise ValueError(f"--class_names has {len(names)} classes, the evaluated model {len(_names_of(evaluated))}.")
+    return names
+
+
+def _names_of(checkpoint: PreTrainedConfig) -> list[str]:
+    return [str(name) for _, name in sorted((checkpoint.id2label or {}).items())]
+
+
+def _holds_names(dataset: AnyDataset, column: str, entry: Any) -> bool:
+    """Whether the labels are names and not numbers."""
+    if entry is not None:
+        return isinstance(entry, Value) and entry.dtype in ("string", "large_string")
+    label = _first_row(dataset)[column]
+    return isinstance(label[0] if isinstance(label, list) and label else label, str)
 
 
 def _values(dataset: Dataset, column: str) -> list[Any]:
@@ -322,14 +437,18 @@ def _values(dataset: Dataset, column: str) -> list[Any]:
     return dataset[column][:]
 
 
-def _occurring(values: Iterable[Any], is_list: bool, column: str) -> list[str]:
+def _occurring(values: Iterable[Any], is_list: bool, column: str) -> tuple[list[str], bool]:
+    """The classes that occur, and whether they are numbers."""
     found: set[Any] = set()
     for value in values:
         found.update(value or () if is_list else (value,))
     # What is missing or negative is named with its row later.
     found = {value for value in found if value is not None and value == value}
     if found and all(isinstance(value, str) for value in found):
-        return sorted(found)
+        nothing = {value for value in found if value.strip().lower() in _NO_NUMBERS}
+        if nothing and nothing < found and all(map(_is_number, found - nothing)):
+            raise ValueError(f"the column {column!r} holds numbers, and {_some(sorted(nothing))} where there is none.")
+        return sorted(found), False
     if not found or not all(isinstance(value, (int, float)) and float(value).is_integer() for value in found):
         raise ValueError(
             f"the column {column!r} must hold names or whole numbers, all of one kind (regression is not covered); it "
@@ -344,7 +463,15 @@ def _occurring(values: Iterable[Any], is_list: bool, column: str) -> list[str]:
             f"ones, from {numbers[0]} to {numbers[-1]}. Where classes are missing, or start elsewhere, give all of "
             "them with --class_names."
         )
-    return [str(number) for number in numbers]
+    return [str(number) for number in numbers], True
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_labels(values: Iterable[Any], labels: Labels, split: str) -> None:
@@ -373,7 +500,7 @@ def prepare_media(
     read: Callable[..., Any],
     encode: Callable[[Any], dict[str, Any]],
     labels: Labels,
-    data: DataArguments,
+    data: MediaArguments,
     seed: int,
 ) -> dict[str, AnyDataset]:
     """Splits whose rows become what the model is called with, when they are needed.
@@ -390,21 +517,39 @@ def prepare_media(
         data: says how many samples, and with `skip_unreadable` to go on without what cannot be read.
         seed: for the choice of samples.
 
+    Returns:
+        The splits, without `labels` where there are none. Those that are no stream have `rows`, a list: which rows of
+        what `limited` gives are left. In the split test they are numbered as they were loaded.
+
     Raises:
-        ValueError: naming and counting what cannot be read, unless it is left out.
+        ValueError: naming and counting what cannot be read, of all splits, unless it is left out.
     """
 
-    def transform(row: dict[str, Any], root: str | None) -> dict[str, Any]:
-        return {**encode(read(row, root)), "labels": labels.encode(row[data.label_column_name])}
+    def transform(row: dict[str, Any], root: str | None, is_labelled: bool) -> dict[str, Any]:
+        inputs = encode(read(row, root))
+        return {**inputs, "labels": labels.encode(row[data.label_column_name])} if is_labelled else inputs
 
     prepared: dict[str, AnyDataset] = {}
+    refused: list[str] = []
     for split, dataset in limited(splits, data, seed).items():
         root = _root_of(data, split)
+        ready = partial(transform, root=root, is_labelled=has_labels(split, splits[split], data))
         if isinstance(dataset, Dataset):
-            kept = _readable(dataset, partial(read, root=root), split, data)
-            prepared[split] = _Transformed(kept, partial(transform, root=root))
+            unreadable = _unreadable(dataset, partial(read, root=root), split, data)
+            rows = [row for row in range(len(dataset)) if row not in unreadable]
+            prepared[split] = _Transformed(dataset, rows, ready)
+            if unreadable:
+                message = _message_of(unreadable, len(dataset), split)
+                if data.skip_unreadable and rows:
+                    logger.warning(f"{message} They are left out.")
+                else:
+                    refused.append(message if rows else f"{message} None is left.")
         else:
-            prepared[split] = _readable_stream(dataset, partial(transform, root=root), split, data)
+            prepared[split] = _readable_stream(dataset, ready, split, data)
+    if refused:
+        raise ValueError(
+            " ".join([*refused, *([] if data.skip_unreadable else ["--skip_unreadable leaves them out."])])
+        )
     return prepared
 
 
@@ -414,19 +559,22 @@ class _Transformed(torch.utils.data.Dataset):
     Unlike `Dataset.with_transform`, which pickles the transform for a fingerprint that nobody needs, for seconds.
     """
 
-    def __init__(self, dataset: Dataset, transform: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    def __init__(
+        self, dataset: Dataset, rows: list[int], transform: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> None:
         self.dataset = dataset
+        self.rows = rows
         self.transform = transform
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.transform(self.dataset[index])
+        return self.transform(self.dataset[self.rows[index]])
 
 
-def _readable(dataset: Dataset, read: Callable[..., Any], split: str, data: DataArguments) -> Dataset:
-    """The samples that can be read. The main process looks, and tells the others."""
+def _unreadable(dataset: Dataset, read: Callable[..., Any], split: str, data: DataArguments) -> dict[int, str]:
+    """What is wrong with the rows that cannot be read. The main process looks, and tells the others."""
 
     def problem_of(row: dict[str, Any]) -> dict[str, str | None]:
         try:
@@ -450,34 +598,25 @@ def _readable(dataset: Dataset, read: Callable[..., Any], split: str, data: Data
             desc=f"Reading the {split} files",
         )["problem"]
         found = [{row: problem for row, problem in enumerate(problems) if problem}]
-    unreadable: dict[int, str] = broadcast_object_list(found)[0]
-    if not unreadable:
-        return dataset
-    named = "; ".join(f"row {row}: {problem}" for row, problem in list(unreadable.items())[:_SHOWN])
+    return broadcast_object_list(found)[0]
+
+
+def _message_of(unreadable: Mapping[int, str], total: int, split: str) -> str:
+    named = "; ".join(f"row {row}: {problem}" for row, problem in islice(unreadable.items(), _SHOWN))
     more = f"; and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
-    message = f"{len(unreadable)} of {len(dataset)} samples of the split {split!r} cannot be read: {named}{more}."
-    if not data.skip_unreadable:
-        raise ValueError(f"{message} --skip_unreadable leaves them out.")
-    if len(unreadable) == len(dataset):
-        raise ValueError(f"{message} None is left.")
-    logger.warning(f"{message} They are left out.")
-    return dataset.select([row for row in range(len(dataset)) if row not in unreadable])
+    return f"{len(unreadable)} of {total} samples of the split {split!r} cannot be read: {named}{more}."
 
 
 def _readable_stream(
-    dataset: IterableDataset, transform: Callable[[dict[str, Any]], dict[str, Any]], split: str, data: DataArguments
+    dataset: IterableDataset, transform: Callable[[dict[str, Any]], dict[str, Any]], split: str, data: MediaArguments
 ) -> IterableDataset:
-    unreadable = 0
-
     def of_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        nonlocal unreadable
         rows = []
         for row in _rows(batch):
             try:
                 rows.append(transform(row))
             except UnreadableError as error:
-                unreadable += 1
-                message = f"sample {unreadable} of the split {split!r} that cannot be read: {error}."
+                message = f"a sample of the split {split!r} cannot be read: {error}."
                 if not data.skip_unreadable:
                     raise ValueError(f"{message} --skip_unreadable leaves such samples out.") from error
                 logger.warning(f"{message} It is left out.")

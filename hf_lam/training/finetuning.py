@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -89,7 +89,8 @@ def open_task(
     model, data, training = parse_arguments(model_class, data_class, description, arguments)
     checkpoint = start(training)
     splits = load_splits(data, model, training)
-    labels = find_labels(splits, data, checkpoint=None if training.do_train else load_config(model))
+    config = None if model.from_scratch or model.model_name_or_path is None else load_config(model)
+    labels = find_labels(splits, data, checkpoint=config, is_trained=training.do_train)
     return Task(model, data, training, splits, labels, checkpoint)
 
 
@@ -115,13 +116,13 @@ def _checkpoint_of(training: HfLamTrainingArguments) -> str | None:
     if named is not None and str(named).lower() not in ("true", "false"):
         if not Path(named, TRAINER_STATE_NAME).is_file():
             raise ValueError(f"--resume_from_checkpoint {str(named)!r} is no folder with a {TRAINER_STATE_NAME}.")
-        return str(named)
+        return _with_optimizer(Path(named))
     if folder.is_file():
         raise ValueError(f"--output_dir {str(folder)!r} is a file.")
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     last = _last_whole_checkpoint(folder) if found else None
     if last is not None and str(named).lower() != "false":
-        return last
+        return _with_optimizer(last)
     others = [name for name in found if name not in _LEFTOVERS]
     if last is None:
         others = [name for name in others if not name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")]
@@ -137,7 +138,17 @@ def _checkpoint_of(training: HfLamTrainingArguments) -> str | None:
     return None
 
 
-def _last_whole_checkpoint(folder: Path) -> str | None:
+def _with_optimizer(checkpoint: Path) -> str:
+    """The checkpoint, unless `--save_only_model` left out what training goes on from."""
+    if not any(checkpoint.glob("rng_state*")):
+        raise ValueError(
+            f"{str(checkpoint)!r} was written with --save_only_model: it holds the model, and nothing to go on from. "
+            "Choose another --output_dir, and give it as --model_name_or_path to train it anew."
+        )
+    return str(checkpoint)
+
+
+def _last_whole_checkpoint(folder: Path) -> Path | None:
     """The last checkpoint that was written to its end: `Trainer` writes its state last."""
     steps = sorted(
         (int(path.name.split("-")[1]), path)
@@ -150,7 +161,7 @@ def _last_whole_checkpoint(folder: Path) -> str | None:
         except (OSError, ValueError):
             logger.warning(f"{path} was not written to its end and is passed over.")
         else:
-            return str(path)
+            return path
     return None
 
 
@@ -182,6 +193,8 @@ def make_trainer(
         _check_checkpoint(task.checkpoint, model, arguments)
     if (arguments.lora_rank is not None or arguments.harden) and _is_sharded(training):
         raise ValueError("--lora_rank and --harden change the trained model, which FSDP and DeepSpeed have in parts.")
+    compute_metrics = classification_metrics(task.labels.is_multi_label)
+    _check_metric(training, task.labels)
     shown = splits.get("train") or splits.get("validation") or splits["test"]
     samples = collator(list(_first(shown, _LOGGED_SAMPLES))) if injected_encoders(model) else {}
     callbacks = mechanism_callbacks(model, arguments, {key: x for key, x in samples.items() if key != "labels"})
@@ -193,11 +206,18 @@ def make_trainer(
         eval_dataset=splits.get("validation"),
         processing_class=processor,
         data_collator=collator,
-        compute_metrics=classification_metrics(task.labels.is_multi_label),
+        compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=_only_logits,
         callbacks=callbacks,
         teacher=teacher,
     )
+
+
+def _check_metric(training: HfLamTrainingArguments, labels: Labels) -> None:
+    """The metric that the best model is chosen by, if one was named, must be one of those that are computed."""
+    name, known = training.metric_for_best_model, ["loss", "map" if labels.is_multi_label else "accuracy", "f1"]
+    if name is not None and name.removeprefix("eval_") not in known:
+        raise ValueError(f"--metric_for_best_model {name!r}: choose one of {', '.join(known)}.")
 
 
 def _is_sharded(training: HfLamTrainingArguments) -> bool:
@@ -265,6 +285,7 @@ def run(trainer: HfLamTrainer, task: Task, splits: Mapping[str, AnyDataset], nam
     # From now on: with --push_to_hub, saving the model pushes it.
     trainer.write_card = partial(write_model_card, trainer=trainer, task=task, task_name=name, results=results)
     if training.do_train:
+        steps = _steps_of(task.checkpoint)
         result = trainer.train(resume_from_checkpoint=task.checkpoint)
         result.metrics["trainable_parameters"] = trainer.get_num_trainable_parameters()
         model = finished(trainer.model, task.arguments)
@@ -274,7 +295,9 @@ def run(trainer: HfLamTrainer, task: Task, splits: Mapping[str, AnyDataset], nam
             # Checkpoints may be in parts; otherwise `save_model` would then write nothing.
             trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         trainer.save_model()
-        _report(trainer, "train", result.metrics, splits["train"])
+        # Where nothing was left to train, an earlier start has reported what it was.
+        if result.global_step > steps:
+            _report(trainer, "train", result.metrics, splits["train"])
         results |= result.metrics
         trainer.save_state()
     if training.do_eval:
@@ -286,13 +309,19 @@ def run(trainer: HfLamTrainer, task: Task, splits: Mapping[str, AnyDataset], nam
         _report(trainer, "predict", output.metrics or {}, splits["test"])
         results |= output.metrics or {}
         if trainer.is_world_process_zero():
-            _write_predictions(Path(training.output_dir, "predictions.csv"), output.predictions, task.labels)
+            path = Path(training.output_dir, "predictions.csv")
+            rows = getattr(splits["test"], "rows", range(len(output.predictions)))
+            _write_predictions(path, output.predictions, rows, task.labels)
     if training.do_train:
         if training.push_to_hub:
             trainer.push_to_hub()
         else:
             trainer.create_model_card()
     return metrics
+
+
+def _steps_of(checkpoint: str | None) -> int:
+    return 0 if checkpoint is None else _json_file(Path(checkpoint, TRAINER_STATE_NAME))["global_step"]
 
 
 def _report(trainer: HfLamTrainer, split: str, metrics: dict[str, float], dataset: AnyDataset) -> None:
@@ -302,11 +331,11 @@ def _report(trainer: HfLamTrainer, split: str, metrics: dict[str, float], datase
     trainer.save_metrics(split, metrics)
 
 
-def _write_predictions(path: Path, logits: Any, labels: Labels) -> None:
-    """One line a sample: its class, or of a multi-label task its classes, those with a logit above 0."""
+def _write_predictions(path: Path, logits: Any, rows: Iterable[int], labels: Labels) -> None:
+    """One line a sample: its row in the data, and its class, or of a multi-label task those with a logit above 0."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["index", "prediction"])
-        for index, row in enumerate(logits):
-            chosen = (row > 0).nonzero()[0] if labels.is_multi_label else [row.argmax()]
-            writer.writerow([index, " ".join(labels.names[number] for number in chosen)])
+        writer.writerow(["row", "prediction"])
+        for row, values in zip(rows, logits, strict=True):
+            chosen = (values > 0).nonzero()[0] if labels.is_multi_label else [values.argmax()]
+            writer.writerow([row, " ".join(labels.names[number] for number in chosen)])

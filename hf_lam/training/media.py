@@ -127,7 +127,9 @@ def _naming(value: Any, kind: str) -> Iterator[None]:
     except Exception as error:
         path = value.get("path") if isinstance(value, dict) else value
         name = f"{kind} {path!r}" if isinstance(path, str) and path else kind
-        raise UnreadableError(f"{name}: {str(error) or type(error).__name__}") from error
+        # What `av` says of files that it was given as bytes.
+        reason = str(error).removesuffix(": '<none>'")
+        raise UnreadableError(f"{name}: {reason or type(error).__name__}") from error
 
 
 def _opened(value: Any, root: str | None) -> Any:

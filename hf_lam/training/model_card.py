@@ -167,6 +167,8 @@ def _about(model: Any, arguments: ModelArguments) -> str:
         if arguments.from_scratch
         else f"fine-tuned from {sources}"
     )
+    changes = [f"`{name}={json.dumps(value)}`" for name, value in arguments.overrides().items()]
+    origin += f", changed to {', '.join(changes)}" if changes else ""
     text = f"`{type(model).__name__}`, {origin}."
     mechanisms = _mechanisms(model)
     if not mechanisms:
@@ -222,20 +224,25 @@ def _results_table(task: Task, results: Mapping[str, float]) -> str:
 
 def _hyperparameters(trainer: HfLamTrainer, task: Task) -> str:
     arguments, training, state = task.arguments, task.training, trainer.state
-    batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    # Not that of the arguments: --auto_find_batch_size may have halved it.
+    size = state.train_batch_size or training.train_batch_size
     teacher = arguments.teacher_model
+    model: Any = trainer.model
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     values = {
         "Learning rate": training.learning_rate,
         "Learning rate of the mechanisms": training.mechanism_learning_rate,
         "Schedule": f"{getattr(training.lr_scheduler_type, 'value', training.lr_scheduler_type)}, "
         f"{training.get_warmup_steps(state.max_steps)} steps of warmup",
         "Optimizer": f"{getattr(training.optim, 'value', training.optim)}, weight decay {training.weight_decay:g}",
-        "Samples a step": f"{batch} ({training.world_size} × {training.train_batch_size} × "
+        "Samples a step": f"{size * training.gradient_accumulation_steps * training.world_size} "
+        f"({training.world_size} × {size} × "
         f"{training.gradient_accumulation_steps}: processes, batch, accumulation)",
         "Steps": f"{state.global_step:,}" + (f" ({state.epoch:g} epochs)" if state.epoch else ""),
         "Precision": "bf16" if training.bf16 else "fp16" if training.fp16 else None,
         "Seed": training.seed,
-        "Frozen": "all but the mechanisms and the head" if arguments.freeze_host else None,
+        "Frozen": f"all but {trained:,} of {total:,} parameters" if arguments.freeze_host else None,
         "LoRA": f"rank {arguments.lora_rank}, merged into the weights" if arguments.lora_rank else None,
         "Distillation": f"from {_link(teacher)}, weight {training.distillation_weight}, "
         f"temperature {training.distillation_temperature}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, TrainerCallback
 from transformers.utils import logging
 
 from ..conversion import convert
-from ..hardening import encoders_with_mixture, harden
+from ..hardening import encoders_with_mixture, harden, hardened, mixing_of
 from ..modeling.injection_hf_lam import _self_attentions, injected_encoders
 from ..modeling.modeling_hf_lam import HfLamMixin, _rename_legacy_keys
 from ..parameters import freeze_host, head_parameters
@@ -25,7 +26,7 @@ def load_config(arguments: ModelArguments, labels: Labels | None = None) -> PreT
     """The configuration of the model, told about the classes.
 
     Raises:
-        ValueError: for an override of an option that the configuration does not have.
+        ValueError: for an override of an option that the configuration does not have, or with a wrong value.
     """
     if arguments.model_name_or_path is None:
         raise ValueError("a model that is put together here has to be trained first: give --do_train.")
@@ -34,7 +35,10 @@ def load_config(arguments: ModelArguments, labels: Labels | None = None) -> PreT
     unknown = sorted(set(overrides) - set(config.to_dict()))
     if unknown:
         raise ValueError(f"--config_overrides: {type(config).__name__} has no option {', '.join(unknown)}.")
-    config.update({**overrides, **(labels.config_options if labels is not None else {})})
+    try:
+        config.update({**overrides, **(labels.config_options if labels is not None else {})})
+    except StrictDataclassError as error:
+        raise ValueError(f"--config_overrides {arguments.config_overrides}: {error}") from error
     return config
 
 
@@ -137,15 +141,32 @@ def _has_parameters(module: nn.Module | None) -> bool:
 def mechanism_callbacks(model: nn.Module, arguments: ModelArguments, inputs: Any) -> list[TrainerCallback]:
     """What accompanies the training of the model's mechanisms: annealing where they have it, and the log.
 
-    inputs: a small batch that the masks are looked at with.
+    Args:
+        model: before training.
+        arguments: say when annealing ends, and whether the model is hardened then.
+        inputs: a small batch that the masks are looked at with.
+
+    Raises:
+        ValueError: if the model has nothing to anneal or to harden, and the arguments say so.
     """
     encoders = injected_encoders(model)
     end = {} if arguments.annealing_end is None else {"end": arguments.annealing_end}
     callbacks: list[TrainerCallback] = [MechanismLoggingCallback(inputs)] if encoders else []
     if any(base._hf_lam_configs.locomt is not None and base._hf_lam_configs.locomt.annealing for base in encoders):
         callbacks.append(ViewAnnealingCallback(**end))
-    if encoders_with_mixture(model) and not any(base._hf_lam_configs.stt.train_mixing for base in encoders):
+    mixtures = encoders_with_mixture(model)
+    is_annealed = any(not base._hf_lam_configs.stt.train_mixing for base in mixtures)
+    # One that has arrived at its synthetic map stays there.
+    if is_annealed and any(bool((mixing_of(base) < 1).any()) for base in mixtures):
         callbacks.append(SttAnnealingCallback(**end))
+    if arguments.harden:
+        if not is_annealed:
+            raise ValueError(
+                "--harden drops the queries and keys of an annealed mixture, which this model does not have: "
+                '--mechanism stt --mechanism_config \'{"variant": "mixture"}\'.'
+            )
+        for base in mixtures:
+            hardened(base)  # says now what would be refused after the training
     if end and len(callbacks) <= 1:
         raise ValueError(
             "--annealing_end: nothing of this model is annealed. Views are with '{\"annealing\": true}', synthetic "
@@ -162,9 +183,20 @@ def finished(model: Any, arguments: ModelArguments) -> PreTrainedModel:
 
 
 def load_teacher(arguments: ModelArguments, auto_class: Any) -> PreTrainedModel | None:
-    """The model that `--teacher_model` names; None if it names none."""
+    """The model that `--teacher_model` names; None if it names none.
+
+    Raises:
+        ValueError: if its checkpoint lacks weights, such as those of the head.
+    """
     if arguments.teacher_model is None:
         return None
     # The revision is that of the model.
     options = {key: value for key, value in arguments.hub_options().items() if key != "revision"}
-    return auto_class.from_pretrained(arguments.teacher_model, **options)
+    loaded = auto_class.from_pretrained(arguments.teacher_model, output_loading_info=True, **options)
+    teacher, missing = loaded[0], sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"--teacher_model {arguments.teacher_model!r} was not trained for this task: it lacks {len(missing)} "
+            f"weights, such as {missing[0]}, which would be random."
+        )
+    return teacher

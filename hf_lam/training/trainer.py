@@ -332,6 +332,15 @@ class HfLamTrainer(Trainer):
             logger.warning_once(f"total_flos is Trainer's own estimate, hf_lam.cost cannot count this model: {error}")
             return None
 
+    # --- resuming ----------------------------------------------------------------------------------------------------
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer`'s, but nothing where all steps are done: resumed from the last one, it would make one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **kwargs)
+
     # --- what is saved and pushed ------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
