@@ -35,6 +35,7 @@ def finished(tmp_path_factory):
     return result, folder, console.export_text()
 
 
+@pytest.mark.slow
 def test_conversion_and_the_fresh_process_give_the_same_logits(finished):
     result, _, _ = finished
     assert result.conversion_difference <= 1e-5
@@ -42,6 +43,7 @@ def test_conversion_and_the_fresh_process_give_the_same_logits(finished):
     assert result.passed
 
 
+@pytest.mark.slow
 def test_the_table_has_the_model_before_and_after(finished):
     result, _, printed = finished
     converted = [f"ViT with {name}, trained on" for name in ("LAM", "LoCoMT", "STT")]
@@ -65,6 +67,7 @@ def test_the_table_has_the_model_before_and_after(finished):
     assert "trust_remote_code=True" in printed.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_attention_flops_are_those_of_the_views_that_were_saved(finished):
     result, folder, printed = finished
     *others, locomt, _ = result.rows
@@ -84,6 +87,7 @@ def test_the_attention_flops_are_those_of_the_views_that_were_saved(finished):
     assert f"{100 * result.attention_mass:.1f} % of the attention" in printed
 
 
+@pytest.mark.slow
 def test_the_attention_flops_of_synthesised_attention_include_its_synthesis(finished):
     result, folder, _ = finished
     model = hf_lam.HfLamViTForImageClassification.from_pretrained(folder / "stt")
@@ -96,6 +100,7 @@ def test_the_attention_flops_of_synthesised_attention_include_its_synthesis(fini
     )
 
 
+@pytest.mark.slow
 def test_the_mixture_is_the_same_when_it_is_hardened(finished):
     result, _, printed = finished
     assert result.hardening_difference <= 1e-5
@@ -104,6 +109,7 @@ def test_the_mixture_is_the_same_when_it_is_hardened(finished):
     assert float(found[2]) < float(found[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conversion_difference", "hardening_difference", "reload_difference"])
 def test_any_difference_of_logits_is_a_failure(finished, name):
     result, _, _ = finished
@@ -111,6 +117,7 @@ def test_any_difference_of_logits_is_a_failure(finished, name):
     assert not replace(result, **{name: 2e-5}).passed
 
 
+@pytest.mark.slow
 def test_the_folder_is_complete_and_loads(finished):
     result, folder, _ = finished
     present = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -133,6 +140,7 @@ def test_the_folder_is_complete_and_loads(finished):
         assert accuracy_on(model, digits.test) == pytest.approx(row.test_accuracy, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_pictures_are_pictures(finished):
     _, folder, _ = finished
     for name in ("masks.png", "masks_on_digit.png", "views.png", "synthetic_maps.png", "synthetic_map_on_digit.png"):
@@ -141,11 +149,13 @@ def test_the_pictures_are_pictures(finished):
             assert len(picture.convert("RGB").getcolors(maxcolors=1 << 24)) > 50
 
 
+@pytest.mark.slow
 def test_the_summary_is_stored(finished):
     result, folder, _ = finished
     assert json.loads((folder / "demo.json").read_text()) == json.loads(json.dumps(result.to_dict()))
 
 
+@pytest.mark.slow
 def test_it_replaces_an_earlier_demo_and_nothing_else(finished, tmp_path, monkeypatch):
     _, folder, _ = finished
     check_output(folder)
@@ -235,6 +245,7 @@ def run_main(monkeypatch, capsys, *arguments):
     return exit_info.value.code, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_json_is_all_there_is_on_stdout(finished, monkeypatch, capsys, tmp_path):
     result, _, _ = finished
 
@@ -251,6 +262,7 @@ def test_json_is_all_there_is_on_stdout(finished, monkeypatch, capsys, tmp_path)
     assert "progress" in err and "a library's print" in err
 
 
+@pytest.mark.slow
 def test_differing_logits_are_exit_code_1(finished, monkeypatch, capsys, tmp_path):
     result, _, _ = finished
     object.__setattr__(broken := type(result)(**vars(result)), "reload_difference", 0.5)

@@ -351,6 +351,7 @@ def save_inputs(folder: Path, processor: Any, model: Any) -> None:
     save_file(tensors, folder / "inputs.safetensors")
 
 
+@pytest.mark.slow
 def test_it_loads_beside_a_model_without_hf_lam(processor, fused, tmp_path: Path) -> None:
     save_inputs(tmp_path, processor, fused)
     for first, second, name in ((processor, fused, "one"), (fused, processor, "two")):

@@ -87,6 +87,9 @@ print(json.dumps(results))
 """
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubServer]:
     with HubServer() as server:

@@ -35,7 +35,9 @@ SENTENCES = [
 LABELS = [1, 0, 1, 0, 0, 1, 0, 0]
 
 configs = pytest.mark.parametrize("lam", CONFIGS.values(), ids=CONFIGS)
-implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+implementations = pytest.mark.parametrize(
+    "implementation", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)]
+)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,9 @@ def test_implementations_agree(lam: Any, tokenizer: Any) -> None:
         assert_same_where_not_padded(outputs[implementation], outputs["eager"], inputs["attention_mask"])
 
 
-@pytest.mark.parametrize("frozen", [False, True], ids=["everything", "host_frozen"])
+@pytest.mark.parametrize(
+    "frozen", [pytest.param(False, marks=pytest.mark.slow), True], ids=["everything", "host_frozen"]
+)
 def test_a_few_steps_of_training_lower_the_loss(frozen: bool, tokenizer: Any) -> None:
     options = {"auto_class": "AutoModelForSequenceClassification", "num_labels": 2}
     model = hf_lam.convert(FOLDER, LamConfig(), **options)

@@ -24,9 +24,10 @@ STT_COMPILED_SLOWLY = [
     ("bert", "mixture_all"),
 ]
 COMPILED_CASES = [
-    *((host, "shared") for host in COMPILED),
-    ("bert", "half"),
+    ("bert", "shared"),
     ("vit", "half"),
+    *(pytest.param(host, "shared", marks=slow) for host in COMPILED if host != "bert"),
+    pytest.param("bert", "half", marks=slow),
     *(pytest.param(host, "per_layer", marks=slow) for host in COMPILED),
     *(pytest.param(*case, marks=slow) for case in VIEW_CASES if case[0] in COMPILED and case[1] != "half"),
     pytest.param("videomae", "half", marks=slow),
@@ -176,7 +177,7 @@ def test_exported_programs_need_nothing_of_ours(host: str, name: str) -> None:
     "configs",
     [
         (LamConfig(),),
-        (LocomtConfig(views="half"),),
+        pytest.param((LocomtConfig(views="half"),), marks=slow),
         (SttConfig("dense"),),
         pytest.param((SttConfig("factorized_random"),), marks=slow),
         pytest.param((SttConfig("factorized_random", prefix_tokens=1),), marks=slow),

@@ -48,7 +48,7 @@ CASES: dict[str, tuple[type, str, Any, dict[str, Any]]] = {
 
 def quick_or_slow(cases: Iterable[str]) -> list[Any]:
     """All cases; of those that share their mechanism or their host with others, most are slow."""
-    quick = ("bert", "vit", "videomae", "bert_views", "bert_mixture")
+    quick = ("bert", "vit", "bert_mixture")
     return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
