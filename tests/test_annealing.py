@@ -219,8 +219,8 @@ def test_checkpoints_on_the_way_load_with_the_same_outputs(tmp_path: Path) -> No
         assert max_difference(outputs(loaded, "bert"), case[step]) < 1e-6
 
 
-@pytest.mark.parametrize("step", [2, 5])
-@pytest.mark.parametrize("case", ["bert_lam", "vit"])
+@pytest.mark.parametrize("step", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", ["bert_lam", pytest.param("vit", marks=pytest.mark.slow)])
 def test_resumed_equals_uninterrupted(case: str, step: int, tmp_path: Path) -> None:
     """Killed before and after the switch, which comes with step 5."""
     host, _ = CASES[case]

@@ -210,6 +210,7 @@ def test_two_forwards_then_one_backward(name: str, use_reentrant: bool | None) -
     assert_same_gradients(gradients(model, several, use_reentrant), expected)
 
 
+@slow
 def test_compiled_without_a_graph_break() -> None:
     torch._dynamo.reset()
     model = make_fusion(("image", "audio"), head=False, hf_lam="half", num_hidden_layers=1).requires_grad_(False)
@@ -377,6 +378,7 @@ def make_samples(count: int = 12) -> list[dict[str, Any]]:
     return [{key: tensor[i] for key, tensor in inputs.items()} for i in range(count)]
 
 
+@slow
 def test_trainer_resumes_where_it_stopped(tmp_path: Path) -> None:
     def make(folder: str, **arguments: Any) -> Any:
         options = {"samples": make_samples(), "save_strategy": "steps", "save_steps": 2, "max_steps": 4, **arguments}

@@ -467,6 +467,7 @@ def total_flos(trainer: HfLamTrainer) -> float:
     return trainer.state.total_flos
 
 
+@pytest.mark.slow
 def test_total_flos_of_images(tmp_path: Path) -> None:
     flops = {}
     for name, lam in {"lam": LamConfig(), "views": mechanisms("half", "vit")}.items():

@@ -117,6 +117,7 @@ def test_a_padded_sample_gets_what_it_gets_alone_in_double_precision(lam: Any, t
     assert gap_between_batch_and_alone(model, tokenize(tokenizer, SENTENCES)) <= 1e-11
 
 
+@pytest.mark.slow
 @configs
 def test_implementations_agree(lam: Any, tokenizer: Any) -> None:
     model = convert(lam)

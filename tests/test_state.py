@@ -25,7 +25,7 @@ STT_COMPILED_SLOWLY = [
 ]
 COMPILED_CASES = [
     ("bert", "shared"),
-    ("vit", "half"),
+    pytest.param("vit", "half", marks=slow),
     *(pytest.param(host, "shared", marks=slow) for host in COMPILED if host != "bert"),
     pytest.param("bert", "half", marks=slow),
     *(pytest.param(host, "per_layer", marks=slow) for host in COMPILED),
@@ -124,9 +124,9 @@ def test_compiled_without_a_graph_break(host: str, name: str, use_reentrant: boo
     ("host", "name"),
     [
         *((host, "per_layer") for host in COMPILED),
-        ("bert", "half"),
         ("bert", "lam"),
-        ("vit", "half"),
+        pytest.param("bert", "half", marks=slow),
+        pytest.param("vit", "half", marks=slow),
         ("vit", "bottleneck"),
         ("videomae", "explicit"),
         ("videomae", "annealing"),

@@ -124,7 +124,9 @@ def test_synthesizers_learn_once_mixing_has_begun(synthesizer: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "host, others, step", [("bert", (), 2), ("vit", (LamConfig(per_head=True),), 5)], ids=["bert", "vit_lam"]
+    "host, others, step",
+    [pytest.param("bert", (), 2, marks=pytest.mark.slow), ("vit", (LamConfig(per_head=True),), 5)],
+    ids=["bert", "vit_lam"],
 )
 def test_resumed_equals_uninterrupted(host: str, others: tuple[Any, ...], step: int, tmp_path: Path) -> None:
     """Killed before and after `λ` has reached 1, which it does with step 5."""

@@ -48,7 +48,7 @@ CASES: dict[str, tuple[type, str, Any, dict[str, Any]]] = {
 
 def quick_or_slow(cases: Iterable[str]) -> list[Any]:
     """All cases; of those that share their mechanism or their host with others, most are slow."""
-    quick = ("bert", "vit", "bert_mixture")
+    quick = ("bert", "vit")
     return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
@@ -111,7 +111,7 @@ def test_a_killed_process_is_resumed(case: str, tmp_path: Path) -> None:
     assert_resumed_equals_uninterrupted(case, tmp_path / "run")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", quick_or_slow(CASES))
 def test_the_best_model_is_restored_at_the_end(case: str, tmp_path: Path) -> None:
     scores = iter([0.2, 0.9, 0.5, 0.1])
     recorder = Recorder()
