@@ -22,6 +22,9 @@ from processes import fresh_environment, run_code
 from safetensors.torch import load_file
 from scripts import EXAMPLES, run_script, script_module
 from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -628,3 +631,16 @@ def test_predictions_name_the_rows_that_could_be_read(hosts: dict[str, str], tmp
         lines = list(csv.DictReader(file))
     assert [int(line["row"]) for line in lines] == [0, 1, 2, 4, 5, 6, 7]
     assert all(line["prediction"].startswith("digit_") for line in lines)
+
+
+def test_the_small_models_of_the_examples_fit_their_processors() -> None:
+    image = Image.new("L", (50, 40))
+    for name in ("vit", "videomae"):
+        config = AutoConfig.from_pretrained(EXAMPLES / "models" / name)
+        processor = AutoImageProcessor.from_pretrained(EXAMPLES / "models" / name)
+        pixels = processor([image] if name == "videomae" else image, return_tensors="np")["pixel_values"]
+        assert pixels.shape[-3:] == (config.num_channels, config.image_size, config.image_size)
+    config = AutoConfig.from_pretrained(EXAMPLES / "models" / "ast")
+    extractor = AutoFeatureExtractor.from_pretrained(EXAMPLES / "models" / "ast")
+    sizes = [(part.max_length, part.num_mel_bins) for part in (config, extractor)]
+    assert sizes[0] == sizes[1]
