@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import re
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,7 @@ def test_a_pushed_run_has_its_metrics_code_and_tokenizer_and_no_pickle(tmp_path:
     rows = [{"text": word, "label": int(word == "good")} for word in ("good", "bad") * 8]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with HubServer() as hub:
-        command = ["python", str(ROOT / "examples" / "run_text_classification.py")]
+        command = [sys.executable, str(ROOT / "examples" / "run_text_classification.py")]
         options = {
             "model_name_or_path": tmp_path / "bert",
             "train_file": tmp_path / "rows.jsonl",
