@@ -71,27 +71,29 @@ def changed_names(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
+# A run on the CPU that logs every step.
+SHORT_RUN: dict[str, Any] = {
+    "use_cpu": True,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+    "max_steps": 6,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "seed": 3,
+}
+
+
 def make_trainer(
     model: Any, folder: Path, *callbacks: TrainerCallback, samples: Any = None, more: Any = None, **arguments: Any
 ) -> Trainer:
     """A short run on the CPU that logs every step; `arguments` go to `TrainingArguments`, `more` to `Trainer`."""
     host = model.config.model_type.removeprefix("hf_lam_")
-    options = {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "max_steps": 6,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "seed": 3,
-    }
     return Trainer(
         model=model,
-        args=TrainingArguments(**{**options, **arguments}),
+        args=TrainingArguments(**{**SHORT_RUN, "output_dir": str(folder), **arguments}),
         train_dataset=samples or make_samples(model, host, 16),
         callbacks=list(callbacks),
         **(more or {}),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from fusion_models import make_fusion, make_fusion_inputs
 from hosts import make_inputs, make_model, mechanisms, set_mixing
-from lam_models import assert_same_weights, changed_names, make_lam, make_samples, stacked, weights_of
+from lam_models import SHORT_RUN, assert_same_weights, changed_names, make_lam, make_samples, stacked, weights_of
 from processes import run_process
 from torch.nn.functional import binary_cross_entropy, cross_entropy, softmax
 from transformers import (
@@ -38,20 +38,8 @@ SGD = {"optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "l
 
 
 def make_arguments(folder: Path, arguments_class: type = HfLamTrainingArguments, **arguments: Any) -> Any:
-    options = {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "seed": 3,
-    }
-    return arguments_class(**{**options, **arguments})
+    changes = {"output_dir": str(folder), "max_steps": 2, "learning_rate": 1e-3}
+    return arguments_class(**{**SHORT_RUN, **changes, **arguments})
 
 
 def trainer_of(model: Any, folder: Path, samples: Any = None, more: Any = None, **arguments: Any) -> HfLamTrainer:

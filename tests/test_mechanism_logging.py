@@ -11,7 +11,7 @@ import pytest
 import torch
 from fusion_models import make_fusion, make_fusion_inputs
 from hosts import make_inputs, make_model, mechanisms, perturb_mechanisms
-from lam_models import assert_same_weights, make_lam, make_samples, make_trainer, weights_of
+from lam_models import SHORT_RUN, assert_same_weights, make_lam, make_samples, make_trainer, weights_of
 from processes import run_process
 from transformers import (
     BertForSequenceClassification,
@@ -38,11 +38,10 @@ OURS = ("lam/", "stt/", "locomt/", "mechanism_")
 
 def hf_lam_trainer(model: Any, folder: Path, *callbacks: TrainerCallback, samples: Any, **arguments: Any) -> Any:
     """`make_trainer`, but for the class."""
-    plain = {"use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False, "save_strategy": "no"}
-    options = {"max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "seed": 3, "report_to": "none"}
+    changes = {"output_dir": str(folder), "max_steps": 3, "learning_rate": 5e-5}
     return HfLamTrainer(
         model=model,
-        args=HfLamTrainingArguments(output_dir=str(folder), **{**plain, **options, **arguments}),
+        args=HfLamTrainingArguments(**{**SHORT_RUN, **changes, **arguments}),
         train_dataset=samples,
         callbacks=list(callbacks),
     )
