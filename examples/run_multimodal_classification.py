@@ -142,7 +142,7 @@ class MultimodalArguments(MediaArguments):
             raise ValueError(f"--max_seq_length must be at least 1, got {self.max_seq_length}.")
 
 
-def load_fusion(arguments: FusionArguments, labels: Labels) -> tuple[Any, list[nn.Module]]:
+def load_fusion(arguments: FusionArguments, labels: Labels, is_trained: bool) -> tuple[Any, list[nn.Module]]:
     """The model, and what in its base starts from random weights although the encoders do not."""
     mechanisms = arguments.mechanisms()
     if arguments.model_name_or_path is not None:
@@ -159,7 +159,7 @@ def load_fusion(arguments: FusionArguments, labels: Labels) -> tuple[Any, list[n
             )
         # What `convert` is to stock models, `inject` is to a fusion model, which saves its mechanisms itself.
         plain = replace(arguments, mechanism=[], mechanism_config=None)
-        model: Any = load_model(plain, AutoModelForSequenceClassification, config)
+        model: Any = load_model(plain, AutoModelForSequenceClassification, config, is_trained)
         if mechanisms:
             model.config.hf_lam = mechanism_block(mechanisms)
             inject(model, *mechanisms)
@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     with before_training():
         task = open_task(FusionArguments, MultimodalArguments, __doc__, arguments)
         first = next(iter(task.splits.values()))
-        model, new = load_fusion(task.arguments, task.labels)
+        model, new = load_fusion(task.arguments, task.labels, task.training.do_train)
         if new and task.arguments.lora_rank is not None:
             raise ValueError(
                 "--lora_rank adapts what was trained before, and here fusion layers or projections start from random "

@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         text_columns = find_text_columns(next(iter(task.splits.values())), task.data)
         check_texts(task.splits, text_columns)
         config = load_config(task.arguments, task.labels)
-        model = load_model(task.arguments, AutoModelForSequenceClassification, config)
+        model = load_model(task.arguments, AutoModelForSequenceClassification, config, task.training.do_train)
         tokenizer = AutoTokenizer.from_pretrained(
             task.arguments.processor_name_or_path or task.arguments.model_name_or_path,
             **task.arguments.hub_options(),

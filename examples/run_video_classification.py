@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         column = find_column(first, task.data.video_column_name, "video_column_name", Video, ("video",))
         shape = f"{column}_shape" if f"{column}_shape" in columns_of(first) else None
         config = load_config(task.arguments, task.labels)
-        model = load_model(task.arguments, AutoModelForVideoClassification, config)
+        model = load_model(task.arguments, AutoModelForVideoClassification, config, task.training.do_train)
         processor = load_image_processor(task.arguments, config)
 
         def read(row: dict[str, Any], root: str | None) -> Any:

@@ -584,6 +584,7 @@ def test_a_checkpoint_of_another_run_is_refused(
             "queries and keys of an annealed mixture, which this model does not",
         ),
         ({"teacher_model": "headless"}, "it lacks 2 weights, such as classifier.bias"),
+        ({"model_name_or_path": "headless", "do_train": False, "do_eval": True}, "it lacks 2 weights, such as"),
         ({"config_overrides": '{"num_hidden_layers": "four"}'}, "num_hidden_layers"),
         ({"metric_for_best_model": "nope"}, "choose one of loss, accuracy, f1"),
         ({"mechanism_learning_rate": 1e-3}, "has no parameters of mechanisms that train"),
@@ -594,11 +595,13 @@ def test_what_cannot_work_ends_before_training(
     options: dict[str, Any], message: str, hosts: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     digits = write_digits(tmp_path / "digits", train=3, validation=3)
-    given = {"model_name_or_path": make_vit(tmp_path / "six", num_labels=6), "data_dir": digits, **options}
+    six = make_vit(tmp_path / "six", num_labels=6)
+    given = {"model_name_or_path": six, "data_dir": digits, **options}
     given["model_name_or_path"] = hosts.get(given["model_name_or_path"], given["model_name_or_path"])
-    if "teacher_model" in given:
-        given["teacher_model"] = tmp_path / "headless"
-        AutoModel.from_pretrained(hosts["vit"], add_pooling_layer=False).save_pretrained(given["teacher_model"])
+    if "headless" in given.values():
+        AutoModel.from_pretrained(six).save_pretrained(tmp_path / "headless")
+        given["class_names"] = [f"digit_{i}" for i in range(6)]
+        given = {name: tmp_path / "headless" if value == "headless" else value for name, value in given.items()}
     with pytest.raises(SystemExit) as ended:
         main(IMAGE, output_dir=tmp_path / "out", **given)
     assert ended.value.code == 2

@@ -42,7 +42,9 @@ def load_config(arguments: ModelArguments, labels: Labels | None = None) -> PreT
     return config
 
 
-def load_model(arguments: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> PreTrainedModel:
+def load_model(
+    arguments: ModelArguments, auto_class: Any, config: PreTrainedConfig, is_trained: bool = True
+) -> PreTrainedModel:
     """The model of `config`, from its checkpoint or from random weights, with the mechanisms that were asked for.
 
     Whatever the mechanisms are, a new head starts from the same weights under the same seed.
@@ -51,17 +53,20 @@ def load_model(arguments: ModelArguments, auto_class: Any, config: PreTrainedCon
         arguments: name the checkpoint and the mechanisms.
         auto_class: of transformers, such as `AutoModelForSequenceClassification`.
         config: what `load_config` gave.
+        is_trained: whether the model will be trained, and may begin with a head that is not.
+
+    Raises:
+        ValueError: if the checkpoint does not fit the classes of the data, or lacks weights that nothing will train.
     """
     if arguments.from_scratch:
         model = auto_class.from_config(config, trust_remote_code=arguments.trust_remote_code)
     else:
         try:
-            model = auto_class.from_pretrained(
-                arguments.model_name_or_path,
-                config=config,
-                ignore_mismatched_sizes=arguments.ignore_mismatched_sizes,
-                **arguments.hub_options(),
-            )
+            options = {**arguments.hub_options(), "ignore_mismatched_sizes": arguments.ignore_mismatched_sizes}
+            if is_trained:
+                model = auto_class.from_pretrained(arguments.model_name_or_path, config=config, **options)
+            else:
+                model = _whole(auto_class, str(arguments.model_name_or_path), config=config, **options)
         except RuntimeError as error:
             if "ignore_mismatched_sizes" not in str(error):
                 raise
@@ -192,11 +197,16 @@ def load_teacher(arguments: ModelArguments, auto_class: Any) -> PreTrainedModel 
         return None
     # The revision is that of the model.
     options = {key: value for key, value in arguments.hub_options().items() if key != "revision"}
-    loaded = auto_class.from_pretrained(arguments.teacher_model, output_loading_info=True, **options)
-    teacher, missing = loaded[0], sorted(loaded[1]["missing_keys"])
+    return _whole(auto_class, arguments.teacher_model, **options)
+
+
+def _whole(auto_class: Any, name: str, **options: Any) -> Any:
+    """A model that is used as it is; a `ValueError` if its checkpoint lacks weights, such as those of the head."""
+    model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
+    missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
-            f"--teacher_model {arguments.teacher_model!r} was not trained for this task: it lacks {len(missing)} "
-            f"weights, such as {missing[0]}, which would be random."
+            f"{name!r} was not trained for this task: it lacks {len(missing)} weights, such as {missing[0]}, which "
+            "would be random."
         )
-    return teacher
+    return model
