@@ -164,7 +164,7 @@ def load_fusion(arguments: FusionArguments, labels: Labels, is_trained: bool) ->
             model.config.hf_lam = mechanism_block(mechanisms)
             inject(model, *mechanisms)
         return model, []
-    options = {key: value for key, value in arguments.hub_options().items() if key != "revision"}
+    options = arguments.hub_options(of_model=False)
     loaded: dict[str, Any] = {}
     for name, source in arguments.encoders().items():
         if arguments.from_scratch:
@@ -190,7 +190,7 @@ def load_processor(arguments: FusionArguments, modalities: Sequence[str]) -> HfL
     if source is not None:
         processor: Any = AutoProcessor.from_pretrained(source, **arguments.hub_options())
     else:
-        options = {key: value for key, value in arguments.hub_options().items() if key != "revision"}
+        options = arguments.hub_options(of_model=False)
         parts = {
             PARTS[name]: LOADERS[name].from_pretrained(path, **options) for name, path in arguments.encoders().items()
         }

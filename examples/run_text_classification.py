@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 from hf_lam import LearnableAttentionMask
 from hf_lam.modeling.injection_hf_lam import max_length_of
 from hf_lam.training.arguments import DataArguments, ModelArguments
-from hf_lam.training.data import check_column, check_texts, columns_of, has_labels, limited
+from hf_lam.training.data import check_texts, columns_of, has_labels, limited
 from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
 from hf_lam.training.models import load_config, load_model
 
@@ -50,8 +50,6 @@ class TextArguments(DataArguments):
 
 def find_text_columns(dataset: Any, arguments: TextArguments) -> list[str]:
     if arguments.text_column_names is not None:
-        for name in arguments.text_column_names:
-            check_column(dataset, name, "text_column_names")
         return arguments.text_column_names
     columns = columns_of(dataset)
     for names in USUAL_COLUMNS:

@@ -135,7 +135,7 @@ class ModelArguments:
             if source is None or not option.name.endswith(("_name_or_path", "_model")):
                 continue
             path = os.path.expanduser(source)
-            if (source.startswith((".", "~")) or os.path.isabs(source)) and not os.path.isdir(path):
+            if looks_local(source) and not os.path.isdir(path):
                 raise ValueError(f"--{option.name}: there is no folder {source!r}.")
             setattr(self, option.name, path)
 
@@ -159,14 +159,10 @@ class ModelArguments:
         """What `--config_overrides` says."""
         return json_object("--config_overrides", self.config_overrides)
 
-    def hub_options(self) -> dict[str, Any]:
-        """What `from_pretrained` gets besides the name."""
-        return {
-            "revision": self.model_revision,
-            "cache_dir": self.cache_dir,
-            "token": self.token,
-            "trust_remote_code": self.trust_remote_code,
-        }
+    def hub_options(self, of_model: bool = True) -> dict[str, Any]:
+        """What `from_pretrained` gets besides the name; the revision is for the repository of the model alone."""
+        options = {"cache_dir": self.cache_dir, "token": self.token, "trust_remote_code": self.trust_remote_code}
+        return {"revision": self.model_revision, **options} if of_model else options
 
 
 @dataclass
@@ -330,6 +326,11 @@ def _command_line(path: str) -> list[str]:
         elif value is not None and not isinstance(value, list):
             line.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     return line
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name is that of a folder, and cannot be one on the Hub."""
+    return name.startswith((".", "~")) or os.path.isabs(name)
 
 
 def json_object(option: str, value: str | None) -> dict[str, Any]:

@@ -474,6 +474,11 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def _listed(shown: Sequence[str], number: int) -> str:
+    """The first few of so many findings, and how many more there are."""
+    return "; ".join(shown) + (f"; and {number - _SHOWN} more" if number > _SHOWN else "")
+
+
 def _check_labels(values: Iterable[Any], labels: Labels, split: str) -> None:
     valid: set[Any] = set()
     wrong, shown = 0, []
@@ -488,8 +493,7 @@ def _check_labels(values: Iterable[Any], labels: Labels, split: str) -> None:
             if wrong <= _SHOWN:
                 shown.append(f"row {row}: {error}")
     if wrong:
-        more = f"; and {wrong - _SHOWN} more" if wrong > _SHOWN else ""
-        raise ValueError(f"{wrong} labels of the split {split!r} are wrong: {'; '.join(shown)}{more}.")
+        raise ValueError(f"{wrong} labels of the split {split!r} are wrong: {_listed(shown, wrong)}.")
 
 
 # --- Images, videos and audio ----------------------------------------------------------------------------------------
@@ -602,9 +606,9 @@ def _unreadable(dataset: Dataset, read: Callable[..., Any], split: str, data: Da
 
 
 def _message_of(unreadable: Mapping[int, str], total: int, split: str) -> str:
-    named = "; ".join(f"row {row}: {problem}" for row, problem in islice(unreadable.items(), _SHOWN))
-    more = f"; and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
-    return f"{len(unreadable)} of {total} samples of the split {split!r} cannot be read: {named}{more}."
+    shown = [f"row {row}: {problem}" for row, problem in islice(unreadable.items(), _SHOWN)]
+    named = _listed(shown, len(unreadable))
+    return f"{len(unreadable)} of {total} samples of the split {split!r} cannot be read: {named}."
 
 
 def _readable_stream(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from .data import AnyDataset, Labels, find_labels, load_splits
 from .metrics import classification_metrics
 from .model_card import write_model_card
 from .models import finished, load_config, load_teacher, mechanism_callbacks, prepare_for_training
-from .trainer import HfLamTrainer, HfLamTrainingArguments
+from .trainer import HfLamTrainer, HfLamTrainingArguments, wants_fsdp
 
 logger = logging.get_logger(__name__)
 
@@ -193,7 +192,6 @@ def make_trainer(
         _check_checkpoint(task.checkpoint, model, arguments)
     if (arguments.lora_rank is not None or arguments.harden) and _is_sharded(training):
         raise ValueError("--lora_rank and --harden change the trained model, which FSDP and DeepSpeed have in parts.")
-    compute_metrics = classification_metrics(task.labels.is_multi_label)
     _check_metric(training, task.labels)
     shown = splits.get("train") or splits.get("validation") or splits["test"]
     samples = collator(list(_first(shown, _LOGGED_SAMPLES))) if injected_encoders(model) else {}
@@ -206,7 +204,7 @@ def make_trainer(
         eval_dataset=splits.get("validation"),
         processing_class=processor,
         data_collator=collator,
-        compute_metrics=compute_metrics,
+        compute_metrics=classification_metrics(task.labels.is_multi_label),
         preprocess_logits_for_metrics=_only_logits,
         callbacks=callbacks,
         teacher=teacher,
@@ -221,9 +219,7 @@ def _check_metric(training: HfLamTrainingArguments, labels: Labels) -> None:
 
 
 def _is_sharded(training: HfLamTrainingArguments) -> bool:
-    # What `accelerate launch` says reaches the processes by their environment.
-    by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return bool(training.fsdp) or by_launcher or training.deepspeed_plugin is not None
+    return wants_fsdp(training) or training.deepspeed_plugin is not None
 
 
 def _first(dataset: AnyDataset, number: int) -> Iterator[Any]:

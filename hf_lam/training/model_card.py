@@ -13,7 +13,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from .. import __version__
 from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, TRAVELLING_FILES
-from .arguments import DataArguments, ModelArguments
+from .arguments import DataArguments, ModelArguments, looks_local
 
 if TYPE_CHECKING:
     from .finetuning import Task
@@ -85,7 +85,7 @@ def _mechanisms(model: Any) -> dict[str, dict[str, Any]]:
 
 
 def _is_local(name: str) -> bool:
-    return Path(name).expanduser().exists() or Path(name).is_absolute() or name.startswith((".", "~"))
+    return looks_local(name) or Path(name).exists()
 
 
 def _sources(arguments: ModelArguments) -> list[str]:

@@ -7,19 +7,15 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, TrainerCallback
-from transformers.utils import logging
 
 from ..conversion import convert
 from ..hardening import encoders_with_mixture, harden, hardened, mixing_of
 from ..modeling.injection_hf_lam import _self_attentions, injected_encoders
-from ..modeling.modeling_hf_lam import HfLamMixin, _rename_legacy_keys
 from ..parameters import freeze_host, head_parameters
 from .arguments import ModelArguments
 from .callbacks import SttAnnealingCallback, ViewAnnealingCallback
 from .data import Labels
 from .mechanism_logging import MechanismLoggingCallback
-
-logger = logging.get_logger(__name__)
 
 
 def load_config(arguments: ModelArguments, labels: Labels | None = None) -> PreTrainedConfig:
@@ -28,9 +24,7 @@ def load_config(arguments: ModelArguments, labels: Labels | None = None) -> PreT
     Raises:
         ValueError: for an override of an option that the configuration does not have, or with a wrong value.
     """
-    if arguments.model_name_or_path is None:
-        raise ValueError("a model that is put together here has to be trained first: give --do_train.")
-    config = AutoConfig.from_pretrained(arguments.model_name_or_path, **arguments.hub_options())
+    config = AutoConfig.from_pretrained(str(arguments.model_name_or_path), **arguments.hub_options())
     overrides = arguments.overrides()
     unknown = sorted(set(overrides) - set(config.to_dict()))
     if unknown:
@@ -75,13 +69,7 @@ def load_model(
                 "or --config_overrides. --ignore_mismatched_sizes makes what does not fit, such as the head, anew."
             ) from error
     mechanisms = arguments.mechanisms()
-    if mechanisms:
-        return convert(model, *mechanisms)
-    if not isinstance(model, HfLamMixin):
-        # `Trainer` restores a checkpoint, and the best one, by the names in its file. Where transformers keeps those
-        # of older releases in it (ViT), it would restore nothing and say nothing. Our own classes have this already.
-        model.register_load_state_dict_pre_hook(_rename_legacy_keys)
-    return model
+    return convert(model, *mechanisms) if mechanisms else model
 
 
 def load_image_processor(arguments: ModelArguments, config: PreTrainedConfig) -> Any:
@@ -195,9 +183,7 @@ def load_teacher(arguments: ModelArguments, auto_class: Any) -> PreTrainedModel 
     """
     if arguments.teacher_model is None:
         return None
-    # The revision is that of the model.
-    options = {key: value for key, value in arguments.hub_options().items() if key != "revision"}
-    return _whole(auto_class, arguments.teacher_model, **options)
+    return _whole(auto_class, arguments.teacher_model, **arguments.hub_options(of_model=False))
 
 
 def _whole(auto_class: Any, name: str, **options: Any) -> Any:

@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from ..flops import cost, example_inputs
 from ..modeling.injection_hf_lam import injected_encoders, mechanisms_of
+from ..modeling.modeling_hf_lam import HfLamMixin, _rename_legacy_keys
 from .callbacks import ReportingCallback
 
 logger = logging.get_logger(__name__)
@@ -130,6 +131,7 @@ class HfLamTrainer(Trainer):
       One sample stands for its batch. Where parameters are sharded (FSDP, DeepSpeed), a sample of the size that the
       model is configured for is counted before training, and scaled with the size of the inputs.
     - Callbacks of hf_lam that add to the logs come before those that write them (TensorBoard, …).
+    - A checkpoint of a stock model is restored in full, also where its file has names of older releases (ViT).
 
     Args:
         *args: what `Trainer` takes; `args` may be plain `TrainingArguments`, which have the defaults of
@@ -151,6 +153,11 @@ class HfLamTrainer(Trainer):
 
     def __init__(self, *args: Any, teacher: PreTrainedModel | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        model = unwrap_peft_model(self.model)
+        if isinstance(model, PreTrainedModel) and not isinstance(model, HfLamMixin):
+            # `Trainer` restores a checkpoint, and the best one, by the names in its file. Where transformers keeps
+            # those of older releases in it (ViT), it would restore nothing and say nothing. Our classes have this.
+            model.register_load_state_dict_pre_hook(_rename_legacy_keys)
         self._move_reporting_callbacks()
         # By the shapes of a sample: what a forward pass of it takes, None where that cannot be counted.
         self._flops: dict[Any, float | None] = {}
@@ -172,9 +179,8 @@ class HfLamTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """`Trainer`'s, and FSDP on the CPU too, where accelerate would go on with DDP without a word."""
         super().create_accelerator_and_postprocess()
-        is_wanted = self.args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")
         state = self.accelerator.state
-        if is_wanted and state.distributed_type == DistributedType.MULTI_CPU:
+        if wants_fsdp(self.args) and state.distributed_type == DistributedType.MULTI_CPU:
             plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
             if state.mixed_precision != "no":
                 plugin.set_mixed_precision(state.mixed_precision)
@@ -365,6 +371,11 @@ class HfLamTrainer(Trainer):
 
     def _move_reporting_callbacks(self) -> None:
         self.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, ReportingCallback))
+
+
+def wants_fsdp(args: Any) -> bool:
+    """Whether FSDP was asked for, by the training arguments or by `accelerate launch`, which sets the environment."""
+    return args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def _choose_sharded_layers(plugin: Any, model: Any) -> None:
