@@ -11,6 +11,7 @@ from .conversion import convert
 from .fitting import fit_synthesizers
 from .flops import cost
 from .hardening import harden
+from .hub import push
 from .mechanism_files import load_mechanism, save_mechanism
 from .modeling.configuration_hf_lam import (
     HfLamBertConfig,
@@ -80,6 +81,7 @@ __all__ = [
     "load_mechanism",
     "locomt_attention",
     "mechanism_parameters",
+    "push",
     "remove",
     "save_mechanism",
     "set_views",

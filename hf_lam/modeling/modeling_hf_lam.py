@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from transformers.conversion_mapping import (
 
 from .configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig, copy_code
 from .injection_hf_lam import attach, injected_encoders, is_pure_stt
+
+# What of `save_pretrained` is for a push.
+_HUB_OPTIONS = ("private", "revision", "create_pr", "commit_message", "commit_description")
 
 # Parts of an encoder that stock checkpoints may leave out and task models train anew.
 _OPTIONAL_PARTS = ("pooler.", "mask_token")
@@ -88,22 +92,53 @@ class HfLamMixin(PreTrainedModel):
         return model
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        """As in transformers, with the code of the whole model family beside the weights."""
+        """As in transformers, with the code of the whole model family beside the weights.
+
+        With `push_to_hub=True`, what was saved is pushed as by `hf_lam.push`, if hf_lam was imported.
+        """
         own: list[Any] = [base for base in injected_encoders(self) if base is self.base_model]
         if len(own) < len(injected_encoders(self)):
             raise ValueError(
                 f"{type(self).__name__} has mechanisms in an encoder inside of it, for which its configuration has no "
                 "place. Call hf_lam.remove on that encoder, or keep its mechanisms with hf_lam.save_mechanism."
             )
+        folder = Path(save_directory)
         if is_main_process:
             # Before the configuration is saved, which lists what the folder holds. One that was loaded from a
             # repository may lie there without its siblings; this file never does.
-            copy_code(Path(__file__).parent, Path(save_directory))
+            copy_code(Path(__file__).parent, folder)
         # What is saved is what the model has, whatever has been written into its configuration since it was made.
         self.config.hf_lam = own[0]._hf_lam_configs.block() if own else None
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        push = _push_of_package() if push_to_hub else None
+        if push is None:
+            super().save_pretrained(folder, is_main_process, state_dict, push_to_hub, *args, **kwargs)
+            return
+        options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+        repo_id = kwargs.pop("repo_id", folder.resolve().name)
+        super().save_pretrained(folder, is_main_process, state_dict, False, *args, **kwargs)
+        if is_main_process:
+            push(folder, repo_id, token=kwargs.get("token"), tags=self.model_tags or (), **options)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As in transformers; where hf_lam was imported, by `hf_lam.push`, whose arguments it then takes as well.
+
+        Returns:
+            The commit, a `huggingface_hub.CommitInfo`; None for a dry run.
+        """
+        push = _push_of_package()
+        if push is None:
+            return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
+        given = kwargs.pop("tags", None) or ()
+        tags = [*(self.model_tags or ()), *([given] if isinstance(given, str) else given)]
+        return push(self, repo_id, tags=tags, **kwargs).commit
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         # A stock checkpoint has an encoder and no mechanisms: that is expected, not a finding. One that has only some
@@ -179,6 +214,11 @@ def _dropped_projections(model: nn.Module) -> list[str]:
         for child, module in attention.named_children()
         if isinstance(module, nn.Identity)
     ]
+
+
+def _push_of_package() -> Any:
+    """`hf_lam.push`, which writes the card, where the package was imported; this file must not need it."""
+    return getattr(sys.modules.get("hf_lam"), "push", None)
 
 
 def _encoder_prefix(model: PreTrainedModel) -> str:

@@ -1,0 +1,6 @@
+"""Models on the Hub: pushed in one commit, with a card, and checked before their code is trusted."""
+
+from .pushing import PushReport, push
+from .remote import PushError
+
+__all__ = ["PushError", "PushReport", "push"]

@@ -1,0 +1,446 @@
+"""The model card: what a model is, what was changed and where, what it costs, how to load it and how to check it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml  # type: ignore[import-untyped]
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+from ..flops import CostReport, cost
+from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, SttConfig, segment_kind
+from ..modeling.injection_hf_lam import injected_encoders, max_length_of, views_of
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+CARD_FILE = "README.md"
+
+TITLES = {"lam": "Learnable attention mask", "locomt": "Attention views", "stt": "Synthesised attention"}
+ARXIV = {"lam": "2406.02761", "locomt": "2402.15096", "stt": "2201.01410"}
+CITATIONS = {
+    "lam": """@article{barrios2024lam,
+  title   = {Multi-layer Learnable Attention Mask for Multimodal Tasks},
+  author  = {Barrios, Wayner and Jin, SouYoung},
+  journal = {arXiv:2406.02761},
+  year    = {2024}
+}""",
+    "locomt": """@inproceedings{park2024locomt,
+  title     = {Multimodal Transformer With a Low-Computational-Cost Guarantee},
+  author    = {Park, Sungjin and Choi, Edward},
+  booktitle = {ICASSP},
+  note      = {arXiv:2402.15096},
+  year      = {2024}
+}""",
+    "stt": """@article{zhu2022stt,
+  title   = {Synthesizer Based Efficient Self-Attention for Vision Tasks},
+  author  = {Zhu, Guangyang and Zhang, Jianfeng and Feng, Yuanzhi and Lan, Hai},
+  journal = {arXiv:2201.01410},
+  year    = {2022}
+}""",
+}
+
+# Metrics as `Trainer` and evaluate call them, and for readers.
+METRIC_NAMES = {"accuracy": "Accuracy", "f1": "F1", "map": "Mean average precision", "loss": "Loss"}
+# Of every head, by how the name of its class ends: the task that the Hub lists it under.
+_TASKS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+    "ForMultipleChoice": "multiple-choice",
+    "ForImageClassification": "image-classification",
+    "ForVideoClassification": "video-classification",
+    "BertModel": "feature-extraction",
+    "ViTModel": "image-feature-extraction",
+    "ViTForMaskedImageModeling": "image-feature-extraction",
+    "VideoMAEModel": "feature-extraction",
+    "FusionModel": "feature-extraction",
+}
+# A classifier of several modalities is listed under the first of these that it has.
+_FUSION_TASKS = {
+    "video": "video-classification",
+    "image": "image-classification",
+    "text": "text-classification",
+    "audio": "audio-classification",
+}
+# An option of a mechanism that is longer, such as a table of views, is left to config.json.
+_LONGEST_OPTION = 80
+# What `Trainer` calls its sections, and what templates leave to be filled in.
+_OF_TRAINER = (
+    "Model description",
+    "Intended uses & limitations",
+    "Training and evaluation data",
+    "Training procedure",
+)
+_UNFILLED = re.compile(r"more information needed", re.IGNORECASE)
+
+
+def model_card(
+    model: Any,
+    *,
+    name: str,
+    repository: str | None = None,
+    processor: Any = None,
+    auto_class: str | None = None,
+    bases: Sequence[str] = (),
+    license: str | None = None,
+    language: Any = None,
+    datasets: Sequence[str] = (),
+    tags: Sequence[str] = (),
+    task: str | None = None,
+    results: Sequence[EvalResult] = (),
+    origin: str | None = None,
+    data: str = "",
+    training: str = "",
+    pictures: Mapping[str, str] | None = None,
+    kept: Mapping[str, str] | None = None,
+    packages: Sequence[str] = (),
+) -> ModelCard:
+    """The card of a model. Its only numbers are those of `results`, and sizes and FLOPs, which are counted here.
+
+    Args:
+        model: an `HfLam…` model, or one of transformers.
+        name: the card's title.
+        repository: what a reader loads: an id on the Hub, or a folder; `./name` unless given.
+        processor: saved beside the model; decides which Auto class loads it.
+        auto_class: what loads the model; an `HfLam…` model knows it.
+        bases: ids on the Hub that the weights come from.
+        license: its identifier on the Hub.
+        language: one or several, as the Hub names them.
+        datasets: ids on the Hub.
+        tags: besides those of the mechanisms.
+        task: the Hub's name of the task; an `HfLam…` model knows it.
+        results: what was measured. A loss is shown, and left out of the metadata.
+        origin: where the weights come from, in words; made of `bases` unless given.
+        data: about the data, Markdown.
+        training: about the training, Markdown.
+        pictures: captions of pictures, by the names of their files beside the card.
+        kept: further sections, by their titles, Markdown.
+        packages: what else the model was made with; their versions are listed.
+    """
+    mechanisms = _mechanisms_in(model)
+    has_code = hasattr(model.config, "auto_classes")
+    modalities = getattr(model.config, "modalities", None)
+    loaded_by = auto_class or _auto_class(model)
+    own_tags = ["hf_lam", *mechanisms, *(["multimodal", *modalities] if modalities else [])]
+    metadata = ModelCardData(
+        base_model=bases[0] if len(bases) == 1 else list(bases) or None,
+        base_model_relation="finetune" if bases else None,
+        library_name="transformers",
+        license=license,
+        language=language,
+        datasets=list(datasets) or None,
+        metrics=list(dict.fromkeys(result.metric_type for result in _metrics_in(results))) or None,
+        # The Hub wants it with results, and no other key of that name.
+        model_name=name if _metrics_in(results) else None,
+        pipeline_tag=task or task_of(model),
+        tags=[*own_tags, *(tag for tag in tags if tag not in own_tags)],
+        eval_results=list(_metrics_in(results)) or None,
+    )
+    return ModelCard.from_template(
+        metadata,
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        name=name,
+        repository=repository or f"./{name}",
+        model_class=type(model).__name__,
+        origin=origin or _origin(bases),
+        has_code=has_code,
+        remote_code=", trust_remote_code=True" if has_code else "",
+        changes=[_change(model, key, options) for key, options in mechanisms.items()],
+        layers=_views_by_layer(model),
+        results=[_result_row(result) for result in results],
+        sizes=_sizes(model) if has_code else None,
+        auto_classes=[loaded_by, *([] if processor is None else [_processor_class(processor)])],
+        data=data,
+        training=training,
+        limits=_limits(model, bases) if has_code else [],
+        pictures=[{"file": file, "caption": caption} for file, caption in (pictures or {}).items()],
+        kept=kept or {},
+        versions=_versions(model, packages),
+        citations=[CITATIONS[key] for key in mechanisms],
+    )
+
+
+def write_card(
+    model: Any,
+    folder: Path,
+    *,
+    name: str | None = None,
+    base_model: str | None = None,
+    processor: Any = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the card of a model that is saved in `folder`, and the pictures on it."""
+    name = name or folder.resolve().name
+    pictures = draw_pictures(model, inputs, folder)
+    bases = () if base_model is None else (base_model,)
+    model_card(model, name=name, processor=processor, bases=bases, pictures=pictures).save(folder / CARD_FILE)
+
+
+def draw_pictures(model: Any, inputs: Mapping[str, Any] | None, folder: Path) -> dict[str, str]:
+    """Draw what the model's mechanisms do with `inputs`, or without them what needs none, if matplotlib is there.
+
+    Returns:
+        The captions, by the names of the files in `folder`.
+    """
+    if not injected_encoders(model) or find_spec("matplotlib") is None:
+        return {}
+    from ..visualization import save_pictures
+
+    return save_pictures(model, inputs, folder)
+
+
+# --- What an earlier card says ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EarlierCard:
+    """What of a card that is there already goes into a new one.
+
+    metadata: as `ModelCardData` has them.
+    sections: what somebody wrote, by their titles: not what this or transformers' templates say.
+    data, training: the sections of these names.
+    """
+
+    metadata: Mapping[str, Any]
+    sections: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
+    training: str = ""
+
+    @property
+    def results(self) -> list[EvalResult]:
+        return list(self.metadata.get("eval_results") or ())
+
+    @property
+    def license(self) -> str | None:
+        return self.metadata.get("license")
+
+    @property
+    def bases(self) -> list[str]:
+        return _as_list(self.metadata.get("base_model"))
+
+    @property
+    def datasets(self) -> list[str]:
+        return _as_list(self.metadata.get("datasets"))
+
+
+def _as_list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def read_card(text: str) -> EarlierCard:
+    """What a card says, whoever wrote it; metadata that cannot be read are passed over."""
+    try:
+        card = ModelCard(text, ignore_metadata_errors=True)
+    except (ValueError, yaml.YAMLError):
+        return EarlierCard({})
+    parts = re.split(r"^## +(.+?) *$", card.text, flags=re.MULTILINE)[1:]
+    written = {title: body.strip() for title, body in zip(parts[::2], parts[1::2], strict=True)}
+    sections = {title: body for title, body in written.items() if body and not _UNFILLED.search(body)}
+    own = re.findall(r"^## (.+)$", TEMPLATE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return EarlierCard(
+        metadata=dict(card.data.__dict__),
+        sections={title: body for title, body in sections.items() if title not in (*own, *_OF_TRAINER)},
+        data=sections.get("Data", ""),
+        training=sections.get("Training", sections.get("Training procedure", "")),
+    )
+
+
+# --- Metadata --------------------------------------------------------------------------------------------------------
+
+
+def _mechanisms_in(model: Any) -> dict[str, dict[str, Any]]:
+    """The options of every mechanism that the model has, by its name."""
+    block = getattr(model.config, "hf_lam", None) or {}
+    return {name: block[name] for name in MECHANISM_CONFIGS if name in block}
+
+
+def _metrics_in(results: Sequence[EvalResult]) -> list[EvalResult]:
+    return [result for result in results if result.metric_type != "loss"]
+
+
+def _auto_class(model: Any) -> str:
+    classes = {model_class: auto_class for auto_class, model_class in model.config.auto_classes.items()}
+    return classes[type(model).__name__]
+
+
+def task_of(model: Any) -> str | None:
+    """The Hub's name of what a model is for; None if it has none."""
+    name = type(model).__name__
+    modalities = getattr(model.config, "modalities", None)
+    if modalities and name.endswith("ForSequenceClassification"):
+        return next(task for modality, task in _FUSION_TASKS.items() if modality in modalities)
+    return next((task for ending, task in _TASKS.items() if name.endswith(ending)), None)
+
+
+def _processor_class(processor: Any) -> str:
+    if isinstance(processor, PreTrainedTokenizerBase):
+        return "AutoTokenizer"
+    return "AutoImageProcessor" if isinstance(processor, BaseImageProcessor) else "AutoProcessor"
+
+
+# --- Text ------------------------------------------------------------------------------------------------------------
+
+
+def link(repo_id: str) -> str:
+    return f"[{repo_id}](https://hf.co/{repo_id})"
+
+
+def _origin(bases: Sequence[str]) -> str:
+    return f"made from {' and '.join(map(link, bases))}" if bases else ""
+
+
+def _change(model: Any, key: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """One mechanism: what it is, where it is, and its options but for those that are off or left to the host."""
+    layers = sum(len(base._hf_lam_attentions) for base in injected_encoders(model))
+    where = f"in its layer {'of attention' if layers == 1 else ''}".strip()
+    if layers > 1:
+        where = f"in each of its {layers} layers of attention"
+    if options.get("scope") == "shared":
+        where = f"one for all of its {layers} layers of attention"
+    shown = {name: json.dumps(value) for name, value in options.items() if value not in (None, False)}
+    said = [
+        f"{name}={value}" if len(value) <= _LONGEST_OPTION else f"{name} as in config.json"
+        for name, value in shown.items()
+    ]
+    return {"key": key, "title": TITLES[key], "arxiv": ARXIV[key], "where": where, "options": said}
+
+
+def _views_by_layer(model: Any) -> list[dict[str, str]]:
+    """How many heads have which view, one row for neighbouring layers that are the same."""
+    rows: list[dict[str, str]] = []
+    for base in injected_encoders(model):
+        if base._hf_lam_configs.locomt is None:
+            continue
+        table = [summarise_views(views) for views in views_of(base).config.views]
+        for text, group in groupby(enumerate(table), key=lambda row: row[1]):
+            numbers = [index for index, _ in group]
+            span = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+            rows.append({"numbers": span, "views": text})
+    return rows
+
+
+def summarise_views(views: Sequence[str]) -> str:
+    """How many heads have which view: `6 self, 6 cross:a-b`."""
+    return ", ".join(f"{views.count(view)} {view}" for view in dict.fromkeys(views))
+
+
+def _result_row(result: EvalResult) -> dict[str, Any]:
+    return {
+        "name": result.metric_name or METRIC_NAMES.get(result.metric_type, result.metric_type),
+        "data": result.dataset_name,
+        "split": result.dataset_split or "",
+        "value": result.metric_value,
+    }
+
+
+def _sizes(model: Any) -> dict[str, Any] | None:
+    """Parameters and FLOPs of the model, and of the same without mechanisms; None where they cannot be counted."""
+    own, base = _cost_of(model, model.config.hf_lam), _cost_of(model, None)
+    if own is None or base is None:
+        return None
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    rows = {
+        "parameters": (parameters - own.parameters + base.parameters, parameters),
+        "FLOPs of a forward pass": (base.flops, own.flops),
+        "of them for attention": (base.forward_attention, own.forward_attention + own.synthesis),
+    }
+    is_changed = model.config.hf_lam is not None
+    return {
+        "columns": ["without hf_lam", "this model", "ratio"] if is_changed else ["this model"],
+        "rows": [
+            {
+                "name": name,
+                "values": [f"{before:,}", f"{after:,}", _ratio(after, before)] if is_changed else [f"{after:,}"],
+            }
+            for name, (before, after) in rows.items()
+        ],
+        "note": f"One sample of {own.tokens:,} tokens; FLOPs as counted by torch, two for a multiply-add.",
+    }
+
+
+def _ratio(after: int, before: int) -> str:
+    return f"{after / before:.3f}" if before else "–"
+
+
+def _cost_of(model: Any, block: Mapping[str, Any] | None) -> CostReport | None:
+    """What a model of the same configuration costs, with the mechanisms of `block`; None if it cannot be counted."""
+    config = copy.deepcopy(model.config)
+    config.hf_lam = block
+    try:
+        # On the meta device nothing is computed: it takes neither memory nor time.
+        with torch.device("meta"):
+            return cost(type(model)(config))
+    except (ValueError, RuntimeError, NotImplementedError):
+        pass
+    try:
+        # Where segments are read from the inputs, there must be some.
+        return cost(model) if block is not None else None
+    except (ValueError, RuntimeError):
+        return None
+
+
+def _limits(model: Any, bases: Sequence[str]) -> list[str]:
+    limits = []
+    for base in injected_encoders(model):
+        configs = base._hf_lam_configs
+        if configs.lam is not None and configs.lam.rank is None:
+            length = configs.lam.max_length or max_length_of(base)
+            limits.append(
+                f"Sequences of at most {length:,} tokens: the masks have a column for every position. Padding belongs "
+                "on the right."
+            )
+        if configs.locomt is not None:
+            limits.append(_limit_of_segments(views_of(base).config))
+        if configs.stt is not None:
+            limits.append(_limit_of_grid(configs.stt))
+    sources = " and ".join(bases) or "the model it was made from"
+    limits.append(f"Whatever {sources} cannot do, and whatever its data taught it wrongly, holds here, too.")
+    limits.append("It needs transformers 5.18 or newer, below 6; `torch.nn.DataParallel` is refused, DDP is not.")
+    return limits
+
+
+def _limit_of_segments(config: Any) -> str:
+    kinds = {segment_kind(extent) for _, extent in config.segments}
+    names = ", ".join(config.names)
+    if "token_type" in kinds:
+        return f"The segments of the views ({names}) are read from `token_type_ids`; leave them out and all is one."
+    if "modality" in kinds:
+        return f"The segments of the views are the modalities ({names}); a sample may lack some."
+    return f"The segments of the views ({names}) are cut for inputs of one size; another size is refused."
+
+
+def _limit_of_grid(config: SttConfig) -> str:
+    if config.grid is None:
+        return "Synthesised maps are made for inputs of one size; another size is refused."
+    if len(config.grid) == 1:
+        return f"Synthesised maps are made for at most {config.grid[0]:,} tokens. Padding belongs on the right."
+    grid = " × ".join(map(str, config.grid))
+    return f"Synthesised maps are made for a grid of {grid} tokens; inputs of another size are refused."
+
+
+def _versions(model: Any, packages: Iterable[str]) -> str:
+    # That of the code which travels with the model: a model may have come from the Hub with another one.
+    own = getattr(sys.modules[type(model.config).__module__], "__version__", None)
+    if own is None:
+        from ..modeling.configuration_hf_lam import __version__ as own
+    names = dict.fromkeys(["transformers", "torch", *packages])
+    return ", ".join([f"hf_lam {own}", *(f"{name} {version(name).partition('+')[0]}" for name in names)]) + "."
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """Whether a checkpoint's name is an id on the Hub, and no folder of this machine."""
+    is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
+    return is_id and not os.path.exists(name) and ".." not in name and "--" not in name
