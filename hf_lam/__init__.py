@@ -11,7 +11,7 @@ from .conversion import convert
 from .fitting import fit_synthesizers
 from .flops import cost
 from .hardening import harden
-from .hub import push
+from .hub import push, verify
 from .mechanism_files import load_mechanism, save_mechanism
 from .modeling.configuration_hf_lam import (
     HfLamBertConfig,
@@ -86,6 +86,7 @@ __all__ = [
     "save_mechanism",
     "set_views",
     "stt_attention",
+    "verify",
 ]
 
 for _config_class in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig, HfLamFusionConfig):

@@ -95,8 +95,8 @@ def test_the_metadata_are_read_back_with_the_metrics_of_the_run(lam_bert: Any, t
     }
     for text in (
         "[user/some-bert](https://hf.co/user/some-bert)",
-        "| Accuracy | validation | 0.8765 |",
-        "| Loss | validation | 0.3344 |",
+        "| Accuracy | user/reviews | dev | 0.8765 |",
+        "| Loss | user/reviews | dev | 0.3344 |",
         "| Learning rate of the mechanisms | 0.003 |",
         "| Seed | 77 |",
         "| Frozen | all but ",

@@ -2,5 +2,6 @@
 
 from .pushing import PushReport, push
 from .remote import PushError
+from .verification import Finding, Verification, verify
 
-__all__ = ["PushError", "PushReport", "push"]
+__all__ = ["Finding", "PushError", "PushReport", "Verification", "push", "verify"]

@@ -84,6 +84,7 @@ _OF_TRAINER = (
     "Training and evaluation data",
     "Training procedure",
 )
+_PICTURE = re.compile(r"!\[([^]]*)\]\(([\w.-]+)\)")
 _UNFILLED = re.compile(r"more information needed", re.IGNORECASE)
 
 
@@ -178,18 +179,47 @@ def write_card(
     folder: Path,
     *,
     name: str | None = None,
+    repository: str | None = None,
     base_model: str | None = None,
     processor: Any = None,
     inputs: Mapping[str, Any] | None = None,
-) -> None:
-    """Write the card of a model that is saved in `folder`, and the pictures on it."""
-    name = name or folder.resolve().name
-    pictures = draw_pictures(model, inputs, folder)
-    bases = () if base_model is None else (base_model,)
-    model_card(model, name=name, processor=processor, bases=bases, pictures=pictures).save(folder / CARD_FILE)
+) -> list[str]:
+    """Write the card of a model that is saved in `folder`, and its pictures.
+
+    What a card in the folder says about the run, such as that of `Trainer`, is taken over, and so are its pictures
+    unless there are `inputs` to draw others.
+
+    Returns:
+        The names of the pictures in the folder.
+    """
+    path = folder / CARD_FILE
+    earlier = read_card(path.read_text(encoding="utf-8")) if path.is_file() else EarlierCard({})
+    pictures = earlier.pictures_in(folder) if inputs is None else {}
+    pictures = pictures or draw_pictures(model, inputs, folder)
+    origin = model.config._name_or_path
+    card = model_card(
+        model,
+        name=name or folder.resolve().name,
+        repository=repository,
+        processor=processor,
+        bases=earlier.bases if base_model is None else [base_model],
+        license=earlier.license or (license_in(origin) if origin else None),
+        language=earlier.metadata.get("language"),
+        datasets=earlier.datasets,
+        tags=earlier.tags,
+        results=earlier.results,
+        data=earlier.data,
+        training=earlier.training,
+        pictures=pictures,
+        kept=earlier.sections,
+    )
+    card.save(path)
+    return list(pictures)
 
 
-def draw_pictures(model: Any, inputs: Mapping[str, Any] | None, folder: Path) -> dict[str, str]:
+def draw_pictures(
+    model: Any, inputs: Mapping[str, Any] | None, folder: Path, tokens: Sequence[str] | None = None
+) -> dict[str, str]:
     """Draw what the model's mechanisms do with `inputs`, or without them what needs none, if matplotlib is there.
 
     Returns:
@@ -199,7 +229,7 @@ def draw_pictures(model: Any, inputs: Mapping[str, Any] | None, folder: Path) ->
         return {}
     from ..visualization import save_pictures
 
-    return save_pictures(model, inputs, folder)
+    return save_pictures(model, inputs, folder, tokens=tokens)
 
 
 # --- What an earlier card says ---------------------------------------------------------------------------------------
@@ -212,12 +242,18 @@ class EarlierCard:
     metadata: as `ModelCardData` has them.
     sections: what somebody wrote, by their titles: not what this or transformers' templates say.
     data, training: the sections of these names.
+    pictures: captions by the names of their files.
     """
 
     metadata: Mapping[str, Any]
     sections: Mapping[str, str] = field(default_factory=dict)
     data: str = ""
     training: str = ""
+    pictures: Mapping[str, str] = field(default_factory=dict)
+
+    def pictures_in(self, folder: Path) -> dict[str, str]:
+        """Those whose files are in a folder."""
+        return {file: caption for file, caption in self.pictures.items() if (folder / file).is_file()}
 
     @property
     def results(self) -> list[EvalResult]:
@@ -234,6 +270,16 @@ class EarlierCard:
     @property
     def datasets(self) -> list[str]:
         return _as_list(self.metadata.get("datasets"))
+
+    @property
+    def tags(self) -> list[str]:
+        return _as_list(self.metadata.get("tags"))
+
+
+def license_in(folder: str | os.PathLike[str]) -> str | None:
+    """What the card in a folder says; None if there is no folder or card, or it does not say."""
+    path = Path(folder, CARD_FILE)
+    return read_card(path.read_text(encoding="utf-8")).license if path.is_file() else None
 
 
 def _as_list(value: Any) -> list[str]:
@@ -255,6 +301,7 @@ def read_card(text: str) -> EarlierCard:
         sections={title: body for title, body in sections.items() if title not in (*own, *_OF_TRAINER)},
         data=sections.get("Data", ""),
         training=sections.get("Training", sections.get("Training procedure", "")),
+        pictures={file: caption for caption, file in _PICTURE.findall(sections.get("Pictures", ""))},
     )
 
 

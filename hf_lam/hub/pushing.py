@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -16,18 +15,9 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, EvalResult, get_token
 from huggingface_hub.utils import validate_repo_id
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoImageProcessor,
-    AutoProcessor,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..flops import example_inputs
-from ..modeling import modeling_hf_lam, modeling_hf_lam_fusion
 from ..modeling.configuration_hf_lam import __version__
 from .cards import (
     CARD_FILE,
@@ -39,33 +29,9 @@ from .cards import (
     read_card,
     task_of,
 )
+from .folders import Measured, copy_processor, copy_results, load_model, measured
 from .remote import Branch, limited_waiting
 
-# What processors write, besides the vocabulary of a tokenizer.
-_PROCESSOR_FILES = (
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
-# What `Trainer` writes of a run, what the names in it begin with, and the split that is meant.
-_RESULT_FILES = ("eval_results.json", "predict_results.json")
-_SPLITS = {"eval": "validation", "predict": "test", "test": "test"}
-# What is no property of a model.
-_UNMEASURED = (
-    "runtime",
-    "samples",
-    "samples_per_second",
-    "steps_per_second",
-    "model_preparation_time",
-    "epoch",
-    "step",
-    "total_flos",
-)
 # What an earlier push may have left, and would be loaded in place of, or beside, what this one brings.
 _OWN_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|\w+_hf_lam\w*\.py")
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
@@ -159,51 +125,50 @@ def push(
     """
     source = None if isinstance(model, PreTrainedModel) else _folder_of(model)
     _check_arguments(repo_id, metrics, dataset, revision, create_pr, processor)
-    loaded: Any = model if source is None else _load(source)
+    loaded: Any = model if source is None else load_model(source)
     _check_model(loaded)
-    hub = Branch(repo_id, revision, create_pr, token)
-    notes: list[str] = []
+    hub = Branch(repo_id, revision, create_pr, token, is_needed=not dry_run)
     with tempfile.TemporaryDirectory(prefix="hf-lam-push-") as scratch, limited_waiting():
         folder = Path(scratch)
         if processor is not None:
             processor.save_pretrained(folder)
         elif source is not None:
-            processor = _copy_processor(source, folder)
+            processor = copy_processor(source, folder)
         # After the processor, which brings code of its own: the model's has to be complete.
         loaded.save_pretrained(folder, max_shard_size=max_shard_size)
-        measured = [] if source is None else _copy_results(source, folder)
+        found = [] if source is None else copy_results(source, folder)
         earlier = _earlier_card(loaded, source)
-        there = hub.files(notes, is_needed=not dry_run)
-        published = hub.card(there, notes)
-        bases = _bases(loaded, base_model, earlier, published, repo_id)
+        hub.look()
+        published = hub.card()
+        bases = _bases(loaded, base_model, earlier, published, hub.repo_id)
         card = model_card(
             loaded,
-            name=repo_id.split("/")[-1],
-            repository=repo_id,
+            name=hub.repo_id.split("/")[-1],
+            repository=hub.repo_id,
             processor=processor,
             bases=bases,
-            license=license or earlier.license or published.license or hub.license_of(bases, notes),
+            license=license or earlier.license or published.license or hub.license_of(bases),
             language=earlier.metadata.get("language") or published.metadata.get("language"),
             datasets=_datasets(earlier, dataset),
-            tags=[tags] if isinstance(tags, str) else tags,
-            results=_results(metrics, dataset, earlier, measured, task_of(loaded)),
+            tags=[*([tags] if isinstance(tags, str) else tags), *earlier.tags],
+            results=_results(metrics, dataset, earlier, found, task_of(loaded)),
             data=earlier.data,
             training=earlier.training,
-            pictures=_draw(loaded, processor, inputs, folder, notes),
+            pictures=_draw(loaded, processor, inputs, folder, source, earlier, hub.notes),
             kept={**published.sections, **earlier.sections},
         )
         card.save(folder / CARD_FILE)
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         _refuse_tokens(files, token)
-        deleted = tuple(sorted(path for path in there if _OWN_FILES.fullmatch(path) and path not in files))
+        deleted = tuple(sorted(path for path in hub.files if _OWN_FILES.fullmatch(path) and path not in files))
         title = commit_message or f"Upload {type(loaded).__name__} with hf_lam {__version__}"
         commit = None if dry_run else hub.commit(files, deleted, title, commit_description, private)
         return PushReport(
-            repo_id=repo_id if commit is None else commit.repo_url.repo_id,
+            repo_id=hub.repo_id,
             revision=revision or "main",
             files={name: path.stat().st_size for name, path in files.items()},
             deleted=deleted,
-            notes=tuple(notes),
+            notes=tuple(hub.notes),
             commit=commit,
         )
 
@@ -250,26 +215,13 @@ def _check_arguments(
 
 
 def _check_model(model: Any) -> None:
-    if not hasattr(model.config, "auto_classes"):
+    if type(model).__name__ not in getattr(model.config, "auto_classes", {}).values():
         raise ValueError(
             f"{type(model).__name__} has no code that could travel with it. Convert it with hf_lam.convert, or keep "
             "its mechanisms alone with hf_lam.save_mechanism."
         )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError("the model has adapters that are not merged; push what merge_and_unload() returns.")
-
-
-def _load(folder: Path) -> Any:
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    names = list(getattr(config, "auto_classes", {}).values())
-    name = next(iter(config.architectures or ()), "None")
-    if name not in names:
-        raise ValueError(
-            f"{str(folder)!r} holds a model of class {name}, not one of {', '.join(names) or 'the HfLam… classes'}. "
-            "Convert it with hf_lam.convert first."
-        )
-    module = modeling_hf_lam_fusion if hasattr(modeling_hf_lam_fusion, name) else modeling_hf_lam
-    return getattr(module, name).from_pretrained(folder)
 
 
 def _refuse_tokens(files: Mapping[str, Path], token: str | bool | None) -> None:
@@ -287,75 +239,16 @@ def _refuse_tokens(files: Mapping[str, Path], token: str | bool | None) -> None:
 # --- What comes with the model ---------------------------------------------------------------------------------------
 
 
-def _copy_processor(source: Path, folder: Path) -> Any:
-    """Copy the processor's files as they are, and return the processor, or None if there is none."""
-    names = [name for name in _PROCESSOR_FILES if (source / name).is_file()]
-    if not names:
-        return None
-    processor: Any
-    if "processor_config.json" in names:
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
-    elif "tokenizer_config.json" in names:
-        processor = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    elif "preprocessor_config.json" in names:
-        kind = json.loads((source / "preprocessor_config.json").read_text(encoding="utf-8"))
-        auto = AutoFeatureExtractor if "feature_extractor_type" in kind else AutoImageProcessor
-        processor = auto.from_pretrained(source, trust_remote_code=False)
-    else:
-        return None
-    tokenizer = getattr(processor, "tokenizer", processor)
-    vocabulary = getattr(tokenizer, "vocab_files_names", {}).values()
-    for name in dict.fromkeys([*names, *(name for name in vocabulary if (source / name).is_file())]):
-        shutil.copyfile(source / name, folder / name)
-    return processor
-
-
-def _copy_results(source: Path, folder: Path) -> list[tuple[str, str | None, float]]:
-    """The metrics of a run of `Trainer`, (metric, split, value), from files that go along.
-
-    A checkpoint has no such files; what its run measured at the same step is in the state of the trainer.
-    """
-    found: dict[str, Any] = {}
-    for name in _RESULT_FILES:
-        if (source / name).is_file():
-            found |= json.loads((source / name).read_text(encoding="utf-8"))
-            shutil.copyfile(source / name, folder / name)
-    state = source / "trainer_state.json"
-    if not found and source.name.startswith("checkpoint-") and state.is_file():
-        content = json.loads(state.read_text(encoding="utf-8"))
-        for entry in content["log_history"]:
-            if entry.get("step") == content["global_step"]:
-                found |= entry
-    prefixed = {name: value for name, value in found.items() if name.partition("_")[0] in _SPLITS}
-    return _measured({name: value for name, value in prefixed.items() if isinstance(value, Real)})
-
-
-def _measured(metrics: Mapping[str, Any]) -> list[tuple[str, str | None, float]]:
-    """(metric, split, value) of what is a property of the model, by names such as `eval_accuracy`."""
-    rows = []
-    for name, value in metrics.items():
-        prefix, _, rest = name.partition("_")
-        split = _SPLITS.get(prefix)
-        metric = name if split is None else rest
-        if metric not in _UNMEASURED and prefix != "train":
-            rows.append((metric, split, float(value)))
-    return rows
-
-
 def _results(
-    metrics: Any,
-    dataset: str | None,
-    earlier: EarlierCard,
-    measured: list[tuple[str, str | None, float]],
-    task: str | None,
+    metrics: Any, dataset: str | None, earlier: EarlierCard, found: list[Measured], task: str | None
 ) -> list[EvalResult]:
     if isinstance(metrics, Mapping):
-        measured = _measured(metrics)
+        found = measured(metrics)
     elif metrics is not None:
         return list(metrics)
-    elif earlier.results or not measured:
+    elif earlier.results or not found:
         return earlier.results
-    name = dataset or next(iter(_datasets(earlier, dataset)), "unknown")
+    name = dataset or next(iter(earlier.datasets), "unknown")
     return [
         EvalResult(
             task_type=task or "other",
@@ -366,7 +259,7 @@ def _results(
             metric_name=METRIC_NAMES.get(metric, metric),
             metric_value=value,
         )
-        for metric, split, value in measured
+        for metric, split, value in found
     ]
 
 
@@ -404,18 +297,29 @@ def _datasets(earlier: EarlierCard, dataset: str | None) -> list[str]:
     return earlier.datasets
 
 
-def _draw(model: Any, processor: Any, inputs: Any, folder: Path, notes: list[str]) -> dict[str, str]:
-    """The pictures on the card; without inputs, of a sentence or of an input of zeros."""
+def _draw(
+    model: Any, processor: Any, inputs: Any, folder: Path, source: Path | None, earlier: EarlierCard, notes: list[str]
+) -> dict[str, str]:
+    """The pictures on the card: of the inputs, those that the folder has, or of a sentence or an input of zeros."""
+    tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None
     if inputs is not None:
-        return draw_pictures(model, inputs, folder)
+        return draw_pictures(model, inputs, folder, _names_of_tokens(tokenizer, inputs))
+    kept = {} if source is None else earlier.pictures_in(source)
+    for name in kept:
+        shutil.copyfile(str(source / name), folder / name)  # type: ignore[operator]
+    if kept:
+        return kept
     try:
-        return draw_pictures(model, _stand_in(model, processor), folder)
+        made = example_inputs(model) if tokenizer is None else dict(tokenizer(_SENTENCE, return_tensors="pt"))
+        drawn = draw_pictures(model, made, folder, _names_of_tokens(tokenizer, made))
     except (ValueError, RuntimeError) as error:
         notes.append(f"No pictures on the card, since none of the right inputs could be made: {error} Give inputs=.")
         return {}
+    said = "(The input is a blank one.)" if tokenizer is None else f"(The input is “{_SENTENCE}”)"
+    return {name: caption if name.startswith("view") else f"{caption} {said}" for name, caption in drawn.items()}
 
 
-def _stand_in(model: Any, processor: Any) -> dict[str, Any]:
-    if isinstance(processor, PreTrainedTokenizerBase):
-        return dict(processor(_SENTENCE, return_tensors="pt").to(model.device))
-    return example_inputs(model)
+def _names_of_tokens(tokenizer: Any, inputs: Mapping[str, Any]) -> list[str] | None:
+    if tokenizer is None or "input_ids" not in inputs or inputs["input_ids"].dim() != 2:
+        return None
+    return tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist())

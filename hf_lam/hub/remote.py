@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    ModelInfo,
     get_session,
     get_token,
 )
@@ -42,70 +44,90 @@ _PASSING = (408, 429, 500, 502, 503, 504)
 
 
 class PushError(RuntimeError):
-    """A push that failed for the Hub's or the network's sake. No commit was made."""
+    """A push that failed for the Hub's or the network's sake. Unless it says otherwise, no commit was made."""
 
 
 class Branch:
-    """One branch of one repository."""
+    """One branch of one repository.
 
-    def __init__(self, repo_id: str, revision: str | None, create_pr: bool, token: str | bool | None) -> None:
-        self.repo_id, self.revision, self.create_pr = repo_id, revision, create_pr
+    Args:
+        repo_id: `you/name`, or `name` in the namespace of the token's owner.
+        revision: its name; None is the main one.
+        create_pr: commit to a pull request instead.
+        token: of the Hub, as everywhere in huggingface_hub.
+        is_needed: whether a Hub that cannot be reached is an error, and not only a note.
+    """
+
+    def __init__(
+        self, repo_id: str, revision: str | None, create_pr: bool, token: str | bool | None, is_needed: bool = True
+    ) -> None:
+        self.repo_id, self.revision, self.create_pr, self.is_needed = repo_id, revision, create_pr, is_needed
         self.api = HfApi(token=token, library_name="hf_lam", library_version=__version__)
-        self.secret = token if isinstance(token, str) else get_token()
+        self.notes: list[str] = []
+        # Its last commit and the files in it; None if there is no repository yet.
+        self.commit_before: str | None = None
+        self.files: list[str] = []
+        self._secret = token if isinstance(token, str) else get_token()
 
-    # What can be read.
+    # --- what can be read --------------------------------------------------------------------------------------------
 
-    def files(self, notes: list[str], is_needed: bool) -> list[str]:
-        """The paths in the repository; none if there is none yet.
-
-        is_needed: whether a Hub that cannot be reached is an error.
-        """
+    def look(self) -> None:
+        """Find out the full name, the last commit and its files."""
         try:
             with self._explained("looking at the repository"):
-                return self._files(WAITS if is_needed else ())
+                self._look()
         except PushError as error:
-            if is_needed:
+            if self.is_needed:
                 raise
-            notes.append(f"What is in the repository is not known. {error}")
-            return []
+            self.notes.append(f"What is in the repository is not known. {error}")
 
-    def _files(self, waits: Sequence[float]) -> list[str]:
+    def _look(self) -> None:
+        waits = WAITS if self.is_needed else ()
+        if "/" not in self.repo_id:
+            self.repo_id = f"{self._tried(self.api.whoami, waits)['name']}/{self.repo_id}"
         try:
-            info = _tried(lambda: self.api.repo_info(self.repo_id, revision=self.revision), waits)
+            info = self._tried(lambda: self._info(self.revision), waits)
         except RevisionNotFoundError:  # the branch will start from the main one
-            info = _tried(lambda: self.api.repo_info(self.repo_id), waits)
+            info = self._tried(lambda: self._info(None), waits)
         except RepositoryNotFoundError:
-            return []
-        return [file.rfilename for file in info.siblings or ()]
+            return
+        self.commit_before, self.files = info.sha, [file.rfilename for file in info.siblings or ()]
 
-    def card(self, there: Sequence[str], notes: list[str]) -> EarlierCard:
-        """The card in the repository. What was measured belongs to the model that was there."""
-        if CARD_FILE not in there:
+    def _info(self, revision: str | None) -> ModelInfo:
+        # Left out, the timeout would be none at all.
+        return self.api.model_info(self.repo_id, revision=revision, timeout=TIMEOUT)
+
+    def card(self) -> EarlierCard:
+        """The card in the repository, but for what was measured: that belongs to the model that was there."""
+        if CARD_FILE not in self.files:
             return EarlierCard({})
         try:
-            path = self.api.hf_hub_download(self.repo_id, CARD_FILE, revision=self.revision)
+            path = self.api.hf_hub_download(self.repo_id, CARD_FILE, revision=self.commit_before)
             card = read_card(Path(path).read_text(encoding="utf-8"))
         except (HTTPError, OSError) as error:
-            notes.append(f"The card in the repository could not be read, and is written anew: {_reason(error)}.")
+            self._note(f"The card in the repository could not be read, and is written anew: {_reason(error)}.")
             return EarlierCard({})
         return EarlierCard({**card.metadata, "eval_results": None}, card.sections)
 
-    def license_of(self, bases: Sequence[str], notes: list[str]) -> str | None:
+    def license_of(self, bases: Sequence[str]) -> str | None:
         """The licence of the bases, if all have the same."""
         found = set()
         for base in bases:
             try:
-                data = self.api.model_info(base).card_data
+                data = self.api.model_info(base, timeout=TIMEOUT).card_data
                 found.add(data.get("license") if data else None)
             except (HTTPError, OSError) as error:
-                notes.append(f"The licence of {base} is not known: {_reason(error)}.")
+                self._note(f"The licence of {base} is not known: {_reason(error)}.")
                 found.add(None)
         if len(found) == 1 and None not in found:
             return found.pop()
-        notes.append("The card names no licence, since that of the base is not known; give license=.")
+        self._note("The card names no licence, since that of the base is not known; give license=.")
         return None
 
-    # What is written.
+    def _note(self, text: str) -> None:
+        self.notes.append(self._without_token(text))
+
+    # --- what is written ---------------------------------------------------------------------------------------------
 
     def commit(
         self,
@@ -115,13 +137,30 @@ class Branch:
         description: str | None,
         private: bool | None,
     ) -> CommitInfo:
-        with self._explained("creating the repository"):
-            self.repo_id = _tried(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True)).repo_id
-        if self.revision is not None and not self.revision.startswith("refs/") and not self.create_pr:
-            with self._explained(f"making the branch {self.revision!r}"):
-                _tried(lambda: self.api.create_branch(self.repo_id, branch=str(self.revision), exist_ok=True))
-        with self._explained("looking at the repository"):
-            parent = self._head()
+        """Make the repository and the branch, unless they are there, and one commit.
+
+        Args:
+            files: what is added or changed, by their paths in the repository.
+            deleted: paths that are removed.
+            message: the first line of the commit.
+            description: the rest of it.
+            private: whether a new repository is.
+
+        Raises:
+            PushError: if that was not possible.
+        """
+        parent = self.commit_before
+        if parent is None:
+            with self._explained("creating the repository"):
+                made = self._tried(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
+                self.repo_id = made.repo_id
+                parent = str(self._tried(lambda: self._info(None)).sha)
+        branch = self.revision
+        if branch is not None and not branch.startswith("refs/") and not self.create_pr:
+            with self._explained(f"making the branch {branch!r}"):
+                self._tried(
+                    lambda: self.api.create_branch(self.repo_id, branch=branch, revision=parent, exist_ok=True)
+                )
 
         def send() -> CommitInfo:
             # They can be used once.
@@ -136,47 +175,84 @@ class Branch:
                 commit_description=description,
                 revision=self.revision,
                 create_pr=self.create_pr,
-                # If it is made once and the answer is lost, it cannot be made a second time.
+                # If it is made and the answer is lost, it cannot be made a second time.
                 parent_commit=parent,
             )
 
         with self._explained("the commit"):
             try:
-                # huggingface_hub itself tries uploads and the commit again; this is for what it does not.
-                return _tried(send, WAITS[:1])
-            except Exception:
-                head = self._head()
-                if self.create_pr or head == parent or not self._holds(head, files):
+                # huggingface_hub tries each upload again by itself. A pull request would be opened a second time.
+                return self._tried(send, () if self.create_pr else WAITS[:2])
+            except (HTTPError, OSError, RuntimeError, ValueError) as error:
+                found = self._lost_commit(parent, files, error)
+                if found is None:
                     raise
-                url = f"{self.api.endpoint}/{self.repo_id}/commit/{head}"
-                return CommitInfo(url, message, description or "", head, _endpoint=self.api.endpoint)
+                url = f"{self.api.endpoint}/{self.repo_id}/commit/{found}"
+                return CommitInfo(url, message, description or "", found, _endpoint=self.api.endpoint)
 
-    def _head(self) -> str:
-        return str(_tried(lambda: self.api.repo_info(self.repo_id, revision=self.revision)).sha)
+    def _lost_commit(self, parent: str, files: Mapping[str, Path], error: BaseException) -> str | None:
+        """The commit that was made although there was no answer that said so; None if there is none.
+
+        Raises:
+            PushError: if that cannot be found out.
+        """
+        if not _may_have_committed(error):
+            return None
+        address = f"{self.api.endpoint}/{self.repo_id}"
+        if self.create_pr:
+            raise self._unknown(f"{address}/discussions", error)
+        try:
+            head = str(self._tried(lambda: self._info(self.revision)).sha)
+            return head if head != parent and self._holds(head, files) else None
+        except (HTTPError, OSError):
+            raise self._unknown(f"{address}/commits/{self.revision or 'main'}", error) from None
+
+    def _unknown(self, address: str, error: BaseException) -> PushError:
+        return PushError(
+            f"{self.repo_id}: the commit failed: {self._without_token(_reason(error))}. Whether it was made is not "
+            f"known: look at {address}, and push again if it is not there."
+        )
 
     def _holds(self, commit: str, files: Mapping[str, Path]) -> bool:
         """Whether a commit has exactly these contents."""
         found = {
             entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id
-            for entry in _tried(lambda: self.api.get_paths_info(self.repo_id, list(files), revision=commit))
+            for entry in self.api.get_paths_info(self.repo_id, list(files), revision=commit)
             if isinstance(entry, RepoFile)
         }
         return all(found.get(name) in _identities(path) for name, path in files.items())
+
+    # --- what fails --------------------------------------------------------------------------------------------------
+
+    def _tried(self, call: Callable[[], ResultT], waits: Sequence[float] | None = None) -> ResultT:
+        """The result of `call`, made again after what passes: a limit of requests, the Hub's own errors, cuts."""
+        for wait in WAITS if waits is None else waits:
+            try:
+                return call()
+            except (HTTPError, OSError, RuntimeError, ValueError) as error:
+                if not _passes(error):
+                    raise
+                seconds = max(wait, _retry_after(error))
+                logger.warning(f"{self._without_token(_reason(error))}; trying again in {seconds:g} s.")
+                time.sleep(seconds)
+        return call()
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         """Turn what the Hub and the network raise into a `PushError` that says what to do, without a token."""
         try:
             yield
+        except PushError:
+            raise
         except (HTTPError, OSError, RuntimeError, ValueError) as error:
-            text = f"{what} failed: {self._without_token(_reason(error))}. No commit was made. {self._advice(error)}"
-            text = f"{self.repo_id}: {text}"
+            reason = self._without_token(_reason(error))
+            text = f"{self.repo_id}: {what} failed: {reason}. No commit was made. {self._advice(error)}"
             # The original would show the token in its traceback, if a server sent it back.
-            shows_token = self._without_token(_whole_text(error)) != _whole_text(error)
-            raise PushError(text) from (None if shows_token else error)
+            whole = "".join(map(str, _causes(error)))
+            raise PushError(text) from (None if self._without_token(whole) != whole else error)
 
     def _without_token(self, text: str) -> str:
-        return text.replace(self.secret, "(token)") if self.secret else text
+        return text.replace(self._secret, "(token)") if self._secret else text
 
     def _advice(self, error: BaseException) -> str:
         status = _status(error)
@@ -192,7 +268,7 @@ class Branch:
             return "The Hub asks for fewer requests; push again later."
         if isinstance(error, OfflineModeIsEnabled):
             return "Unset HF_HUB_OFFLINE to push."
-        if status is None or status >= 500 or status == 408:
+        if _passes(error):
             return "Push again later; files that were uploaded are not sent a second time."
         return "Change what the Hub refuses, and push again."
 
@@ -206,19 +282,6 @@ def limited_waiting() -> Iterator[None]:
         yield
     finally:
         session.timeout = before
-
-
-def _tried(call: Callable[[], ResultT], waits: Sequence[float] | None = None) -> ResultT:
-    """The result of `call`, which is made again after what passes: a limit of requests, the Hub's own errors, cuts."""
-    for wait in WAITS if waits is None else waits:
-        try:
-            return call()
-        except (HTTPError, OSError, RuntimeError) as error:
-            if not _passes(error):
-                raise
-            logger.warning(f"{_reason(error)}; trying again in {wait:g} s.")
-            time.sleep(max(wait, _retry_after(error)))
-    return call()
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -237,10 +300,25 @@ def _status(error: BaseException) -> int | None:
 
 
 def _passes(error: BaseException) -> bool:
+    """Whether it may be gone in a moment."""
     status = _status(error)
     if status is not None:
         return status in _PASSING
-    return any(isinstance(cause, HTTPError) for cause in _causes(error))
+    # Instead of JSON, proxies answer with a page.
+    return any(isinstance(cause, (HTTPError, json.JSONDecodeError)) for cause in _causes(error))
+
+
+def _may_have_committed(error: BaseException) -> bool:
+    """Whether it was the answer to the commit that is missing or says nothing."""
+    if _status(error) in (400, 401, 403, 404, 413, 422, 429):
+        return False
+    for cause in _causes(error):
+        if isinstance(cause, HTTPError):
+            try:
+                return "/commit/" in str(cause.request.url)
+            except RuntimeError:  # it has none
+                return False
+    return isinstance(error, json.JSONDecodeError)
 
 
 def _retry_after(error: BaseException) -> float:
@@ -259,10 +337,6 @@ def _reason(error: BaseException) -> str:
             return f"{cause.response.status_code}, {said.strip().splitlines()[0]}" if said else str(_status(cause))
     innermost = list(_causes(error))[-1]
     return str(innermost).strip().split("\n")[0].rstrip(".") or type(innermost).__name__
-
-
-def _whole_text(error: BaseException) -> str:
-    return "".join(map(str, _causes(error)))
 
 
 def _identities(path: Path) -> tuple[str, str]:

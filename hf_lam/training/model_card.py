@@ -4,43 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+from huggingface_hub import EvalResult
+from transformers import PreTrainedModel
 
-from .. import __version__
-from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, TRAVELLING_FILES
+from ..hub.cards import CARD_FILE, METRIC_NAMES, draw_pictures, license_in, link, model_card
 from .arguments import DataArguments, ModelArguments, looks_local
 
 if TYPE_CHECKING:
     from .finetuning import Task
     from .trainer import HfLamTrainer
 
-# Of every kind of task: what its models are loaded with. The names are those of the Hub, except for the last.
+# Of every kind of task: what a model of transformers is loaded with.
 AUTO_CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
     "image-classification": "AutoModelForImageClassification",
     "video-classification": "AutoModelForVideoClassification",
     "multimodal-classification": "AutoModelForSequenceClassification",
 }
-PAPERS = {
-    "lam": ("Learnable attention mask", "Barrios & Jin, *Multi-layer Learnable Attention Mask for Multimodal Tasks*"),
-    "locomt": ("Attention views", "Park & Choi, *Multimodal Transformer With a Low-Computational-Cost Guarantee*"),
-    "stt": ("Synthesised attention", "Zhu et al., *Synthesizer Based Efficient Self-Attention for Vision Tasks*"),
-}
-ARXIV = {"lam": "2406.02761", "locomt": "2402.15096", "stt": "2201.01410"}
-
-# Metrics as the fine-tuning scripts call them, and for readers.
-METRIC_NAMES = {"accuracy": "Accuracy", "f1": "F1", "map": "Mean average precision", "loss": "Loss"}
 # What the names of results begin with, and the split they are of.
 _SPLITS = {"eval": "validation", "predict": "test"}
 # What is no property of the model.
 _UNMEASURED = ("runtime", "samples", "samples_per_second", "steps_per_second", "model_preparation_time")
-# An option of a mechanism that is longer, such as a table of views, is left to config.json.
-_LONGEST_OPTION = 80
 
 
 def write_model_card(
@@ -55,19 +42,28 @@ def write_model_card(
         task_name: one of `AUTO_CLASSES`.
         results: what was measured, named as in `all_results.json`; none of it may be there yet.
     """
-    metadata = _metadata(trainer, task, task_name, results)
-    sections = {
-        "Model": _about(trainer.model, task.arguments),
-        "Data": _about_data(task, results),
-        "Results": _results_table(task, results),
-        "Training": _hyperparameters(trainer, task),
-        "Use": _usage(trainer, task_name),
-        "Versions": _versions(task.arguments),
-        "Citation": _citation(_mechanisms(trainer.model)),
-    }
-    text = "\n\n".join(f"## {title}\n\n{section}" for title, section in sections.items() if section)
-    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n# {_name(trainer)}\n\n{text}\n")
-    card.save(Path(folder, "README.md"))
+    arguments, data, model = task.arguments, task.data, trainer.model
+    assert isinstance(model, PreTrainedModel)
+    sources = _sources(arguments)
+    bases = [] if arguments.from_scratch else [name for name in sources if not _is_local(name)]
+    card = model_card(
+        model,
+        name=_name(trainer),
+        repository=_repository(trainer),
+        processor=trainer.processing_class,
+        auto_class=AUTO_CLASSES[task_name],
+        bases=bases,
+        license=license_in(sources[0]) if len(sources) == 1 and not arguments.from_scratch else None,
+        datasets=[data.dataset_name] if data.dataset_name and not _is_local(data.dataset_name) else [],
+        task=None if task_name == "multimodal-classification" else task_name,
+        results=_results(task, task_name, results),
+        origin=_origin(arguments),
+        data=_about_data(task, results),
+        training=_hyperparameters(trainer, task),
+        pictures=draw_pictures(model, _sample(trainer), Path(folder)),
+        packages=["datasets", *(["peft"] if arguments.lora_rank else [])],
+    )
+    card.save(Path(folder, CARD_FILE))
 
 
 def _name(trainer: HfLamTrainer) -> str:
@@ -76,12 +72,6 @@ def _name(trainer: HfLamTrainer) -> str:
 
 def _repository(trainer: HfLamTrainer) -> str | None:
     return getattr(trainer, "hub_model_id", None) or trainer.args.hub_model_id
-
-
-def _mechanisms(model: Any) -> dict[str, dict[str, Any]]:
-    """The options of every mechanism that the model has, by its name."""
-    block = getattr(model.config, "hf_lam", None) or {}
-    return {name: block[name] for name in MECHANISM_CONFIGS if name in block}
 
 
 def _is_local(name: str) -> bool:
@@ -96,16 +86,22 @@ def _sources(arguments: ModelArguments) -> list[str]:
 
 
 def _link(name: str) -> str:
-    return f"a local folder (`{Path(name).resolve().name}`)" if _is_local(name) else f"[{name}](https://hf.co/{name})"
+    return f"a local folder (`{Path(name).resolve().name}`)" if _is_local(name) else link(name)
 
 
-# --- Metadata --------------------------------------------------------------------------------------------------------
+def _sample(trainer: HfLamTrainer) -> dict[str, Any] | None:
+    """One sample that the model has seen in training or evaluation, on its device; None where none can be had."""
+    dataset: Any = trainer.eval_dataset or trainer.train_dataset
+    model: Any = trainer.model
+    if dataset is None or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return None  # a forward pass of one process would wait for the others
+    batch = trainer.data_collator([next(iter(dataset))])
+    return {name: x.to(model.device) for name, x in batch.items() if name != "labels"}
 
 
-def _metadata(trainer: HfLamTrainer, task: Task, task_name: str, results: Mapping[str, float]) -> ModelCardData:
-    arguments, data, is_held_out = task.arguments, task.data, _is_held_out(task)
-    bases = [] if arguments.from_scratch else [name for name in _sources(arguments) if not _is_local(name)]
-    measured = [
+def _results(task: Task, task_name: str, results: Mapping[str, float]) -> list[EvalResult]:
+    data, is_held_out = task.data, _is_held_out(task)
+    return [
         EvalResult(
             task_type=task_name,
             dataset_type=_data_name(data, split),
@@ -119,18 +115,7 @@ def _metadata(trainer: HfLamTrainer, task: Task, task_name: str, results: Mappin
         )
         for split, metrics in _by_split(results).items()
         for metric, value in metrics.items()
-        if metric != "loss"
     ]
-    options: dict[str, Any] = {
-        "base_model": bases[0] if len(bases) == 1 else bases or None,
-        "datasets": [data.dataset_name] if data.dataset_name and not _is_local(data.dataset_name) else None,
-        "metrics": list(dict.fromkeys(result.metric_type for result in measured)) or None,
-        # What the Hub knows.
-        "pipeline_tag": None if task_name == "multimodal-classification" else task_name,
-        "eval_results": measured or None,
-    }
-    tags = ["hf_lam", *_mechanisms(trainer.model)]
-    return ModelCardData(library_name="transformers", model_name=_name(trainer), tags=tags, **options)
 
 
 def _data_name(data: DataArguments, split: str = "train") -> str:
@@ -160,7 +145,7 @@ def _by_split(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
 # --- Text ------------------------------------------------------------------------------------------------------------
 
 
-def _about(model: Any, arguments: ModelArguments) -> str:
+def _origin(arguments: ModelArguments) -> str:
     sources = " and ".join(_link(name) for name in _sources(arguments))
     origin = (
         f"trained from random weights, with the configuration of {sources}"
@@ -168,21 +153,7 @@ def _about(model: Any, arguments: ModelArguments) -> str:
         else f"fine-tuned from {sources}"
     )
     changes = [f"`{name}={json.dumps(value)}`" for name, value in arguments.overrides().items()]
-    origin += f", changed to {', '.join(changes)}" if changes else ""
-    text = f"`{type(model).__name__}`, {origin}."
-    mechanisms = _mechanisms(model)
-    if not mechanisms:
-        return f"{text} Its attention is that of transformers."
-    lines = []
-    for name, options in mechanisms.items():
-        # Not shown are those that are off or left to the host.
-        shown = {key: json.dumps(value) for key, value in options.items() if value not in (None, False)}
-        said = ", ".join(
-            f"`{key}={value}`" if len(value) <= _LONGEST_OPTION else f"`{key}` in `config.json`"
-            for key, value in shown.items()
-        )
-        lines.append(f"- {PAPERS[name][0]} (`{name}`, {_arxiv(name)}){': ' * bool(said)}{said}")
-    return f"{text} Its attention has, from `hf_lam`:\n\n" + "\n".join(lines)
+    return origin + (f", changed to {', '.join(changes)}" if changes else "")
 
 
 def _about_data(task: Task, results: Mapping[str, float]) -> str:
@@ -208,18 +179,6 @@ def _about_data(task: Task, results: Mapping[str, float]) -> str:
     shown = ", ".join(f"`{name}`" for name in classes[:10]) + (", …" if len(classes) > 10 else "")
     kind = "any number to a sample" if task.labels.is_multi_label else "one to a sample"
     return f"{text}. {'; '.join(said)}{'. ' * bool(said)}{len(classes)} classes, {kind}: {shown}."
-
-
-def _results_table(task: Task, results: Mapping[str, float]) -> str:
-    found = _by_split(results)
-    if not found:
-        return ""
-    rows = [
-        f"| {METRIC_NAMES.get(metric, metric)} | {split} | {value:.4f} |"
-        for split, metrics in found.items()
-        for metric, value in metrics.items()
-    ]
-    return "\n".join(["| metric | split | value |", "| --- | --- | ---: |", *rows])
 
 
 def _hyperparameters(trainer: HfLamTrainer, task: Task) -> str:
@@ -253,48 +212,3 @@ def _hyperparameters(trainer: HfLamTrainer, task: Task) -> str:
     }
     rows = [f"| {name} | {value} |" for name, value in values.items() if value is not None]
     return "\n".join(["| option | value |", "| --- | --- |", *rows])
-
-
-def _usage(trainer: HfLamTrainer, task_name: str) -> str:
-    model: Any = trainer.model
-    auto_class, processor = AUTO_CLASSES[task_name], _processor_class(trainer)
-    has_code = hasattr(model.config, "hf_lam")
-    option = ", trust_remote_code=True" if has_code else ""
-    names = ", ".join([auto_class, *filter(None, [processor])])
-    lines = [
-        f"from transformers import {names}",
-        "",
-        f'name = "{_repository(trainer) or f"./{_name(trainer)}"}"',
-        f"model = {auto_class}.from_pretrained(name{option})",
-        *([f"processor = {processor}.from_pretrained(name{option})"] if processor else []),
-    ]
-    code = "```python\n" + "\n".join(lines) + "\n```"
-    if not has_code:
-        return code
-    return (
-        f"{code}\n\n`trust_remote_code=True` runs the {len(TRAVELLING_FILES)} Python files of this repository "
-        "(`*_hf_lam*.py`), which import nothing beyond `torch`, `transformers` and what these need. Read them first, "
-        "and give a commit as `revision=` to get no others later. The package `hf_lam` is not needed."
-    )
-
-
-def _processor_class(trainer: HfLamTrainer) -> str | None:
-    processor = trainer.processing_class
-    if processor is None:
-        return None
-    if isinstance(processor, PreTrainedTokenizerBase):
-        return "AutoTokenizer"
-    return "AutoImageProcessor" if isinstance(processor, BaseImageProcessor) else "AutoProcessor"
-
-
-def _versions(arguments: ModelArguments) -> str:
-    packages = ["transformers", "torch", "datasets", *(["peft"] if arguments.lora_rank else [])]
-    return ", ".join([f"hf_lam {__version__}", *(f"{package} {version(package)}" for package in packages)]) + "."
-
-
-def _citation(mechanisms: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {PAPERS[name][1]}, {_arxiv(name)}" for name in mechanisms)
-
-
-def _arxiv(name: str) -> str:
-    return f"[arXiv {ARXIV[name]}](https://arxiv.org/abs/{ARXIV[name]})"

@@ -21,6 +21,7 @@ from transformers.trainer_utils import HubStrategy, unwrap_peft_model
 from transformers.utils import logging
 
 from ..flops import cost, example_inputs
+from ..hub.cards import write_card
 from ..modeling.injection_hf_lam import injected_encoders, mechanisms_of
 from ..modeling.modeling_hf_lam import HfLamMixin, _rename_legacy_keys
 from .callbacks import ReportingCallback
@@ -356,11 +357,20 @@ class HfLamTrainer(Trainer):
             Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """`Trainer.create_model_card`, unless `write_card` is there to do it."""
-        if self.write_card is None:
-            super().create_model_card(*args, **kwargs)
-        elif self.is_world_process_zero():
-            self.write_card(str(self.args.output_dir))
+        """The card of hf_lam, with what `Trainer` says about the run; `write_card` writes it, if it is there.
+
+        Of models without code of hf_lam, and of PEFT's, it is `Trainer.create_model_card`'s.
+        """
+        if self.write_card is not None:
+            if self.is_world_process_zero():
+                self.write_card(str(self.args.output_dir))
+            return
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero() and isinstance(self.model, HfLamMixin):
+            folder = Path(str(self.args.output_dir))
+            repository = getattr(self, "hub_model_id", None) or self.args.hub_model_id
+            name = kwargs.get("model_name") or str(repository or folder.resolve().name).split("/")[-1]
+            write_card(self.model, folder, name=name, repository=repository, processor=self.processing_class)
 
     # --- the order of the callbacks ----------------------------------------------------------------------------------
 

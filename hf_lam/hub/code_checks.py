@@ -1,0 +1,274 @@
+"""Checks of the Python files of a repository, which are compared and parsed, never run."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .file_checks import entries, suffix_of
+from .repository_files import Finding, RepositoryFiles, UnreadableError, leaves_folder
+
+# Code that is not released and uses one of these, or anything inside of them, is worth a look.
+_SUSPICIOUS = re.compile(
+    r"(eval|exec|compile|open|input|breakpoint|__import__|builtins|importlib|runpy|code|codeop|pty|subprocess"
+    r"|multiprocessing|socket|ssl|asyncio|http|urllib|ftplib|smtplib|xmlrpc|requests|httpx2?|aiohttp|webbrowser"
+    r"|ctypes|cffi|_?pickle|dill|cloudpickle|marshal|shelve|joblib|zipimport|tempfile"
+    r"|os\.(system|popen|exec\w*|spawn\w*|posix_spawn\w*|fork\w*|kill|remove|unlink|rename|environ|getenv|putenv)"
+    r"|shutil\.(rmtree|move)|huggingface_hub|transformers\.dynamic_module_utils"
+    r"|torch\.(load|hub|jit\.load|ops\.load_library|utils\.cpp_extension|package)|(numpy|np)\.(load|fromfile))(\..*)?"
+)
+_ADDRESS = re.compile(r"(?:https?|wss?|ftp)://([^/\s\"'<>\\]+)")
+
+
+# Kept by `manifest.py`.
+MANIFEST = Path(__file__).with_name("manifest.json")
+
+
+def released_code(manifest: Path = MANIFEST) -> dict[str, dict[str, str]]:
+    """Of every version of hf_lam: the SHA-256 of its travelling files, by name."""
+    return json.loads(manifest.read_text(encoding="utf-8"))
+
+
+class Module(NamedTuple):
+    """The classes that a file defines, the packages that it imports, and what it imports relatively: dots and path."""
+
+    classes: frozenset[str]
+    imports: frozenset[str]
+    siblings: frozenset[tuple[int, str]]
+
+
+@dataclass
+class Code:
+    """The Python files of a repository.
+
+    version: the release of hf_lam that all of them are of; None if there is none.
+    hashes: the SHA-256 of each file.
+    modules: what is in each file that is Python.
+    imports: the packages that they import, those of Python too.
+    hosts: of the addresses in files that are of no release.
+    """
+
+    version: str | None = None
+    hashes: dict[str, str] = field(default_factory=dict)
+    modules: dict[str, Module] = field(default_factory=dict)
+    imports: set[str] = field(default_factory=set)
+    hosts: set[str] = field(default_factory=set)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def check_code(files: RepositoryFiles, released: Mapping[str, Mapping[str, str]], expected: str | None) -> Code:
+    """Compare every Python file, in whatever folder, with those of the releases.
+
+    Args:
+        files: of the repository.
+        released: for every version, the SHA-256 of its files by name.
+        expected: the version that the configuration names, which is what changed files are compared with.
+    """
+    code = Code()
+    known = {digest for hashes in released.values() for digest in hashes.values()}
+    for name in files.sizes:
+        if suffix_of(name) not in (".py", ".pyw", ".pyi"):
+            continue
+        try:
+            source = files.read(name)
+        except UnreadableError as error:
+            code.hashes[name] = ""
+            code.findings.append(Finding("size", name, str(error)))
+            continue
+        code.hashes[name] = hashlib.sha256(source).hexdigest()
+        try:
+            module = _parse(source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            code.findings.append(Finding("code", name, f"is not Python: {error}"))
+            continue
+        code.modules[name] = module
+        code.imports |= module.imports
+        if code.hashes[name] not in known:
+            nodes = list(ast.walk(ast.parse(source)))
+            code.findings += _calls(name, nodes)
+            code.hosts |= set(_hosts(nodes))
+    if not code.hashes:
+        code.findings.append(Finding("code", "", "has no code of hf_lam, so there is nothing to be verified"))
+        return code
+    code.version, changed = _version_of(code.hashes, released, expected)
+    code.findings = changed + code.findings
+    return code
+
+
+@functools.lru_cache(maxsize=64)  # One release has a dozen files, and many repositories have the same ones.
+def _parse(source: bytes) -> Module:
+    nodes = list(ast.walk(tree := ast.parse(source)))
+    classes = frozenset(node.name for node in tree.body if isinstance(node, ast.ClassDef))
+    return Module(classes, frozenset(_packages(nodes)), frozenset(_siblings(nodes)))
+
+
+def _version_of(
+    hashes: Mapping[str, str], released: Mapping[str, Mapping[str, str]], expected: str | None
+) -> tuple[str | None, list[Finding]]:
+    matches = {
+        version: sum(names.get(name) == digest for name, digest in hashes.items())
+        for version, names in released.items()
+    }
+    complete = [version for version, count in matches.items() if count == len(hashes)]
+    if complete:
+        return (expected if expected in complete else complete[-1]), []
+    if not matches:
+        return None, [Finding("code", "", "no release of hf_lam is known to compare with")]
+    nearest = max(matches, key=lambda version: (matches[version], version == expected))
+    findings = []
+    for name, digest in sorted(hashes.items()):
+        others = [version for version, names in released.items() if names.get(name) == digest]
+        if released[nearest].get(name) == digest:
+            continue
+        if others:
+            message = f"is that of hf_lam {' and '.join(others)}, while other files are of {nearest}"
+        elif any(name in names for names in released.values()):
+            message = f"is not that of a released hf_lam; most of the code is of {nearest}"
+            if not matches[nearest]:
+                message = f"is not that of a released hf_lam; {', '.join(released)} are known here"
+        else:
+            message = "is no file of a released hf_lam"
+        findings.append(Finding("code", name, message))
+    return None, findings
+
+
+def check_auto_maps(files: RepositoryFiles, configs: Mapping[str, Any], code: Code) -> list[Finding]:
+    """Findings for classes that configurations name and that are not in the code of this repository."""
+    findings = []
+    targets = set()
+    for config_name, config in configs.items():
+        for reference in _references(config):
+            if not isinstance(reference, str):
+                findings.append(Finding("auto_map", config_name, f"names {reference!r}, which is no class"))
+                continue
+            if "--" in reference:
+                other = reference.partition("--")[0]
+                findings.append(
+                    Finding("repository", config_name, f"{reference!r} takes code from the repository {other!r}")
+                )
+                continue
+            module, _, class_name = reference.rpartition(".")
+            if leaves_folder(reference) or not re.fullmatch(r"[^\W\d]\w*\.[^\W\d]\w*", reference):
+                kind = "path" if set("/\\") & set(reference) else "auto_map"
+                findings.append(Finding(kind, config_name, f"names {reference!r}, which is not module.Class"))
+                continue
+            file = f"{module}.py"
+            if file not in files.sizes:
+                findings.append(Finding("auto_map", config_name, f"names {reference!r}, but there is no {file}"))
+                continue
+            targets.add(file)
+            if file not in code.modules or class_name not in code.modules[file].classes:
+                findings.append(Finding("auto_map", config_name, f"names {reference!r}, which {file} does not define"))
+    if code.hashes and not targets:
+        findings.append(Finding("auto_map", "config.json", "names none of the code that is here"))
+    _, missing = closure(targets, code)
+    return findings + missing
+
+
+def _references(config: Any) -> Iterator[Any]:
+    """The classes that `auto_map` and `custom_pipelines` name, wherever they stand."""
+    for key, value in entries(config):
+        if key == "auto_map":
+            waiting = [value]
+            while waiting:
+                current = waiting.pop()
+                if isinstance(current, (dict, list)):
+                    waiting += current.values() if isinstance(current, dict) else current
+                elif current is not None:
+                    yield current
+        elif key == "custom_pipelines" and isinstance(value, dict):
+            yield from (pipeline.get("impl") for pipeline in value.values() if isinstance(pipeline, dict))
+
+
+def targets_of(configs: Mapping[str, Any]) -> set[str]:
+    """The files of the classes that configurations name."""
+    references = [reference for config in configs.values() for reference in _references(config)]
+    return {f"{ref.rpartition('.')[0]}.py" for ref in references if isinstance(ref, str) and "--" not in ref}
+
+
+def closure(targets: set[str], code: Code) -> tuple[set[str], list[Finding]]:
+    """The files that loading `targets` reads: they and what they import from beside them; and what is missing."""
+    found: set[str] = set()
+    findings = []
+    waiting = sorted(targets & set(code.modules))
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for level, sibling in sorted(code.modules[name].siblings):
+            if level > 1:
+                findings.append(Finding("path", name, f"imports from {'.' * level}{sibling}, outside of its folder"))
+            elif f"{sibling}.py" not in code.hashes:
+                findings.append(Finding("code", name, f"imports {sibling}.py, which is not here"))
+            elif f"{sibling}.py" in code.modules:
+                waiting.append(f"{sibling}.py")
+    return found, findings
+
+
+def _siblings(nodes: list[ast.AST]) -> Iterator[tuple[int, str]]:
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from ((node.level, name.replace(".", "/")) for name in names)
+
+
+def _packages(nodes: list[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module != "__future__":
+            yield (node.module or "").partition(".")[0]
+
+
+def _hosts(nodes: list[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes)):
+            text = node.value if isinstance(node.value, str) else node.value.decode("utf-8", "replace")
+            yield from _ADDRESS.findall(text)
+
+
+def _calls(name: str, nodes: list[ast.AST]) -> list[Finding]:
+    """Findings for calls and imports that reach out of a model: processes, network, files, pickles, other code."""
+    full_names = {}
+    found: dict[str, int] = {}
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                full_names[alias.asname or alias.name.partition(".")[0]] = (
+                    alias.name if alias.asname else alias.name.partition(".")[0]
+                )
+                if _SUSPICIOUS.fullmatch(alias.name):
+                    found.setdefault(f"imports {alias.name}", node.lineno)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            for alias in node.names:
+                full_names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                if _SUSPICIOUS.fullmatch(f"{node.module}.{alias.name}"):
+                    found.setdefault(f"imports {node.module}.{alias.name}", node.lineno)
+    for node in nodes:
+        if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load):
+            dotted = _dotted(node)
+            if dotted is None:
+                continue
+            first, _, rest = dotted.partition(".")
+            full = f"{full_names.get(first, first)}{'.' * bool(rest)}{rest}"
+            is_known = first in full_names or not rest
+            if is_known and _SUSPICIOUS.fullmatch(full):
+                found.setdefault(f"uses {full}", node.lineno)
+    lines = sorted((line, what) for what, line in found.items())
+    return [Finding("call", name, f"line {line} {what}") for line, what in lines]
+
+
+def _dotted(node: ast.AST) -> str | None:
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else None

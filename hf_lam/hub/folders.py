@@ -1,0 +1,127 @@
+"""What of a folder goes to the Hub: the model, its processor, and what its run has measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+from ..modeling import modeling_hf_lam, modeling_hf_lam_fusion
+
+# What processors write, besides the vocabulary of a tokenizer.
+_PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+# What `Trainer` writes of a run, what the names in it begin with, and the split that is meant.
+_RESULT_FILES = ("eval_results.json", "predict_results.json")
+_SPLITS = {"eval": "validation", "predict": "test", "test": "test"}
+# What is no property of a model.
+_UNMEASURED = (
+    "runtime",
+    "samples",
+    "samples_per_second",
+    "steps_per_second",
+    "model_preparation_time",
+    "epoch",
+    "step",
+    "total_flos",
+)
+
+
+class Measured(NamedTuple):
+    """One number. split: None if its name does not say."""
+
+    metric: str
+    split: str | None
+    value: float
+
+
+def load_model(folder: Path) -> Any:
+    """The `HfLam…` model in a folder, by the class it was saved from; the code in the folder is not run.
+
+    Raises:
+        ValueError: if there is another model, or none.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    names = list(getattr(config, "auto_classes", {}).values())
+    name = next(iter(config.architectures or ()), "None")
+    if name not in names:
+        raise ValueError(
+            f"{str(folder)!r} holds a model of class {name}, not one of {', '.join(names) or 'the HfLam… classes'}. "
+            "Convert it with hf_lam.convert first."
+        )
+    module = modeling_hf_lam_fusion if hasattr(modeling_hf_lam_fusion, name) else modeling_hf_lam
+    return getattr(module, name).from_pretrained(folder)
+
+
+def load_processor(folder: Path) -> Any:
+    """The tokenizer, image processor, feature extractor or processor in a folder; None if there is none."""
+    if (folder / "processor_config.json").is_file():
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    if (folder / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return None
+    auto: Any = AutoImageProcessor
+    if "feature_extractor_type" in json.loads(path.read_text(encoding="utf-8")):
+        auto = AutoFeatureExtractor
+    return auto.from_pretrained(folder, trust_remote_code=False)
+
+
+def copy_processor(source: Path, folder: Path) -> Any:
+    """Copy the processor's files as they are, and return the processor, or None if there is none."""
+    processor = load_processor(source)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    vocabulary = getattr(tokenizer, "vocab_files_names", {}).values()
+    for name in dict.fromkeys([*_PROCESSOR_FILES, *vocabulary]):
+        if processor is not None and (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    return processor
+
+
+def copy_results(source: Path, folder: Path) -> list[Measured]:
+    """The metrics of a run of `Trainer`, from files that go along.
+
+    A checkpoint has no such files; what its run measured at the same step is in the state of the trainer.
+    """
+    found: dict[str, Any] = {}
+    for name in _RESULT_FILES:
+        if (source / name).is_file():
+            found |= json.loads((source / name).read_text(encoding="utf-8"))
+            shutil.copyfile(source / name, folder / name)
+    state = source / "trainer_state.json"
+    if not found and source.name.startswith("checkpoint-") and state.is_file():
+        content = json.loads(state.read_text(encoding="utf-8"))
+        for entry in content["log_history"]:
+            if entry.get("step") == content["global_step"]:
+                found |= entry
+    prefixed = {name: value for name, value in found.items() if name.partition("_")[0] in _SPLITS}
+    return measured(
+        {name: value for name, value in prefixed.items() if isinstance(value, Real) and math.isfinite(value)}
+    )
+
+
+def measured(metrics: Mapping[str, Any]) -> list[Measured]:
+    """What of a run's metrics is a property of the model; their names are such as `eval_accuracy`."""
+    rows = []
+    for name, value in metrics.items():
+        prefix, _, rest = name.partition("_")
+        split = _SPLITS.get(prefix)
+        metric = name if split is None else rest
+        if metric not in _UNMEASURED and prefix != "train":
+            rows.append(Measured(metric, split, float(value)))
+    return rows

@@ -1,0 +1,179 @@
+"""`verify`: is it safe to load a repository with `trust_remote_code=True`? Answered without running any of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils import HF_MODULES_CACHE
+
+from .code_checks import check_auto_maps, check_code, closure, released_code, targets_of
+from .file_checks import check_kinds, check_references, read_configs
+from .repository_files import Finding, HubFiles, LocalFiles, RepositoryFiles, hub_host
+from .weight_checks import check_weights
+
+__all__ = ["Finding", "Verification", "verify"]
+
+# What the Auto classes look for besides code and weights.
+_READ = re.compile(
+    r"(config|generation_config|adapter_config|preprocessor_config|video_preprocessor_config|processor_config"
+    r"|tokenizer_config|tokenizer|vocab|special_tokens_map|added_tokens|chat_template)\.json"
+    r"|vocab\.txt|merges\.txt|chat_template\.jinja|additional_chat_templates/.*|[\w.-]+\.model"
+)
+
+
+# Findings of one kind in one file that are told one by one.
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    source: the folder or the repository id that was asked about.
+    revision: the commit that was looked at; None for a folder.
+    version: the release of hf_lam whose code it is, byte for byte; None if it is that of none.
+    code: the SHA-256 of each Python file.
+    imports: the packages that the code imports besides its own files, those of Python too.
+    hosts: the hosts that loading it with `trust_remote_code=True` would reach, as far as its files tell; the Hub
+        sends large files from storage hosts of its own besides.
+    reads: the files of the repository that loading a model, a tokenizer or a processor reads.
+    writes: the folders on this machine that loading writes to.
+    findings: what is wrong; empty if all is well.
+    """
+
+    source: str
+    revision: str | None
+    version: str | None
+    code: dict[str, str]
+    imports: tuple[str, ...]
+    hosts: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there are no findings."""
+        return not self.findings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values, and `passed`."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()} | {
+            "passed": self.passed
+        }
+
+
+def verify(
+    source: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
+) -> Verification:
+    """Tell what a repository is before its code is trusted. None of it is run, and nothing is unpickled.
+
+    Checked are, by their contents: that every Python file is byte for byte that of one released hf_lam, and that all
+    are there which loading needs; that no file names code or weights elsewhere; that the weights are safetensors,
+    whole, and those of the model that the configuration describes; and that there are no pickles, programs, files of
+    unknown kinds, or paths and links that leave the repository. Of a repository on the Hub, the files that nothing
+    here reads, such as a vocabulary or a picture, are judged by their names.
+
+    Args:
+        source: a folder, or the id of a model repository on the Hub. Of a repository, small files are downloaded into
+            the usual cache, and of weights only the headers.
+        revision: of a repository: a branch, a tag or a commit. The commit that it stands for is what is looked at and
+            returned; give it to `from_pretrained` to load just that.
+        token: for the Hub, as in huggingface_hub.
+
+    Returns:
+        A `Verification`; its `passed` says whether there are no findings.
+
+    Raises:
+        ValueError: if `source` is neither a folder nor a repository, if there is no such revision, or for a `revision`
+            of a folder.
+        huggingface_hub.errors.HfHubHTTPError: for what else the Hub refuses. Errors of the network are as they are
+            in huggingface_hub.
+    """
+    files = _files_of(source, revision, token)
+    configs, findings = read_configs(files)
+    named = _named_version(configs.get("config.json"))
+    code = check_code(files, released_code(), named)
+    loaded, weight_findings = check_weights(files, configs)
+    findings = [*files.findings, *findings, *code.findings]
+    findings += check_auto_maps(files, configs, code)
+    findings += check_references(configs)
+    findings += check_kinds(files)
+    findings += weight_findings
+    if named is not None and code.version is not None and named != code.version:
+        message = f"was written by hf_lam {named}, but the code is that of {code.version}"
+        findings.append(Finding("config", "config.json", message))
+    hosts = set(code.hosts)
+    if isinstance(files, HubFiles) or any(finding.kind == "repository" for finding in findings):
+        hosts.add(hub_host())
+    run = closure(targets_of(configs), code)[0]
+    return Verification(
+        source=os.fspath(source),
+        revision=files.revision,
+        version=code.version,
+        code=dict(sorted(code.hashes.items())),
+        imports=tuple(sorted(code.imports)),
+        hosts=tuple(sorted(hosts)),
+        reads=tuple(sorted({*loaded, *run} | {name for name in files.sizes if _READ.fullmatch(name)})),
+        writes=_writes(files, bool(run)),
+        findings=_summed_up(findings),
+    )
+
+
+def _files_of(source: str | os.PathLike[str], revision: str | None, token: str | bool | None) -> LocalFiles | HubFiles:
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"verify takes a folder or the id of a repository on the Hub, got {type(source).__name__}.")
+    if os.path.isdir(source):
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r} has no meaning for the folder {str(source)!r}; it is for a repository on the "
+                "Hub."
+            )
+        return LocalFiles(source)
+    try:
+        if not isinstance(source, str):
+            raise HFValidationError("a path")
+        validate_repo_id(source)
+    except HFValidationError as error:
+        raise ValueError(
+            f"{os.fspath(source)!r} is neither a folder here nor the id of a repository on the Hub, such as "
+            "'user/model'."
+        ) from error
+    return HubFiles(source, revision, token)
+
+
+def _summed_up(findings: list[Finding]) -> tuple[Finding, ...]:
+    """Each finding once, and of many of one kind in one file the first."""
+    counts: Counter[tuple[str, str]] = Counter()
+    shown = []
+    for finding in dict.fromkeys(findings):
+        counts[finding.kind, finding.file] += 1
+        if counts[finding.kind, finding.file] <= _SHOWN:
+            shown.append(finding)
+    for (kind, file), count in counts.items():
+        if count > _SHOWN:
+            shown.append(Finding(kind, file, f"and {count - _SHOWN} more of this kind"))
+    return tuple(shown)
+
+
+def _named_version(config: Any) -> str | None:
+    block = config.get("hf_lam") if isinstance(config, dict) else None
+    version = block.get("version") if isinstance(block, Mapping) else None
+    return version if isinstance(version, str) else None
+
+
+def _writes(files: RepositoryFiles, has_code: bool) -> tuple[str, ...]:
+    places = [str(Path(HF_MODULES_CACHE, "transformers_modules"))] if has_code else []
+    if isinstance(files, HubFiles):
+        places.append(str(Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=files.repo_id, repo_type="model"))))
+    return tuple(places)
