@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from huggingface_hub import EvalResult, ModelCard
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
@@ -39,6 +40,7 @@ from .conversion import convert
 from .fitting import fit_synthesizers
 from .flops import cost
 from .hardening import harden
+from .hub.cards import CARD_FILE, model_card
 from .modeling.configuration_hf_lam import LamConfig, LocomtConfig, SttConfig, __version__
 from .modeling.injection_hf_lam import set_views
 from .parameters import mechanism_parameters
@@ -57,6 +59,8 @@ STT_FOLDER = "stt"
 FOLDERS = (LOCOMT_FOLDER, STT_FOLDER)
 # The patch (row, column) whose attention is drawn on the digit.
 DRAWN_PATCH = (1, 1)
+# The row of the table that the model card is about.
+LAM_ROW = "ViT with LAM, trained on"
 # The bound of the library's own tests, in fp32.
 TOLERANCE = 1e-5
 
@@ -322,7 +326,7 @@ def _run(
     rows = [
         _row("ViT", vit, digits, 0, 1.0, vit_seconds),
         _row("ViT, trained on", trained_on, digits, 0, 1.0, stock_seconds),
-        _row("ViT with LAM, trained on", lam, digits, added, 1.0, lam_seconds),
+        _row(LAM_ROW, lam, digits, added, 1.0, lam_seconds),
         _row("ViT with LoCoMT, trained on", locomt, digits, 0, round(report.flops_fraction, 4), locomt_seconds),
         _row("ViT with STT, trained on", stt, digits, _size(stt) - _size(vit), stt_flops, stt_seconds + fit_seconds),
     ]
@@ -475,39 +479,19 @@ def _save(lam: Any, locomt: Any, stt: Any, digits: Digits, folder: Path, rows: l
     plot_views(locomt).savefig(folder / VIEWS_PICTURE)
     plot_synthetic_maps(stt, inputs).savefig(folder / MAPS_PICTURE)
     plot_map_on_image(stt, inputs, query=DRAWN_PATCH).savefig(folder / PATCH_PICTURE)
-    (folder / "README.md").write_text(_model_card(rows))
+    _model_card(lam, digits.processor, rows).save(folder / CARD_FILE)
 
 
-def _model_card(rows: list[DemoRow]) -> str:
-    table = "\n".join(
+def _model_card(lam: Any, processor: Any, rows: list[DemoRow]) -> ModelCard:
+    """That of the model with masks; the other two are in its folders."""
+    columns = "| model | test accuracy | parameters | attention FLOPs |\n| --- | ---: | ---: | ---: |\n"
+    table = columns + "\n".join(
         f"| {row.model} | {row.test_accuracy:.4f} | {row.parameters:,} | {100 * row.attention_flops:.1f} % |"
         for row in rows
     )
-    return f"""---
-library_name: transformers
-pipeline_tag: image-classification
-tags: [hf_lam, vit, learnable-attention-mask]
----
-
-# A small ViT with learnable attention masks
-
-Made by `hf-lam demo` (hf_lam {__version__}, transformers {transformers.__version__}): a ViT of 4 layers trained on
-scikit-learn's handwritten digits (8 × 8 pixels), converted with `hf_lam.convert(model, LamConfig())` and trained on.
-
-| model | test accuracy | parameters | attention FLOPs |
-| --- | ---: | ---: | ---: |
-{table}
-
-```python
-from transformers import AutoModelForImageClassification
-
-model = AutoModelForImageClassification.from_pretrained("PATH_OR_ID", trust_remote_code=True)
-```
-
-![masks of one test image, per layer]({MASKS_PICTURE})
-
-The folder `{LOCOMT_FOLDER}` holds the same ViT with attention views in place of the masks (LoCoMT), chosen by
-`hf_lam.calibrate_views`, and trained on for as many steps.
+    reached = next(row.test_accuracy for row in rows if row.model == LAM_ROW)
+    others = f"""The folder `{LOCOMT_FOLDER}` holds the same ViT with attention views in place of the masks (LoCoMT), chosen
+by `hf_lam.calibrate_views`, and trained on for as many steps.
 
 ![view of every head, per layer]({VIEWS_PICTURE})
 
@@ -517,8 +501,30 @@ of both, whose maps started from the ViT's own attention (`hf_lam.fit_synthesize
 row's include projections.
 
 ![matrices of the synthetic maps of one test image, per layer]({MAPS_PICTURE})
-![where one patch looks, per layer]({PATCH_PICTURE})
-"""
+![where one patch looks, per layer]({PATCH_PICTURE})"""
+    return model_card(
+        lam,
+        name="hf-lam-demo",
+        processor=processor,
+        origin="made by `hf-lam demo`: a ViT of 4 layers trained on scikit-learn's handwritten digits (8 × 8 pixels), "
+        "converted with `hf_lam.convert(model, LamConfig())` and trained on",
+        results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type="digits",
+                dataset_name="scikit-learn's digits",
+                dataset_split="test",
+                metric_type="accuracy",
+                metric_name="Accuracy",
+                metric_value=reached,
+            )
+        ],
+        pictures={
+            MASKS_PICTURE: "Masks of one test image, layer by layer: white is 1, where a score stays as it is.",
+            PATCHES_PICTURE: "The same masks at every patch of the image, as a key.",
+        },
+        kept={"Comparison": table, "The other folders": others},
+    )
 
 
 # Runs without hf_lam: the finder comes first and refuses it, whether it is installed, installed for editing, or in the

@@ -1,0 +1,229 @@
+"""What the pictures show: the attention layers of a model, one sample of a batch, and its tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..modeling.injection_hf_lam import AttentionCall, ModalityTokens, injected_encoders
+from ..observing import evaluation_mode, observing
+
+_MECHANISMS = {
+    "lam": ("learnable attention masks", "LamConfig"),
+    "locomt": ("attention views", "LocomtConfig"),
+    "stt": ("synthesised attention", "SttConfig"),
+}
+
+
+def encoders_with(model: nn.Module, mechanism: str) -> list[Any]:
+    """The encoders inside `model` that have a mechanism: "lam", "locomt" or "stt"."""
+    return [base for base in injected_encoders(model) if getattr(base._hf_lam_configs, mechanism) is not None]
+
+
+def encoder_with(model: nn.Module, mechanism: str) -> Any:
+    """The one encoder of `model` that has a mechanism; a `ValueError` if there is none or more than one."""
+    encoders = encoders_with(model, mechanism)
+    if len(encoders) != 1:
+        kind, config = _MECHANISMS[mechanism]
+        raise ValueError(
+            f"expected a model with {kind} in one encoder, {type(model).__name__} has them in {len(encoders)}. Use "
+            f"hf_lam.convert or hf_lam.inject with {config}(...) first, or pass the encoder you mean."
+        )
+    return encoders[0]
+
+
+def number_of_layers(base: Any) -> int:
+    return len(base._hf_lam_attentions)
+
+
+class Attending(NamedTuple):
+    """What one attention layer is about to do: its call, and what the call gets.
+
+    query, key, value: `(B, H, L, D)`; those of a pure STT have other sizes, and of the query no meaning.
+    attention_mask: the padding, in the form in which the host hands it over.
+    """
+
+    call: AttentionCall
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    attention_mask: Any
+    scaling: float | None
+
+
+def of_each_layer(
+    model: nn.Module, base: Any, inputs: Mapping[str, Any], take: Callable[[Attending], Any]
+) -> list[Any]:
+    """Run `model`, in evaluation mode and without gradients, and return what `take` makes of every layer of `base`."""
+    taken: dict[int, Any] = {}
+
+    class Taking:
+        """Stands in for the call of one attention layer."""
+
+        def __init__(self, call: AttentionCall) -> None:
+            self.call = call
+
+        def attend(
+            self,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attention_mask: Any,
+            scaling: float | None,
+            dropout: float,
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            attending = Attending(self.call, query, key, value, attention_mask, scaling)
+            taken[self.call.layer_index] = take(attending)
+            return self.call.attend(query, key, value, attention_mask, scaling, dropout)
+
+    with torch.no_grad(), evaluation_mode(model), observing(base, Taking):
+        model(**inputs)
+    return [taken[index] for index in sorted(taken)]
+
+
+def returning_weights(call: AttentionCall) -> AttentionCall:
+    """The same call, asked for its attention weights."""
+    twin = copy.copy(call)
+    twin.forward_call = copy.copy(call.forward_call)
+    twin.forward_call.output_attentions = True
+    return twin
+
+
+def chosen_layers(layers: Sequence[int] | None, count: int) -> list[int]:
+    """`layers`, or all of them; a `ValueError` for what is not one of `count` layers."""
+    if layers is None:
+        return list(range(count))
+    if not layers or any(not isinstance(layer, int) or not 0 <= layer < count for layer in layers):
+        raise ValueError(f"layers must be numbers from 0 to {count - 1}, at least one, got {list(layers)}.")
+    return list(layers)
+
+
+def spread_layers(count: int, most: int) -> list[int]:
+    """At most so many of `count` layers, spread from the first to the last."""
+    if count <= most:
+        return list(range(count))
+    return [round(index * (count - 1) / (most - 1)) for index in range(most)]
+
+
+def of_sample(maps: torch.Tensor, sample: int, head: int | None, per_head: bool = False) -> torch.Tensor:
+    """`(B, 1 or H, R, C)` to the `(R, C)` of one sample and head, or of the mean over heads.
+
+    per_head: a single head is that of the host, and not one mask for all of its heads.
+    """
+    batch, heads = maps.shape[:2]
+    check_sample(sample, batch)
+    if head is None:
+        return maps[sample].mean(dim=0)
+    if heads == 1 and not per_head:
+        raise ValueError(f"head={head} was asked for, but the masks are the same for all heads; leave head out.")
+    if not 0 <= head < heads:
+        raise ValueError(f"head must be from 0 to {heads - 1}, got {head}.")
+    return maps[sample, head]
+
+
+def check_sample(sample: int, batch: int) -> None:
+    if not 0 <= sample < batch:
+        raise ValueError(f"sample must be from 0 to {batch - 1} (the inputs hold {batch}), got {sample}.")
+
+
+class ShownTokens(NamedTuple):
+    """The tokens of one sample that a picture shows.
+
+    kept: which of the `L` tokens are not padding, nor of a modality that the sample does not have, `(L,)` of bool.
+    modalities: of a fusion model, how many of each modality that the sample has.
+    """
+
+    kept: torch.Tensor
+    modalities: dict[str, int]
+
+    def cut(self, matrix: torch.Tensor) -> torch.Tensor:
+        """`(L, L)` without the other rows and columns."""
+        return matrix[self.kept][:, self.kept]
+
+    def names(self, tokens: Sequence[str] | None) -> list[str] | None:
+        """The names of those that are kept; a `ValueError` unless `tokens` names all `L`."""
+        if tokens is None:
+            return None
+        length = len(self.kept)
+        if len(tokens) != length:
+            raise ValueError(f"tokens must name all {length} tokens of the sequence, got {len(tokens)}.")
+        return [name for name, keep in zip(tokens, self.kept.tolist(), strict=True) if keep]
+
+
+def shown_tokens(
+    base: Any, inputs: Mapping[str, Any], sample: int, length: int, fused: Sequence[ModalityTokens]
+) -> ShownTokens:
+    """What to show of a sample of `length` tokens.
+
+    fused: what `modality_tokens_of` found, which is nothing but for a fusion model.
+    """
+    if not fused:
+        return ShownTokens(unpadded(inputs, sample, length), {})
+    kept = _present(inputs, sample, base.config.modalities, fused[0])
+    counts = [int(part.sum()) for part in kept.split(list(fused[0].lengths))]
+    named = zip(base.config.modalities, counts, strict=True)
+    return ShownTokens(kept, {name: count for name, count in named if count})
+
+
+def unpadded(inputs: Mapping[str, Any], sample: int, length: int) -> torch.Tensor:
+    """Which of the `L` tokens are not padding, `(L,)` of bool."""
+    attention_mask = inputs.get("attention_mask")
+    if attention_mask is None or attention_mask.dim() != 2 or attention_mask.shape[1] != length:
+        return torch.ones(length, dtype=torch.bool)
+    return attention_mask[sample].bool().cpu()
+
+
+def _present(
+    inputs: Mapping[str, Any], sample: int, modalities: Sequence[str], tokens: ModalityTokens
+) -> torch.Tensor:
+    """Which of the `L` tokens of a fusion model are not padding, of modalities that the sample has, `(L,)` of bool."""
+    assert tokens.is_present is not None
+    present = tokens.is_present[sample].cpu()
+    kept = {name: there.expand(n) for name, n, there in zip(modalities, tokens.lengths, present, strict=True)}
+    if kept.get("text") is not None and inputs.get("attention_mask") is not None:
+        kept["text"] = kept["text"] & inputs["attention_mask"][sample].bool().cpu()
+    return torch.cat(list(kept.values()))
+
+
+def pixels_of(inputs: Mapping[str, Any], sample: int) -> torch.Tensor:
+    """The image of a sample, `(C, height, width)`."""
+    pixels: torch.Tensor = inputs["pixel_values"][sample]
+    return pixels.detach().float().cpu()
+
+
+def patch_grid(model: nn.Module, pixels: torch.Tensor, length: int, instead: str) -> tuple[int, int]:
+    """Patches down and across. The `L` tokens are those patches, and before them at most a few prefix tokens.
+
+    instead: which function draws other inputs.
+    """
+    grid = find_patch_grid(model, pixels)
+    if grid is None:
+        patch = getattr(getattr(model, "config", None), "patch_size", None)
+        raise ValueError(
+            f"{type(model).__name__} does not read images in square patches (config.patch_size={patch!r}, "
+            f"{pixels.dim()} dimensions of pixel values a sample instead of 3); use {instead}."
+        )
+    if not is_of_patches(length, grid):
+        raise ValueError(
+            f"{length} tokens are not the {grid[0]} × {grid[1]} patches of the image and a few prefix tokens; use "
+            f"{instead}."
+        )
+    return grid
+
+
+def find_patch_grid(model: nn.Module, pixels: torch.Tensor) -> tuple[int, int] | None:
+    """Square patches down and across the image of a sample; None if `model` does not read it in such."""
+    patch = getattr(getattr(model, "config", None), "patch_size", None)
+    if not isinstance(patch, int) or pixels.dim() != 3:
+        return None
+    return pixels.shape[1] // patch, pixels.shape[2] // patch
+
+
+def is_of_patches(length: int, grid: tuple[int, int]) -> bool:
+    """Whether `length` tokens are the patches of a grid, and before them at most a few prefix tokens."""
+    patches = grid[0] * grid[1]
+    return patches <= length <= patches + 5

@@ -1,0 +1,154 @@
+"""Learnable attention masks as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..observing import evaluation_mode, modality_tokens_of
+from ._drawing import (
+    diverging_colours,
+    draw_matrix,
+    draw_on_image,
+    matplotlib_figure,
+    name_tokens,
+    panel_size,
+)
+from ._samples import chosen_layers, encoder_with, of_sample, patch_grid, pixels_of, shown_tokens
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def learned_masks(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The masks that `model` computes for `inputs`.
+
+    Args:
+        model: a model with learnable attention masks in one encoder.
+        inputs: what the model is called with, such as `{"pixel_values": ...}` or a tokenizer's output.
+
+    Returns:
+        One tensor per mask, `(B, 1, L, L)` or with `per_head` `(B, H, L, L)`: one per layer, or a single one with
+        `scope="shared"`. The model is left as it was; nothing records gradients.
+
+    Raises:
+        ValueError: if the model does not have masks in exactly one encoder.
+    """
+    mechanisms: Any = encoder_with(model, "lam").hf_lam
+    masks: dict[int, torch.Tensor] = {}
+
+    def keep(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if args[0] == "mask":
+            masks[args[2]] = output.float().cpu()
+
+    handle = mechanisms.register_forward_hook(keep)
+    try:
+        with torch.no_grad(), evaluation_mode(model):
+            model(**inputs)
+    finally:
+        handle.remove()
+    return [masks[index] for index in sorted(masks)]
+
+
+def plot_masks(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    sample: int = 0,
+    head: int | None = None,
+    layers: Sequence[int] | None = None,
+    tokens: Sequence[str] | None = None,
+) -> Figure:
+    """Heat maps of the masks of one sample: one panel per layer, or a single one for a shared mask.
+
+    White is 1, which leaves a score as it is; red strengthens it, blue weakens it or, below 0, turns it around. All
+    panels have the same scale. Padding is cut off; of a fusion model, also the modalities that the sample does not
+    have, and lines part the others.
+
+    Args:
+        model: a model with learnable attention masks.
+        inputs: what the model is called with; `B` samples of `L` tokens.
+        sample: which of the `B`.
+        head: with `per_head` masks, which head; `None` is the mean over heads.
+        layers: the masks of which layers; all of them unless given.
+        tokens: `L` names for the axes (padding included), for example `tokenizer.convert_ids_to_tokens(...)`; those of
+            the modalities unless given.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if the model has no masks, or there is no such sample, head, layer or number of tokens.
+    """
+    figure_class = matplotlib_figure()
+    base = encoder_with(model, "lam")
+    with modality_tokens_of(base) as fused:
+        masks = [of_sample(mask, sample, head) for mask in learned_masks(model, inputs)]
+    titles = _titles(len(masks))
+    chosen = chosen_layers(layers, len(masks))
+    shown = shown_tokens(base, inputs, sample, masks[0].shape[-1], fused)
+    names = shown.names(tokens)
+    masks = [shown.cut(masks[layer]) for layer in chosen]
+
+    columns = min(len(masks), 4)
+    rows = -(-len(masks) // columns)
+    size = panel_size(names)
+    figure = figure_class(figsize=(size * columns + 0.9, size * rows + 0.5), layout="constrained", dpi=150)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    colours = diverging_colours(masks, 1)
+    for panel, layer, mask in zip(panels, chosen, masks, strict=False):
+        draw_matrix(panel, mask, colours)
+        panel.set_title(titles[layer], fontsize=9)
+        name_tokens(panel, names, shown.modalities)
+    for panel in panels[len(masks) :]:
+        panel.remove()
+    figure.supxlabel("key token", fontsize=9)
+    figure.supylabel("query token", fontsize=9)
+    figure.colorbar(colours, ax=panels[: len(masks)], label="mask M", shrink=0.8, pad=0.01)
+    return figure
+
+
+def plot_mask_on_image(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    sample: int = 0,
+    head: int | None = None,
+    layers: Sequence[int] | None = None,
+    query: int | None = None,
+) -> Figure:
+    """Where on the image the masks strengthen attention, and where they weaken it.
+
+    The image, and beside it for each mask its value at every patch (as a key), laid over the image.
+
+    Args:
+        model: a model with learnable attention masks on square image patches, such as a ViT.
+        inputs: what the model is called with; its `pixel_values` are `(B, C, height, width)`.
+        sample: which of the `B`.
+        head: with `per_head` masks, which head; `None` is the mean over heads.
+        layers: the masks of which layers; all of them unless given.
+        query: the token that attends: 0 is `[CLS]`; `None` is the mean over all tokens.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if the tokens are not the patches of one image, or there is no such sample, head, layer or query.
+    """
+    figure_class = matplotlib_figure()
+    masks = [of_sample(mask, sample, head) for mask in learned_masks(model, inputs)]
+    pixels = pixels_of(inputs, sample)
+    length = masks[0].shape[-1]
+    grid = patch_grid(model, pixels, length, "plot_masks")
+    if query is not None and not 0 <= query < length:
+        raise ValueError(f"query must be a token from 0 to {length - 1}, got {query}.")
+    chosen = chosen_layers(layers, len(masks))
+    rows = [masks[layer].mean(dim=0) if query is None else masks[layer][query] for layer in chosen]
+    patches = [row[-grid[0] * grid[1] :].reshape(grid) for row in rows]
+
+    titles = [_titles(len(masks))[layer] for layer in chosen]
+    figure, _ = draw_on_image(figure_class, pixels, patches, titles, diverging_colours(patches, 1), "mask M")
+    return figure
+
+
+def _titles(masks: int) -> list[str]:
+    return ["all layers"] if masks == 1 else [f"layer {index}" for index in range(masks)]
