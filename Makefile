@@ -16,7 +16,7 @@ EXTRAS_lint := dev
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout 900
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all lint bench clean
+.PHONY: help demo test test-slow test-all lint bench manifest clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -42,6 +42,9 @@ lint: $(STAMP)lint  ## ruff and mypy
 
 bench: $(STAMP)demo  ## the attention kernels against stock SDPA
 	$(BIN)/python benchmarks/attention.py
+
+manifest: $(STAMP)demo  ## renew the hashes of the code that travels with models
+	$(BIN)/python -m hf_lam.hub.manifest
 
 clean:  ## remove the virtual environment, caches and build outputs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

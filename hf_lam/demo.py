@@ -490,8 +490,8 @@ def _model_card(lam: Any, processor: Any, rows: list[DemoRow]) -> ModelCard:
         for row in rows
     )
     reached = next(row.test_accuracy for row in rows if row.model == LAM_ROW)
-    others = f"""The folder `{LOCOMT_FOLDER}` holds the same ViT with attention views in place of the masks (LoCoMT), chosen
-by `hf_lam.calibrate_views`, and trained on for as many steps.
+    others = f"""The folder `{LOCOMT_FOLDER}` holds the same ViT with attention views in place of the masks (LoCoMT),
+chosen by `hf_lam.calibrate_views`, and trained on for as many steps.
 
 ![view of every head, per layer]({VIEWS_PICTURE})
 

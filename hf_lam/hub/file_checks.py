@@ -43,19 +43,23 @@ def check_kinds(files: RepositoryFiles) -> list[Finding]:
     """Findings for pickles, other weights, compiled code and files of an unknown kind, by their names and contents."""
     findings = []
     for name in files.sizes:
-        suffix = suffix_of(name)
-        base = name.rpartition("/")[2]
-        if PICKLES.fullmatch(suffix):
-            findings.append(Finding("pickle", name, f"{suffix} files hold pickles, which run code when they are read"))
-        elif OTHER_WEIGHTS.fullmatch(suffix):
-            findings.append(Finding("weights", name, f"{suffix} files are not safetensors"))
-        elif BINARIES.fullmatch(suffix):
-            findings.append(Finding("binary", name, f"{suffix} files hold compiled code or commands"))
-        elif not HARMLESS.fullmatch(suffix) and not HARMLESS_NAMES.fullmatch(base):
-            findings.append(Finding("file", name, "is of a kind that no hf_lam repository needs"))
-        else:
-            findings += _check_contents(files, name)
+        found = check_name(name)
+        findings += _check_contents(files, name) if found is None else [found]
     return findings
+
+
+def check_name(name: str) -> Finding | None:
+    """The finding for a pickle, other weights, compiled code or a file of an unknown kind, as far as its name says."""
+    suffix = suffix_of(name)
+    if PICKLES.fullmatch(suffix):
+        return Finding("pickle", name, f"{suffix} files hold pickles, which run code when they are read")
+    if OTHER_WEIGHTS.fullmatch(suffix):
+        return Finding("weights", name, f"{suffix} files are not safetensors")
+    if BINARIES.fullmatch(suffix):
+        return Finding("binary", name, f"{suffix} files hold compiled code or commands")
+    if not HARMLESS.fullmatch(suffix) and not HARMLESS_NAMES.fullmatch(name.rpartition("/")[2]):
+        return Finding("file", name, "is of a kind that no hf_lam repository needs")
+    return None
 
 
 def _check_contents(files: RepositoryFiles, name: str) -> list[Finding]:

@@ -29,11 +29,16 @@ from .cards import (
     read_card,
     task_of,
 )
+from .file_checks import check_name
 from .folders import Measured, copy_processor, copy_results, load_model, measured
 from .remote import Branch, limited_waiting
 
-# What an earlier push may have left, and would be loaded in place of, or beside, what this one brings.
-_OWN_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|\w+_hf_lam\w*\.py")
+# What an earlier push may have left, in whatever format, and would be loaded in place of what this one brings.
+_OWN_FILES = re.compile(
+    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|\w+_hf_lam\w*\.py"
+    r"|pytorch_model(-\d+-of-\d+)?\.bin|pytorch_model\.bin\.index\.json|tf_model\.h5|flax_model\.msgpack"
+    r"|training_args\.bin"
+)
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 # What the pictures of a text model show, unless inputs are given.
 _SENTENCE = "The cat that the dog chased sat on the mat."
@@ -87,7 +92,7 @@ def push(
     """Push a model with its code, its processor and its card to the Hub, in one commit.
 
     Everything is made and checked before anything is sent. Weights and code that an earlier push left, and that this
-    one does not bring, are deleted by the same commit; other files of the repository stay. Hand-written sections of
+    one does not bring, are deleted by the same commit, other weights too; further files of the repository stay. Hand-written sections of
     the card that is there stay, too.
 
     Args:
@@ -161,6 +166,8 @@ def push(
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         _refuse_tokens(files, token)
         deleted = tuple(sorted(path for path in hub.files if _OWN_FILES.fullmatch(path) and path not in files))
+        for found in filter(None, map(check_name, sorted(set(hub.files) - set(files) - set(deleted)))):
+            hub.notes.append(f"{found.file} stays in the repository, and `hf-lam verify` will say: {found.message}.")
         title = commit_message or f"Upload {type(loaded).__name__} with hf_lam {__version__}"
         commit = None if dry_run else hub.commit(files, deleted, title, commit_description, private)
         return PushReport(

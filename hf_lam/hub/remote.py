@@ -168,23 +168,29 @@ class Branch:
                 *(CommitOperationAdd(name, path) for name, path in files.items()),
                 *(CommitOperationDelete(name) for name in deleted),
             ]
-            return self.api.create_commit(
-                self.repo_id,
-                operations,
-                commit_message=message,
-                commit_description=description,
-                revision=self.revision,
-                create_pr=self.create_pr,
-                # If it is made and the answer is lost, it cannot be made a second time.
-                parent_commit=parent,
-            )
+            try:
+                return self.api.create_commit(
+                    self.repo_id,
+                    operations,
+                    commit_message=message,
+                    commit_description=description,
+                    revision=self.revision,
+                    create_pr=self.create_pr,
+                    # If it is made and the answer is lost, it cannot be made a second time.
+                    parent_commit=parent,
+                )
+            except (HTTPError, OSError, RuntimeError, ValueError) as error:
+                if _may_have_committed(error):
+                    lost.append(error)
+                raise
 
+        lost: list[Exception] = []
         with self._explained("the commit"):
             try:
                 # huggingface_hub tries each upload again by itself. A pull request would be opened a second time.
                 return self._tried(send, () if self.create_pr else WAITS[:2])
             except (HTTPError, OSError, RuntimeError, ValueError) as error:
-                found = self._lost_commit(parent, files, error)
+                found = self._lost_commit(parent, files, error) if lost else None
                 if found is None:
                     raise
                 url = f"{self.api.endpoint}/{self.repo_id}/commit/{found}"
@@ -196,8 +202,6 @@ class Branch:
         Raises:
             PushError: if that cannot be found out.
         """
-        if not _may_have_committed(error):
-            return None
         address = f"{self.api.endpoint}/{self.repo_id}"
         if self.create_pr:
             raise self._unknown(f"{address}/discussions", error)

@@ -1,94 +1,46 @@
-"""The command `hf-lam`. What a command needs is imported inside of it, so that `--help` is quick."""
+"""`hf-lam cost`."""
 
 from __future__ import annotations
 
-import json
-import sys
-from contextlib import nullcontext, redirect_stdout
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .modeling.configuration_hf_lam import __version__
+from .common import (
+    CHECK_FAILED,
+    AsJson,
+    Revision,
+    epilog,
+    is_local,
+    load_config,
+    model_source,
+    print_json,
+    random_model,
+    result_console,
+    stdout_for,
+    working,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from transformers import PreTrainedModel
 
-    from .flops import CostReport
+    from ..flops import CostReport
 
-# Exit codes, beside 0 for success.
-CHECK_FAILED = 1  # the command ran, but what it checked does not hold
-WRONG_USE = 2  # an option or its value, or a missing package; nothing was done
-
-WIDE = 160  # columns of a table that does not go to a terminal
-
-MAX_SEED = 2**32 - 1  # NumPy's
-
-app = typer.Typer(
-    name="hf-lam",
-    help="Attention mechanisms from research in Hugging Face transformers.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+EPILOG = epilog(
+    ["hf-lam cost ./my-model --batch-size 8", "hf-lam cost google/vit-base-patch16-224 --json"],
+    {CHECK_FAILED: "formula and count are not equal, or the model could not run"},
 )
 
 
-def _print_version(requested: bool) -> None:
-    if requested:
-        typer.echo(f"hf-lam {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def hf_lam(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """Attention mechanisms from research in Hugging Face transformers."""
-
-
-@app.command()
-def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the model and the pictures.")] = Path("hf-lam-demo"),
-    seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Fixes the split, the weights and the order of training.")
-    ] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a summary as JSON on stdout; all else goes to stderr.")
-    ] = False,
-) -> None:
-    """Train, convert, fine-tune, save and load back a small ViT on real digits.
-
-    Takes less than two minutes on two CPU cores.
-
-    Exit code 0: the logits agreed after conversion, and after loading without hf_lam.
-
-    Exit code 1: they did not, or saving or loading failed.
-
-    Exit code 2: wrong use; nothing was done.
-    """
-    from .demo import DemoSettings, run_demo
-
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        result = run_demo(output, DemoSettings(seed=seed))
-    if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
-    if not result.passed:
-        raise typer.Exit(CHECK_FAILED)
-
-
-@app.command()
 def cost(
     model: Annotated[str, typer.Argument(help="A model's folder, or its id on the Hub.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Samples in the batch.")] = 1,
     bottleneck_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of the bottleneck (MBT) that the views are compared with.")
     ] = 4,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+    revision: Revision = None,
+    as_json: AsJson = False,
 ) -> None:
     """FLOPs of an encoder's attention, by formula and as counted by torch.
 
@@ -97,43 +49,23 @@ def cost(
     layers are those of fusion, and the segments its modalities.
 
     It reads the model's configuration alone, and builds the encoder with random weights.
-
-    Example: hf-lam cost ./my-model --batch-size 8
-
-    Exit code 0: formula and count are equal.
-
-    Exit code 1: they are not, or the model could not run.
-
-    Exit code 2: wrong use, such as a folder without a model; nothing was done.
     """
-    from rich.console import Console
+    from ..flops import cost as cost_of
+    from ..flops import example_inputs
 
-    from .flops import cost as cost_of
-    from .flops import example_inputs
-
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        encoder = _encoder_of(model)
+    source = model_source(model)
+    with stdout_for(as_json), working(f"Counting the FLOPs of {model}", has_bars=not is_local(source)):
+        encoder = random_model(load_config(source, revision))
         report = cost_of(encoder, example_inputs(encoder, batch_size), bottleneck_tokens=bottleneck_tokens)
     if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
+        print_json(report.to_dict())
     else:
-        console = Console(width=None if sys.stdout.isatty() else WIDE)
+        console = result_console()
         console.print(f"{report.model}: GFLOPs of the attention products")
         console.print(_cost_table(report))
         console.print(_cost_lines(report), markup=False, highlight=False, soft_wrap=True)
     if not report.agrees:
         raise typer.Exit(CHECK_FAILED)
-
-
-def _encoder_of(name: str) -> PreTrainedModel:
-    """The encoder behind a folder or id, with random weights; a `ValueError` of one line if there is none."""
-    from transformers import AutoConfig, AutoModel
-
-    try:
-        return AutoModel.from_config(AutoConfig.from_pretrained(name))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{name!r} is not a folder or id of a model that can be built: {reason}") from error
 
 
 def _cost_table(report: CostReport) -> Table:
@@ -150,7 +82,7 @@ def _cost_table(report: CostReport) -> Table:
         table.add_column(kind, justify="right", no_wrap=True)
     for index, layer in enumerate(report.layers):
         sums = {kind: sum(heads) for kind, heads in layer.formula.items()}
-        views = [_summary(layer.views)] if layer.views else []
+        views = [summary(layer.views)] if layer.views else []
         synthesis = [_giga(layer.synthesis)] if report.synthesizer else []
         table.add_row(str(index), *views, *_cost_cells(sums, layer.forward), *synthesis)
     table.add_section()
@@ -160,7 +92,7 @@ def _cost_table(report: CostReport) -> Table:
     return table
 
 
-def _summary(views: tuple[str, ...]) -> str:
+def summary(views: tuple[str, ...]) -> str:
     """How many heads have which view: `6 self, 6 cross:a-b`."""
     return ", ".join(f"{views.count(view)} {view}" for view in dict.fromkeys(views))
 
@@ -200,19 +132,3 @@ def _synthesis_line(report: CostReport) -> str:
         f"synthesised attention: {report.synthesizer}, on a grid of {grid}{before}; counted and synthesis are "
         f"{share:.3f} of full, without what projections cost"
     )
-
-
-def main() -> None:
-    """Run the command line; expected errors are one message on stderr and an exit code, not a traceback."""
-    try:
-        app()
-    except (ValueError, ImportError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(WRONG_USE)
-    except (RuntimeError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(CHECK_FAILED)
-
-
-if __name__ == "__main__":
-    main()

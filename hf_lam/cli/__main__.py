@@ -1,0 +1,5 @@
+"""`python -m hf_lam.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,382 @@
+"""`hf-lam convert`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, MechanismConfig
+from .common import (
+    CHECK_FAILED,
+    WRONG_USE,
+    AsJson,
+    Revision,
+    epilog,
+    is_local,
+    load_config,
+    load_processor,
+    model_source,
+    print_json,
+    random_model,
+    result_console,
+    stdout_for,
+    working,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+# The bound of the library's own tests, in fp32; of outputs above 1, relative to the largest.
+TOLERANCE = 1e-5
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+EPILOG = epilog(
+    [
+        "hf-lam convert google-bert/bert-base-uncased ./bert-lam --mechanism lam",
+        'hf-lam convert ./my-vit ./vit-stt --mechanism stt --mechanism-config \'{"variant": "dense"}\'',
+        "hf-lam convert ./my-bert ./both --mechanism lam --mechanism locomt --mechanism-config options.json",
+    ],
+    {
+        CHECK_FAILED: "the outputs are not those of the original although they should be, or loading or saving "
+        "failed; OUTPUT was not written",
+        WRONG_USE: "wrong use, such as a model without an HfLam class, or an OUTPUT that is not empty; nothing was "
+        "done",
+    },
+)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `hf-lam convert` did.
+
+    mechanisms: their options by name, as in `config.json`.
+    parameters_before, parameters: of the whole model.
+    mechanism_parameters: those that hf_lam added.
+    changes: what changes the outputs at once; empty if nothing does.
+    largest_difference: between the outputs of the original and of the converted model; None if it was not measured.
+    compared: `outputs`, or `encoder` where the head is new; None if it was not measured.
+    processor: the class of the tokenizer or processor beside the model; None if there is none.
+    """
+
+    model: str
+    output: str
+    model_class: str
+    version: str
+    mechanisms: dict[str, Any]
+    parameters_before: int
+    parameters: int
+    mechanism_parameters: int
+    changes: list[str]
+    largest_difference: float | None
+    compared: str | None
+    processor: str | None
+    files: list[str]
+    notes: list[str]
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help="A stock BERT, ViT or VideoMAE: its folder, or its id on the Hub.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write, new or empty.")],
+    mechanism: Annotated[
+        list[str],
+        typer.Option(metavar="|".join(MECHANISM_CONFIGS), help="What the attention gets. May be repeated."),
+    ],
+    mechanism_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON|FILE",
+            help="Options of the mechanisms: the bare options of the only one, or by name, as in a saved config.json "
+            "under hf_lam.",
+        ),
+    ] = None,
+    auto_class: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which head, such as AutoModelForSequenceClassification. Default: the checkpoint's own where there "
+            "is an HfLam class for it, or else the encoder alone.",
+        ),
+    ] = None,
+    num_labels: Annotated[int | None, typer.Option(min=1, help="Classes of a new classification head.")] = None,
+    revision: Revision = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="|".join(DTYPES), help="Of the weights. Default: as in the checkpoint.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Compare the outputs with those of the original. Loads it a second time.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a stock checkpoint into an HfLam model, and save it with its code, processor and model card.
+
+    OUTPUT is written in one piece or not at all. It loads anywhere with trust_remote_code=True, and here without.
+
+    For private models, log in with `hf auth login`, or set HF_TOKEN; there is no option that would leave a token in
+    the history of the shell.
+    """
+    configs = mechanisms_from(mechanism, mechanism_config)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    source = model_source(model)
+    check_output(output)
+    with stdout_for(as_json):
+        done = _convert(model, source, output, configs, auto_class, num_labels, revision, dtype, check)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        result_console().print(_lines(done), markup=False, highlight=False, soft_wrap=True)
+
+
+def _convert(
+    name: str,
+    source: str,
+    output: Path,
+    configs: list[MechanismConfig],
+    auto_class: str | None,
+    num_labels: int | None,
+    revision: str | None,
+    dtype: str | None,
+    check: bool,
+) -> Conversion:
+    from .. import convert as convert_model
+    from ..hub.cards import write_card
+    from ..parameters import mechanism_parameters
+
+    notes: list[str] = []
+    with working(f"Loading {name}", has_bars=not is_local(source)):
+        config = load_config(source, revision)
+        if auto_class is None:
+            auto_class = own_auto_class(config)
+            if auto_class == "AutoModel":
+                notes += _why_no_head(config)
+        if num_labels is not None and "Classification" not in auto_class:
+            raise ValueError(f"--num-labels is for a classification head, not for {auto_class}; see --auto-class.")
+        options = {"revision": revision, "dtype": dtype, "num_labels": num_labels}
+        options = {key: value for key, value in options.items() if value is not None}
+        with _changes_said() as changes:
+            try:
+                converted = convert_model(source, *configs, auto_class=auto_class, **options)
+            except RuntimeError as error:
+                if num_labels is None or "ignore_mismatched_sizes" not in str(error):
+                    raise
+                raise ValueError(
+                    f"the head of {name!r} has another number of classes than --num-labels {num_labels}. Leave the "
+                    "option out to keep that head, or convert the encoder that it was trained from."
+                ) from error
+        if num_labels is not None:
+            config.num_labels = num_labels
+        processor = load_processor(source, config, revision)
+    if processor is None:
+        notes.append("the original has no tokenizer or processor beside it, so none was saved")
+
+    difference, compared = None, None
+    if check:
+        with working("Comparing the outputs with those of the original", has_bars=not is_local(source)):
+            difference, compared, bound, reason = _compare(converted, source, auto_class, options)
+        notes += reason
+        if difference is not None and not changes and not difference <= bound:
+            raise RuntimeError(
+                f"the outputs of the converted model are up to {difference:.3g} away from those of the original, "
+                f"where at most {bound:.3g} was expected. {str(output)!r} was not written; --no-check writes it "
+                "nevertheless."
+            )
+    with working(f"Saving {output}"), _published(output) as folder:
+        converted.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        base_model = None if is_local(source) else source
+        write_card(converted, folder, name=output.resolve().name, base_model=base_model, processor=processor)
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    block = converted.config.hf_lam
+    return Conversion(
+        model=name,
+        output=str(output),
+        model_class=type(converted).__name__,
+        version=block["version"],
+        mechanisms={key: options for key, options in block.items() if key in MECHANISM_CONFIGS},
+        parameters_before=_parameters_of(config, auto_class),
+        parameters=converted.num_parameters(),
+        mechanism_parameters=sum(parameter.numel() for parameter in mechanism_parameters(converted)),
+        changes=changes,
+        largest_difference=difference,
+        compared=compared,
+        processor=None if processor is None else type(processor).__name__,
+        files=files,
+        notes=notes,
+    )
+
+
+# --- Options ---------------------------------------------------------------------------------------------------------
+
+
+def mechanisms_from(names: list[str], options: str | None) -> list[MechanismConfig]:
+    """The configurations that `--mechanism` and `--mechanism-config` ask for.
+
+    Raises:
+        ValueError: for an unknown mechanism or option, one that is given twice, or options that belong to none.
+    """
+    unknown = sorted(set(names) - set(MECHANISM_CONFIGS))
+    if unknown:
+        raise ValueError(f"--mechanism {' '.join(unknown)}: choose from {', '.join(MECHANISM_CONFIGS)}.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"--mechanism {' '.join(names)}: a model takes one of each.")
+    given = {} if options is None else _json_object(options)
+    if given and not set(given) <= {"version", *MECHANISM_CONFIGS}:
+        if len(names) > 1:
+            raise ValueError(
+                f"--mechanism-config has the options {sorted(given)}, but does not say of which mechanism. Give them "
+                'by name: \'{"lam": {…}, "locomt": {…}}\'.'
+            )
+        given = {names[0]: given}
+    unused = sorted(set(given) - {"version", *names})
+    if unused:
+        raise ValueError(f"--mechanism-config has options for {unused}, but --mechanism is {names}.")
+    return [MECHANISM_CONFIGS[name].from_dict(given.get(name, {})) for name in names]
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--mechanism-config must be a JSON object, such as '{{\"rank\": 8}}', or a file with one; {text[:200]!r} "
+            f"cannot be read: {error}"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--mechanism-config must hold a JSON object, got {found!r}.")
+    return found
+
+
+def check_output(output: Path) -> None:
+    """Raises a `ValueError` if something is there that would be overwritten."""
+    if output.is_dir():
+        if any(output.iterdir()):
+            raise ValueError(f"the folder {str(output)!r} is not empty; choose a new one.")
+    elif os.path.lexists(output):
+        raise ValueError(f"{str(output)!r} is not a folder; choose a new one.")
+
+
+def own_auto_class(config: PreTrainedConfig) -> str:
+    """The Auto class of a checkpoint's own head, if there is an HfLam class for it; or else `AutoModel`."""
+    from ..conversion import CONFIGS
+
+    ours = CONFIGS.get(config.model_type)
+    heads = {} if ours is None else {name: auto for auto, name in ours.auto_classes.items()}
+    return next((heads[f"HfLam{name}"] for name in config.architectures or () if f"HfLam{name}" in heads), "AutoModel")
+
+
+def _why_no_head(config: PreTrainedConfig) -> list[str]:
+    strange = [name for name in config.architectures or () if not name.endswith("Model")]
+    return [f"there is no HfLam class for {name}, so this is the encoder; see --auto-class" for name in strange]
+
+
+# --- What the conversion changed -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _changes_said() -> Iterator[list[str]]:
+    """Collect what hf_lam logs about mechanisms that change the outputs at once, in place of showing it."""
+    messages: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    logger = logging.getLogger("hf_lam.modeling.injection_hf_lam")
+    handler, propagates = Collect(level=logging.WARNING), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
+
+
+def _compare(
+    converted: PreTrainedModel, source: str, auto_class: str, options: dict[str, Any]
+) -> tuple[float | None, str | None, float, list[str]]:
+    """The largest difference from the original, of what, how large it may be, and why it was not measured if so."""
+    import torch
+    import transformers
+
+    from ..flops import example_inputs
+
+    load = getattr(transformers, auto_class).from_pretrained
+    stock, info = load(source, trust_remote_code=False, output_loading_info=True, **options)
+    # What the checkpoint lacks, such as a new head, is drawn at random in both.
+    compared = "encoder" if info["missing_keys"] else "outputs"
+    try:
+        inputs = example_inputs(converted)
+        generator = torch.Generator().manual_seed(0)
+        for name, tensor in inputs.items():
+            if tensor.is_floating_point():  # zeros
+                inputs[name] = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+        with torch.no_grad():
+            expected, found = (_outputs(model, inputs, compared) for model in (stock, converted))
+    except (RuntimeError, ValueError) as error:
+        return None, None, 0.0, [f"the outputs were not compared: {error}"]
+    gaps = [(x.float() - y.float()).abs().max().item() for x, y in zip(expected, found, strict=True)]
+    scale = max(1.0, *(x.float().abs().max().item() for x in expected))
+    # In half precision, what a few roundings make of equal formulas.
+    precision = TOLERANCE if converted.dtype == torch.float32 else 10 * torch.finfo(converted.dtype).eps
+    return max(gaps), compared, precision * scale, []
+
+
+def _outputs(model: Any, inputs: dict[str, Tensor], compared: str) -> list[Tensor]:
+    if compared == "encoder":
+        # Multiple choice has one sequence more than its encoder.
+        inputs = {name: x.flatten(0, 1) if name.endswith("ids") and x.dim() == 3 else x for name, x in inputs.items()}
+        return [model.base_model(**inputs)[0]]
+    return [value for value in model(**inputs).to_tuple() if hasattr(value, "is_floating_point")]
+
+
+def _parameters_of(config: PreTrainedConfig, auto_class: str) -> int:
+    import torch
+
+    with torch.device("meta"):
+        return random_model(config, auto_class).num_parameters()
+
+
+# --- Writing and saying ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _published(output: Path) -> Iterator[Path]:
+    """A folder to write to, which takes its place as `output` if nothing fails."""
+    target = output.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        folder = Path(scratch, target.name)
+        folder.mkdir()
+        yield folder
+        if target.is_dir():
+            target.rmdir()  # refuses if something has come in meanwhile
+        folder.rename(target)
+
+
+def _lines(done: Conversion) -> str:
+    names = " and ".join(done.mechanisms)
+    lines = [
+        f"{done.model} → {done.output}: {done.model_class} with {names} (hf_lam {done.version})",
+        f"parameters: {done.parameters_before:,} before, {done.parameters:,} after, {done.mechanism_parameters:,} of "
+        "them of hf_lam",
+    ]
+    if done.largest_difference is not None:
+        lines.append(f"largest difference of the {done.compared} from the original: {done.largest_difference:.2g}")
+    lines += done.changes or ["nothing changes the outputs before training"]
+    if done.processor is not None:
+        lines.append(f"{done.processor} saved beside the model")
+    lines += [f"note: {note}" for note in done.notes]
+    return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""`hf-lam verify`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import (
+    CHECK_FAILED,
+    DONE,
+    WRONG_USE,
+    AsJson,
+    Revision,
+    epilog,
+    is_local,
+    print_json,
+    result_console,
+    stdout_for,
+    working,
+)
+
+if TYPE_CHECKING:
+    from ..hub import Verification
+
+EPILOG = epilog(
+    [
+        "hf-lam verify me/bert-lam",
+        "hf-lam verify me/bert-lam --revision 4f2c1d9 --json",
+        "hf-lam verify ./downloaded && python train.py",
+    ],
+    {
+        DONE: "the code is that of a released hf_lam, and nothing is wrong",
+        CHECK_FAILED: "there are findings: do not load it with trust_remote_code=True",
+        WRONG_USE: "there is no such folder, repository or revision",
+    },
+)
+
+
+def verify(
+    source: Annotated[str, typer.Argument(help="A folder, or the id of a repository on the Hub.")],
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a model before its code is trusted, without running any of it.
+
+    Whether the code is byte for byte that of a released hf_lam, whether the weights are safetensors alone and fit the
+    configuration, and what loading it would touch.
+
+    To be done before trust_remote_code=True. What passed is the commit that was looked at: pin it.
+    """
+    from ..hub import verify as verify_source
+
+    with stdout_for(as_json), working(f"Looking at {source}", has_bars=not is_local(source)):
+        found = verify_source(source, revision=revision)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        result_console().print(_lines(found), markup=False, highlight=False, soft_wrap=True)
+    if not found.passed:
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _lines(found: Verification) -> str:
+    count = len(found.findings)
+    verdict = "passed" if found.passed else f"NOT PASSED: {count} finding{'s' if count > 1 else ''}"
+    lines = [f"{found.source}: {verdict}"]
+    kinds = list(dict.fromkeys(finding.kind for finding in found.findings))
+    for kind in kinds:
+        lines.append(f"{kind}:")
+        lines += [f"  {finding.file}: {finding.message}" for finding in found.findings if finding.kind == kind]
+    version = f"hf_lam {found.version}" if found.version is not None else "of no released hf_lam"
+    lines.append(f"code: {version}, {len(found.code)} files")
+    for title, touched in (
+        ("imports besides its own files", found.imports),
+        ("would reach", found.hosts),
+        ("would read", found.reads),
+        ("would write", found.writes),
+    ):
+        lines.append(f"{title}: {', '.join(touched) or 'nothing'}")
+    if found.revision is not None:
+        lines.append(f"commit: {found.revision}")
+    if found.passed and found.revision is not None:
+        pin = f'revision="{found.revision}", code_revision="{found.revision}"'
+        lines.append(f'load it:  AutoModel.from_pretrained("{found.source}", trust_remote_code=True, {pin})')
+    return "\n".join(lines)
