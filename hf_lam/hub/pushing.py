@@ -91,9 +91,9 @@ def push(
 ) -> PushReport:
     """Push a model with its code, its processor and its card to the Hub, in one commit.
 
-    Everything is made and checked before anything is sent. Weights and code that an earlier push left, and that this
-    one does not bring, are deleted by the same commit, other weights too; further files of the repository stay. Hand-written sections of
-    the card that is there stay, too.
+    Everything is made and checked before anything is sent. Weights of whatever format and code that an earlier push
+    left, and that this one does not bring, are deleted by the same commit; other files of the repository stay.
+    Hand-written sections of the card that is there stay, too.
 
     Args:
         model: an `HfLam…` model, or a folder that one was saved in: by `save_pretrained`, by `Trainer`, or one of its
@@ -166,8 +166,8 @@ def push(
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         _refuse_tokens(files, token)
         deleted = tuple(sorted(path for path in hub.files if _OWN_FILES.fullmatch(path) and path not in files))
-        for found in filter(None, map(check_name, sorted(set(hub.files) - set(files) - set(deleted)))):
-            hub.notes.append(f"{found.file} stays in the repository, and `hf-lam verify` will say: {found.message}.")
+        for wrong in filter(None, map(check_name, sorted(set(hub.files) - set(files) - set(deleted)))):
+            hub.notes.append(f"{wrong.file} stays in the repository, and `hf-lam verify` will say: {wrong.message}.")
         title = commit_message or f"Upload {type(loaded).__name__} with hf_lam {__version__}"
         commit = None if dry_run else hub.commit(files, deleted, title, commit_description, private)
         return PushReport(
