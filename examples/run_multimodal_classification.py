@@ -27,12 +27,13 @@ from transformers import (
 )
 
 from hf_lam import HfLamFusionConfig, HfLamFusionForSequenceClassification, HfLamFusionProcessor, inject
+from hf_lam.mechanism_options import json_object
 from hf_lam.modeling.configuration_hf_lam import mechanism_block
 from hf_lam.modeling.injection_hf_lam import max_length_of
 from hf_lam.modeling.modeling_hf_lam_fusion import input_shape
 from hf_lam.modeling.processing_hf_lam import PARTS
 from hf_lam.training import FusionCollator
-from hf_lam.training.arguments import MediaArguments, ModelArguments, json_object
+from hf_lam.training.arguments import MediaArguments, ModelArguments
 from hf_lam.training.data import Labels, find_column, prepare_media
 from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
 from hf_lam.training.media import UnreadableError, read_audio, read_image, read_video

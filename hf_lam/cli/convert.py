@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..mechanism_options import mechanisms_from
 from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, MechanismConfig
 from .common import (
     CHECK_FAILED,
@@ -125,7 +125,7 @@ def convert(
     For private models, log in with `hf auth login`, or set HF_TOKEN; there is no option that would leave a token in
     the history of the shell.
     """
-    configs = mechanisms_from(mechanism, mechanism_config)
+    configs = mechanisms_from("--mechanism", mechanism, "--mechanism-config", mechanism_config)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     source = model_source(model)
@@ -217,45 +217,7 @@ def _convert(
     )
 
 
-# --- Options ---------------------------------------------------------------------------------------------------------
-
-
-def mechanisms_from(names: list[str], options: str | None) -> list[MechanismConfig]:
-    """The configurations that `--mechanism` and `--mechanism-config` ask for.
-
-    Raises:
-        ValueError: for an unknown mechanism or option, one that is given twice, or options that belong to none.
-    """
-    unknown = sorted(set(names) - set(MECHANISM_CONFIGS))
-    if unknown:
-        raise ValueError(f"--mechanism {' '.join(unknown)}: choose from {', '.join(MECHANISM_CONFIGS)}.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"--mechanism {' '.join(names)}: a model takes one of each.")
-    given = {} if options is None else _json_object(options)
-    if given and not set(given) <= {"version", *MECHANISM_CONFIGS}:
-        if len(names) > 1:
-            raise ValueError(
-                f"--mechanism-config has the options {sorted(given)}, but does not say of which mechanism. Give them "
-                'by name: \'{"lam": {…}, "locomt": {…}}\'.'
-            )
-        given = {names[0]: given}
-    unused = sorted(set(given) - {"version", *names})
-    if unused:
-        raise ValueError(f"--mechanism-config has options for {unused}, but --mechanism is {names}.")
-    return [MECHANISM_CONFIGS[name].from_dict(given.get(name, {})) for name in names]
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--mechanism-config must be a JSON object, such as '{{\"rank\": 8}}', or a file with one; {text[:200]!r} "
-            f"cannot be read: {error}"
-        ) from error
-    if not isinstance(found, dict):
-        raise ValueError(f"--mechanism-config must hold a JSON object, got {found!r}.")
-    return found
+# --- What is there already ------------------------------------------------------------------------------------------
 
 
 def check_output(output: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..hub.cards import summarise_views
 from .common import (
     CHECK_FAILED,
     AsJson,
@@ -82,7 +83,7 @@ def _cost_table(report: CostReport) -> Table:
         table.add_column(kind, justify="right", no_wrap=True)
     for index, layer in enumerate(report.layers):
         sums = {kind: sum(heads) for kind, heads in layer.formula.items()}
-        views = [summary(layer.views)] if layer.views else []
+        views = [summarise_views(layer.views)] if layer.views else []
         synthesis = [_giga(layer.synthesis)] if report.synthesizer else []
         table.add_row(str(index), *views, *_cost_cells(sums, layer.forward), *synthesis)
     table.add_section()
@@ -90,11 +91,6 @@ def _cost_table(report: CostReport) -> Table:
     synthesis = [_giga(report.synthesis)] if report.synthesizer else []
     table.add_row("all", *views, *_cost_cells(report.attention, report.forward_attention), *synthesis)
     return table
-
-
-def summary(views: tuple[str, ...]) -> str:
-    """How many heads have which view: `6 self, 6 cross:a-b`."""
-    return ", ".join(f"{views.count(view)} {view}" for view in dict.fromkeys(views))
 
 
 def _cost_cells(sums: dict[str, int], counted: int) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..hub.cards import summarise_views
 from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, HfLamConfigMixin
 from .common import (
     CHECK_FAILED,
@@ -26,7 +27,6 @@ from .common import (
     stdout_for,
     working,
 )
-from .cost import summary
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -348,7 +348,7 @@ def _table(found: Inspection) -> Table:
     columns = {
         "mask parameters": ["shared" if shared else _count(layer.mask_parameters) for layer in found.layers],
         "mean |M − 1|": [_number(layer.mask_deviation) for layer in found.layers],
-        "views": [summary(tuple(layer.views or ())) for layer in found.layers],
+        "views": [summarise_views(layer.views or ()) for layer in found.layers],
         "λ by head": [" ".join(map(_number, layer.mixing or ())) for layer in found.layers],
     }
     columns = {title: cells for title, cells in columns.items() if any(cells)}

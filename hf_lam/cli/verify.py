@@ -68,7 +68,8 @@ def _lines(found: Verification) -> str:
     kinds = list(dict.fromkeys(finding.kind for finding in found.findings))
     for kind in kinds:
         lines.append(f"{kind}:")
-        lines += [f"  {finding.file}: {finding.message}" for finding in found.findings if finding.kind == kind]
+        of_kind = [finding for finding in found.findings if finding.kind == kind]
+        lines += [f"  {': '.join(filter(None, (finding.file, finding.message)))}" for finding in of_kind]
     version = f"hf_lam {found.version}" if found.version is not None else "of no released hf_lam"
     lines.append(f"code: {version}, {len(found.code)} files")
     for title, touched in (
@@ -83,4 +84,9 @@ def _lines(found: Verification) -> str:
     if found.passed and found.revision is not None:
         pin = f'revision="{found.revision}", code_revision="{found.revision}"'
         lines.append(f'load it:  AutoModel.from_pretrained("{found.source}", trust_remote_code=True, {pin})')
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(text: str) -> str:
+    """Names of files and what is in them come from the repository: they must not give orders to the terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -156,7 +156,7 @@ def model_card(
         name=name,
         repository=repository or f"./{name}",
         model_class=type(model).__name__,
-        origin=origin or _origin(bases),
+        origin=origin or _origin(bases, is_trained=bool(training)),
         has_code=has_code,
         remote_code=", trust_remote_code=True" if has_code else "",
         changes=[_change(model, key, options) for key, options in mechanisms.items()],
@@ -195,7 +195,7 @@ def write_card(
     path = folder / CARD_FILE
     earlier = read_card(path.read_text(encoding="utf-8")) if path.is_file() else EarlierCard({})
     pictures = earlier.pictures_in(folder) if inputs is None else {}
-    pictures = pictures or draw_pictures(model, inputs, folder)
+    pictures = pictures or draw_pictures(model, inputs, folder, processor)
     origin = model.config._name_or_path
     card = model_card(
         model,
@@ -217,10 +217,14 @@ def write_card(
     return list(pictures)
 
 
-def draw_pictures(
-    model: Any, inputs: Mapping[str, Any] | None, folder: Path, tokens: Sequence[str] | None = None
-) -> dict[str, str]:
+def draw_pictures(model: Any, inputs: Mapping[str, Any] | None, folder: Path, processor: Any = None) -> dict[str, str]:
     """Draw what the model's mechanisms do with `inputs`, or without them what needs none, if matplotlib is there.
+
+    Args:
+        model: with mechanisms or without, which gives no pictures.
+        inputs: what the model is called with; the first sample is drawn.
+        folder: where to.
+        processor: if it is the tokenizer that made the inputs, tokens have names.
 
     Returns:
         The captions, by the names of the files in `folder`.
@@ -229,6 +233,9 @@ def draw_pictures(
         return {}
     from ..visualization import save_pictures
 
+    tokens = None
+    if isinstance(processor, PreTrainedTokenizerBase) and inputs is not None and inputs["input_ids"].dim() == 2:
+        tokens = processor.convert_ids_to_tokens(inputs["input_ids"][0].tolist())
     return save_pictures(model, inputs, folder, tokens=tokens)
 
 
@@ -345,8 +352,9 @@ def link(repo_id: str) -> str:
     return f"[{repo_id}](https://hf.co/{repo_id})"
 
 
-def _origin(bases: Sequence[str]) -> str:
-    return f"made from {' and '.join(map(link, bases))}" if bases else ""
+def _origin(bases: Sequence[str], is_trained: bool) -> str:
+    made = "fine-tuned" if is_trained else "made"
+    return f"{made} from {' and '.join(map(link, bases))}" if bases else ""
 
 
 def _change(model: Any, key: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -400,9 +408,13 @@ def _sizes(model: Any) -> dict[str, Any] | None:
         return None
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = {
-        "parameters": (parameters - own.parameters + base.parameters, parameters),
-        "FLOPs of a forward pass": (base.flops, own.flops),
-        "of them for attention": (base.forward_attention, own.forward_attention + own.synthesis),
+        "parameters": (parameters - own.parameters + base.parameters, parameters, "{:,}"),
+        "GFLOPs of a forward pass": (base.flops / 1e9, own.flops / 1e9, "{:.4g}"),
+        "of them for attention": (
+            base.forward_attention / 1e9,
+            (own.forward_attention + own.synthesis) / 1e9,
+            "{:.4g}",
+        ),
     }
     is_changed = model.config.hf_lam is not None
     return {
@@ -410,15 +422,17 @@ def _sizes(model: Any) -> dict[str, Any] | None:
         "rows": [
             {
                 "name": name,
-                "values": [f"{before:,}", f"{after:,}", _ratio(after, before)] if is_changed else [f"{after:,}"],
+                "values": [form.format(before), form.format(after), _ratio(after, before)]
+                if is_changed
+                else [form.format(after)],
             }
-            for name, (before, after) in rows.items()
+            for name, (before, after, form) in rows.items()
         ],
         "note": f"One sample of {own.tokens:,} tokens; FLOPs as counted by torch, two for a multiply-add.",
     }
 
 
-def _ratio(after: int, before: int) -> str:
+def _ratio(after: float, before: float) -> str:
     return f"{after / before:.3f}" if before else "–"
 
 

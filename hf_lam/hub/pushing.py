@@ -32,6 +32,7 @@ from .cards import (
 from .file_checks import check_name
 from .folders import Measured, copy_processor, copy_results, load_model, measured
 from .remote import Branch, limited_waiting
+from .verification import verify
 
 # What an earlier push may have left, in whatever format, and would be loaded in place of what this one brings.
 _OWN_FILES = re.compile(
@@ -166,8 +167,8 @@ def push(
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         _refuse_tokens(files, token)
         deleted = tuple(sorted(path for path in hub.files if _OWN_FILES.fullmatch(path) and path not in files))
-        for wrong in filter(None, map(check_name, sorted(set(hub.files) - set(files) - set(deleted)))):
-            hub.notes.append(f"{wrong.file} stays in the repository, and `hf-lam verify` will say: {wrong.message}.")
+        stays = filter(None, map(check_name, sorted(set(hub.files) - set(files) - set(deleted))))
+        hub.notes += [f"`hf-lam verify` will say: {x.file}: {x.message}." for x in (*verify(folder).findings, *stays)]
         title = commit_message or f"Upload {type(loaded).__name__} with hf_lam {__version__}"
         commit = None if dry_run else hub.commit(files, deleted, title, commit_description, private)
         return PushReport(
@@ -310,7 +311,7 @@ def _draw(
     """The pictures on the card: of the inputs, those that the folder has, or of a sentence or an input of zeros."""
     tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None
     if inputs is not None:
-        return draw_pictures(model, inputs, folder, _names_of_tokens(tokenizer, inputs))
+        return draw_pictures(model, inputs, folder, processor)
     kept = {} if source is None else earlier.pictures_in(source)
     for name in kept:
         shutil.copyfile(str(source / name), folder / name)  # type: ignore[operator]
@@ -318,15 +319,9 @@ def _draw(
         return kept
     try:
         made = example_inputs(model) if tokenizer is None else dict(tokenizer(_SENTENCE, return_tensors="pt"))
-        drawn = draw_pictures(model, made, folder, _names_of_tokens(tokenizer, made))
+        drawn = draw_pictures(model, made, folder, processor)
     except (ValueError, RuntimeError) as error:
         notes.append(f"No pictures on the card, since none of the right inputs could be made: {error} Give inputs=.")
         return {}
     said = "(The input is a blank one.)" if tokenizer is None else f"(The input is “{_SENTENCE}”)"
     return {name: caption if name.startswith("view") else f"{caption} {said}" for name, caption in drawn.items()}
-
-
-def _names_of_tokens(tokenizer: Any, inputs: Mapping[str, Any]) -> list[str] | None:
-    if tokenizer is None or "input_ids" not in inputs or inputs["input_ids"].dim() != 2:
-        return None
-    return tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist())

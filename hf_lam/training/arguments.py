@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser
 
+from ..mechanism_options import json_object, mechanisms_from
 from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, MechanismConfig
 from .trainer import HfLamTrainingArguments
 
@@ -103,11 +104,6 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.mechanism) - set(MECHANISM_CONFIGS))
-        if unknown:
-            raise ValueError(f"--mechanism {' '.join(unknown)}: choose from {', '.join(MECHANISM_CONFIGS)}.")
-        if len(set(self.mechanism)) < len(self.mechanism):
-            raise ValueError(f"--mechanism {' '.join(self.mechanism)}: a model takes one of each.")
         self.check_source()
         self._check_folders()
         self.mechanisms()
@@ -141,19 +137,7 @@ class ModelArguments:
 
     def mechanisms(self) -> list[MechanismConfig]:
         """The mechanisms' configurations, in the order they were named."""
-        options = json_object("--mechanism_config", self.mechanism_config)
-        if not set(options) <= {"version", *MECHANISM_CONFIGS}:
-            if len(self.mechanism) != 1:
-                raise ValueError(
-                    f"--mechanism_config has the options {sorted(options)}, which need one --mechanism to belong to; "
-                    f'for several, give them by name: \'{{"lam": {{…}}, "locomt": {{…}}}}\'. --mechanism is '
-                    f"{self.mechanism}."
-                )
-            options = {self.mechanism[0]: options}
-        unused = sorted(set(options) - {"version", *self.mechanism})
-        if unused:
-            raise ValueError(f"--mechanism_config has options for {unused}, but --mechanism is {self.mechanism}.")
-        return [MECHANISM_CONFIGS[name].from_dict(options.get(name, {})) for name in self.mechanism]
+        return mechanisms_from("--mechanism", self.mechanism, "--mechanism_config", self.mechanism_config)
 
     def overrides(self) -> dict[str, Any]:
         """What `--config_overrides` says."""
@@ -331,24 +315,3 @@ def _command_line(path: str) -> list[str]:
 def looks_local(name: str) -> bool:
     """Whether a name is that of a folder, and cannot be one on the Hub."""
     return name.startswith((".", "~")) or os.path.isabs(name)
-
-
-def json_object(option: str, value: str | None) -> dict[str, Any]:
-    """What a JSON text or a JSON file holds; `{}` for `None`."""
-    if value is None:
-        return {}
-    text = value.strip()
-    if not text.startswith("{"):
-        try:
-            text = Path(text).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{option} must be a JSON object such as '{{\"rank\": 8}}' or a file with one, got {value[:200]!r}."
-            ) from error
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{option} is not valid JSON ({error}): {text[:200]!r}.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{option} must hold a JSON object, got {found!r}.")
-    return found

@@ -60,7 +60,7 @@ def write_model_card(
         origin=_origin(arguments),
         data=_about_data(task, results),
         training=_hyperparameters(trainer, task),
-        pictures=draw_pictures(model, _sample(trainer), Path(folder)),
+        pictures=draw_pictures(model, _sample(trainer), Path(folder), trainer.processing_class),
         packages=["datasets", *(["peft"] if arguments.lora_rank else [])],
     )
     card.save(Path(folder, CARD_FILE))
