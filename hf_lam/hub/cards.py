@@ -234,8 +234,9 @@ def draw_pictures(model: Any, inputs: Mapping[str, Any] | None, folder: Path, pr
     from ..visualization import save_pictures
 
     tokens = None
-    if isinstance(processor, PreTrainedTokenizerBase) and inputs is not None and inputs["input_ids"].dim() == 2:
-        tokens = processor.convert_ids_to_tokens(inputs["input_ids"][0].tolist())
+    ids = None if inputs is None else inputs.get("input_ids")
+    if isinstance(processor, PreTrainedTokenizerBase) and ids is not None and ids.dim() == 2:
+        tokens = processor.convert_ids_to_tokens(ids[0].tolist())
     return save_pictures(model, inputs, folder, tokens=tokens)
 
 
@@ -407,14 +408,11 @@ def _sizes(model: Any) -> dict[str, Any] | None:
     if own is None or base is None:
         return None
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    attention = (base.forward_attention, own.forward_attention + own.synthesis)
     rows = {
         "parameters": (parameters - own.parameters + base.parameters, parameters, "{:,}"),
         "GFLOPs of a forward pass": (base.flops / 1e9, own.flops / 1e9, "{:.4g}"),
-        "of them for attention": (
-            base.forward_attention / 1e9,
-            (own.forward_attention + own.synthesis) / 1e9,
-            "{:.4g}",
-        ),
+        "of them for attention": (attention[0] / 1e9, attention[1] / 1e9, "{:.4g}"),
     }
     is_changed = model.config.hf_lam is not None
     return {
