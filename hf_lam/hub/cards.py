@@ -183,11 +183,12 @@ def write_card(
     base_model: str | None = None,
     processor: Any = None,
     inputs: Mapping[str, Any] | None = None,
+    results: Sequence[EvalResult] = (),
 ) -> list[str]:
     """Write the card of a model that is saved in `folder`, and its pictures.
 
-    What a card in the folder says about the run, such as that of `Trainer`, is taken over, and so are its pictures
-    unless there are `inputs` to draw others.
+    What a card in the folder says about the run, such as that of `Trainer`, is taken over, its results unless there
+    are `results`, and its pictures unless there are `inputs` to draw others.
 
     Returns:
         The names of the pictures in the folder.
@@ -207,7 +208,7 @@ def write_card(
         language=earlier.metadata.get("language"),
         datasets=earlier.datasets,
         tags=earlier.tags,
-        results=earlier.results,
+        results=results or earlier.results,
         data=earlier.data,
         training=earlier.training,
         pictures=pictures,
@@ -445,8 +446,8 @@ def _cost_of(model: Any, block: Mapping[str, Any] | None) -> CostReport | None:
     except (ValueError, RuntimeError, NotImplementedError):
         pass
     try:
-        # Where segments are read from the inputs, there must be some.
-        return cost(model) if block is not None else None
+        # Where the forward pass looks at its inputs, such as token types, there must be some.
+        return cost(model if block is not None else type(model)(config))
     except (ValueError, RuntimeError):
         return None
 

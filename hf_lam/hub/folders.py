@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from huggingface_hub import EvalResult
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
 from ..modeling import modeling_hf_lam, modeling_hf_lam_fusion
+from .cards import METRIC_NAMES
 
 # What processors write, besides the vocabulary of a tokenizer.
 _PROCESSOR_FILES = (
@@ -106,13 +108,19 @@ def copy_results(source: Path, folder: Path) -> list[Measured]:
     state = source / "trainer_state.json"
     if not found and source.name.startswith("checkpoint-") and state.is_file():
         content = json.loads(state.read_text(encoding="utf-8"))
-        for entry in content["log_history"]:
-            if entry.get("step") == content["global_step"]:
-                found |= entry
-    prefixed = {name: value for name, value in found.items() if name.partition("_")[0] in _SPLITS}
-    return measured(
-        {name: value for name, value in prefixed.items() if isinstance(value, Real) and math.isfinite(value)}
-    )
+        found = logged_at(content["log_history"], content["global_step"])
+    return evaluated(found)
+
+
+def logged_at(log_history: Iterable[Mapping[str, Any]], step: int) -> dict[str, Any]:
+    """All that `Trainer` has logged at a step."""
+    return {name: value for entry in log_history if entry.get("step") == step for name, value in entry.items()}
+
+
+def evaluated(metrics: Mapping[str, Any]) -> list[Measured]:
+    """What of a run's metrics was measured on validation or test data, and is a finite number."""
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, Real) and math.isfinite(value)}
+    return measured({name: value for name, value in numbers.items() if name.partition("_")[0] in _SPLITS})
 
 
 def measured(metrics: Mapping[str, Any]) -> list[Measured]:
@@ -125,3 +133,25 @@ def measured(metrics: Mapping[str, Any]) -> list[Measured]:
         if metric not in _UNMEASURED and prefix != "train":
             rows.append(Measured(metric, split, float(value)))
     return rows
+
+
+def as_results(found: Iterable[Measured], dataset: str | None, task: str | None) -> list[EvalResult]:
+    """Numbers as the Hub wants them.
+
+    Args:
+        found: the numbers.
+        dataset: what they were measured on, an id on the Hub or a name.
+        task: the Hub's name of the task.
+    """
+    return [
+        EvalResult(
+            task_type=task or "other",
+            dataset_type=dataset or "unknown",
+            dataset_name=dataset or "unknown",
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=METRIC_NAMES.get(metric, metric),
+            metric_value=value,
+        )
+        for metric, split, value in found
+    ]

@@ -21,7 +21,6 @@ from ..flops import example_inputs
 from ..modeling.configuration_hf_lam import __version__
 from .cards import (
     CARD_FILE,
-    METRIC_NAMES,
     EarlierCard,
     draw_pictures,
     looks_like_hub_id,
@@ -30,7 +29,7 @@ from .cards import (
     task_of,
 )
 from .file_checks import check_name
-from .folders import Measured, copy_processor, copy_results, load_model, measured
+from .folders import Measured, as_results, copy_processor, copy_results, load_model, measured
 from .remote import Branch, limited_waiting
 from .verification import verify
 
@@ -256,19 +255,7 @@ def _results(
         return list(metrics)
     elif earlier.results or not found:
         return earlier.results
-    name = dataset or next(iter(earlier.datasets), "unknown")
-    return [
-        EvalResult(
-            task_type=task or "other",
-            dataset_type=name,
-            dataset_name=name,
-            dataset_split=split,
-            metric_type=metric,
-            metric_name=METRIC_NAMES.get(metric, metric),
-            metric_value=value,
-        )
-        for metric, split, value in found
-    ]
+    return as_results(found, dataset or next(iter(earlier.datasets), None), task)
 
 
 def _earlier_card(model: Any, source: Path | None) -> EarlierCard:

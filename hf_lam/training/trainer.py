@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
+from huggingface_hub import EvalResult
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, logsigmoid
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
@@ -21,7 +22,8 @@ from transformers.trainer_utils import HubStrategy, unwrap_peft_model
 from transformers.utils import logging
 
 from ..flops import cost, example_inputs
-from ..hub.cards import write_card
+from ..hub.cards import task_of, write_card
+from ..hub.folders import as_results, evaluated, logged_at
 from ..modeling.injection_hf_lam import injected_encoders, mechanisms_of
 from ..modeling.modeling_hf_lam import HfLamMixin, _rename_legacy_keys
 from .callbacks import ReportingCallback
@@ -370,7 +372,21 @@ class HfLamTrainer(Trainer):
             folder = Path(str(self.args.output_dir))
             repository = getattr(self, "hub_model_id", None) or self.args.hub_model_id
             name = kwargs.get("model_name") or str(repository or folder.resolve().name).split("/")[-1]
-            write_card(self.model, folder, name=name, repository=repository, processor=self.processing_class)
+            write_card(
+                self.model,
+                folder,
+                name=name,
+                repository=repository,
+                processor=self.processing_class,
+                results=self._results(kwargs.get("dataset_tags") or kwargs.get("dataset")),
+            )
+
+    def _results(self, dataset: Any) -> list[EvalResult]:
+        """What was measured on the model as it is: after the last step, or at the best one that was loaded again."""
+        state = self.state
+        step = state.best_global_step if self.args.load_best_model_at_end else state.global_step
+        name = dataset if isinstance(dataset, str) else next(iter(dataset or ()), None)
+        return as_results(evaluated(logged_at(state.log_history, step or 0)), name, task_of(self.model))
 
     # --- the order of the callbacks ----------------------------------------------------------------------------------
 
