@@ -151,9 +151,12 @@ def test_what_somebody_wrote_is_kept() -> None:
     assert dict(card.sections) == {"Who made it": "Me, with [love](https://example.org)."}
     assert (card.training, card.data) == ("Long.", "")
     assert (card.license, card.datasets, card.tags, card.results) == ("cc-by-4.0", ["user/reviews"], ["mine"], [])
-    again = model_card(made("bert")[0], name="some", kept=card.sections, training=card.training)
+    again = model_card(
+        made("bert")[0], name="some", kept=card.sections, training=card.training, origin="found in v. 2 of a drawer"
+    )
     assert read_card(str(again)).sections == card.sections
     assert read_card(str(again)).training == "Long."
+    assert read_card(str(again)).origin == "found in v. 2 of a drawer"
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,8 @@ _OF_TRAINER = (
     "Training procedure",
 )
 _PICTURE = re.compile(r"!\[([^]]*)\]\(([\w.-]+)\)")
+# The first sentence of our own.
+_ORIGIN = re.compile(r"^`\w+`, (.+?)\. Its attention ", flags=re.MULTILINE)
 _UNFILLED = re.compile(r"more information needed", re.IGNORECASE)
 
 
@@ -209,6 +211,7 @@ def write_card(
         datasets=earlier.datasets,
         tags=earlier.tags,
         results=results or earlier.results,
+        origin=earlier.origin if base_model is None else None,
         data=earlier.data,
         training=earlier.training,
         pictures=pictures,
@@ -250,12 +253,14 @@ class EarlierCard:
 
     metadata: as `ModelCardData` has them.
     sections: what somebody wrote, by their titles: not what this or transformers' templates say.
+    origin: where the weights come from, in words.
     data, training: the sections of these names.
     pictures: captions by the names of their files.
     """
 
     metadata: Mapping[str, Any]
     sections: Mapping[str, str] = field(default_factory=dict)
+    origin: str | None = None
     data: str = ""
     training: str = ""
     pictures: Mapping[str, str] = field(default_factory=dict)
@@ -304,10 +309,12 @@ def read_card(text: str) -> EarlierCard:
     parts = re.split(r"^## +(.+?) *$", card.text, flags=re.MULTILINE)[1:]
     written = {title: body.strip() for title, body in zip(parts[::2], parts[1::2], strict=True)}
     sections = {title: body for title, body in written.items() if body and not _UNFILLED.search(body)}
+    origin = _ORIGIN.search(card.text)
     own = re.findall(r"^## (.+)$", TEMPLATE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return EarlierCard(
         metadata=dict(card.data.__dict__),
         sections={title: body for title, body in sections.items() if title not in (*own, *_OF_TRAINER)},
+        origin=origin and origin[1],
         data=sections.get("Data", ""),
         training=sections.get("Training", sections.get("Training procedure", "")),
         pictures={file: caption for caption, file in _PICTURE.findall(sections.get("Pictures", ""))},

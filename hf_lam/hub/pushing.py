@@ -157,6 +157,7 @@ def push(
             datasets=_datasets(earlier, dataset),
             tags=[*([tags] if isinstance(tags, str) else tags), *earlier.tags],
             results=_results(metrics, dataset, earlier, found, task_of(loaded)),
+            origin=earlier.origin if base_model is None else None,
             data=earlier.data,
             training=earlier.training,
             pictures=_draw(loaded, processor, inputs, folder, source, earlier, hub.notes),

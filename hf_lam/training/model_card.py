@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult
 from transformers import PreTrainedModel
 
-from ..hub.cards import CARD_FILE, METRIC_NAMES, draw_pictures, license_in, link, model_card
+from ..hub.cards import CARD_FILE, METRIC_NAMES, draw_pictures, license_in, link, model_card, task_of
 from .arguments import DataArguments, ModelArguments, looks_local
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def write_model_card(
         license=license_in(sources[0]) if len(sources) == 1 and not arguments.from_scratch else None,
         datasets=[data.dataset_name] if data.dataset_name and not _is_local(data.dataset_name) else [],
         task=None if task_name == "multimodal-classification" else task_name,
-        results=_results(task, task_name, results),
+        results=_results(task, task_of(model) or task_name, results),
         origin=_origin(arguments),
         data=_about_data(task, results),
         training=_hyperparameters(trainer, task),
