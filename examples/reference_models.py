@@ -23,7 +23,8 @@ import run_video_classification
 from study import CHECKPOINT_ID, default_data, packaged_checkpoint, write_atomically
 from transformers import HfArgumentParser
 
-from hf_lam.hub.cards import CARD_FILE, write_card
+from hf_lam.hub.cards import write_card
+from hf_lam.hub.earlier_cards import CARD_FILE
 from hf_lam.hub.folders import load_model, load_processor
 
 EXAMPLES = Path(__file__).parent

@@ -40,7 +40,8 @@ from .conversion import convert
 from .fitting import fit_synthesizers
 from .flops import cost
 from .hardening import harden
-from .hub.cards import CARD_FILE, model_card
+from .hub.cards import model_card
+from .hub.earlier_cards import CARD_FILE
 from .modeling.configuration_hf_lam import LamConfig, LocomtConfig, SttConfig, __version__
 from .modeling.injection_hf_lam import set_views
 from .parameters import mechanism_parameters
@@ -523,7 +524,7 @@ row's include projections.
             MASKS_PICTURE: "Masks of one test image, layer by layer: white is 1, where a score stays as it is.",
             PATCHES_PICTURE: "The same masks at every patch of the image, as a key.",
         },
-        kept={"Comparison": table, "The other folders": others},
+        kept=[("Comparison", table), ("The other folders", others)],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from fusion_models import make_fusion
 from hosts import mechanisms
 from huggingface_hub import EvalResult, ModelCard
-from huggingface_hub.repocard_data import model_index_to_eval_results
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from huggingface_hub.utils import yaml_dump
 from lam_models import make_lam, make_samples
 from transformers import (
     BertForMaskedLM,
@@ -25,7 +27,8 @@ from transformers import (
 import hf_lam
 from hf_lam import LamConfig, LocomtConfig, SttConfig, cost
 from hf_lam.hub import cards
-from hf_lam.hub.cards import TEMPLATE, EarlierCard, model_card, read_card, write_card
+from hf_lam.hub.cards import model_card, write_card
+from hf_lam.hub.earlier_cards import TEMPLATE, card_in, read_card, weights_of
 from hf_lam.training import HfLamTrainer, HfLamTrainingArguments
 
 REFERENCES = Path(__file__).parents[1] / "model_cards"
@@ -59,7 +62,7 @@ def row_of(card: ModelCard, name: str) -> list[str]:
 @pytest.mark.parametrize("kind", [*MODELS, "fusion"])
 def test_what_was_changed_and_what_it_costs(kind: str) -> None:
     model, task = made(kind)
-    card = model_card(model, name="some", repository="user/some", bases=["user/base"], license="mit")
+    card = model_card(model, name="some", repository="user/some", bases=["user/base"], license={"license": "mit"})
     metadata = card.data.to_dict()
     assert metadata["library_name"] == "transformers"
     assert metadata["pipeline_tag"] == task
@@ -120,8 +123,11 @@ def test_how_to_load_and_to_check() -> None:
 # --- Earlier cards ---------------------------------------------------------------------------------------------------
 
 HAND_WRITTEN = """---
-license: cc-by-4.0
+license: other
+license_name: mine
+license_link: https://example.org
 language: de
+extra_gated_prompt: Be good.
 datasets: [user/reviews]
 tags: [mine]
 ---
@@ -136,6 +142,15 @@ tags: [mine]
 
 Me, with [love](https://example.org).
 
+## Who made it
+
+```python
+## no title
+print("More information needed")
+```
+
+And still nobody else.
+
 ## Bias, Risks, and Limitations
 
 [More Information Needed]
@@ -146,11 +161,16 @@ Long.
 """
 
 
+AGAIN = HAND_WRITTEN.split("## Who made it\n\n")[2].split("\n\n## Bias")[0]
+
+
 def test_what_somebody_wrote_is_kept() -> None:
     card = read_card(HAND_WRITTEN)
-    assert dict(card.sections) == {"Who made it": "Me, with [love](https://example.org)."}
+    assert card.sections == (("Who made it", "Me, with [love](https://example.org)."), ("Who made it", AGAIN))
     assert (card.training, card.data) == ("Long.", "")
-    assert (card.license, card.datasets, card.tags, card.results) == ("cc-by-4.0", ["user/reviews"], ["mine"], [])
+    assert card.license == {"license": "other", "license_name": "mine", "license_link": "https://example.org"}
+    assert (card.datasets, card.tags, card.results) == (["user/reviews"], ["mine"], [])
+    assert card.further == {"extra_gated_prompt": "Be good."}
     again = model_card(
         made("bert")[0], name="some", kept=card.sections, training=card.training, origin="found in v. 2 of a drawer"
     )
@@ -163,7 +183,35 @@ def test_what_somebody_wrote_is_kept() -> None:
     "text", ["", "no metadata", "---\n- a list\n---\n", "---\na: [\n---\n", "---\nmodel-index: 3\n---"]
 )
 def test_any_text_can_be_read(text: str) -> None:
-    assert read_card(text).sections == {}
+    assert read_card(text).sections == ()
+
+
+def test_what_belongs_to_other_weights_is_not_taken_over(tmp_path: Path) -> None:
+    model, _ = made("bert")
+    model.save_pretrained(tmp_path)
+    write_card(model, tmp_path, name="some", base_model="user/base", results=[ACCURACY])
+    assert card_in(tmp_path).results == [ACCURACY]
+    assert card_in(tmp_path).weights == weights_of(tmp_path)
+    # Another model in its place, with the card left as it was.
+    made("mlm")[0].save_pretrained(tmp_path)
+    assert card_in(tmp_path).results == []
+    assert card_in(tmp_path).origin is None
+    assert card_in(tmp_path).bases == ["user/base"]
+
+
+def test_a_card_without_a_hash_belongs_to_weights_that_were_there_before(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    name, index = "some", eval_results_to_model_index("some", [ACCURACY])
+    ModelCard(f"---\n{yaml_dump({'model-index': index})}---\n# {name}\n").save(tmp_path / "README.md")
+    assert card_in(tmp_path).results == [ACCURACY]
+    later = (tmp_path / "README.md").stat().st_mtime + 10
+    os.utime(tmp_path / "model.safetensors", (later, later))
+    assert card_in(tmp_path).results == []
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", ".env", "modeling_hf_lam.py", "config.json", "../up.png"])
+def test_only_pictures_are_pictures(name: str) -> None:
+    assert read_card(f"## Pictures\n\n![a]({name})\n![b](masks.png)\n").pictures == {"masks.png": "b"}
 
 
 def test_pictures_of_an_earlier_card_are_taken_over(tmp_path: Path) -> None:
@@ -239,5 +287,4 @@ def test_reference_cards_are_valid_and_complete(path: Path) -> None:
     assert pictures
     assert sorted({*pictures, "README.md"}) == sorted(file.name for file in path.iterdir())
     assert f"hf_lam {hf_lam.__version__}" in text
-    assert not isinstance(read_card(text), type(None))
-    assert read_card(text) != EarlierCard({})
+    assert read_card(text).weights

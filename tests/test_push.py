@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -14,7 +15,7 @@ import transformers
 from fusion_models import make_fusion
 from hosts import CONVERTIBLE, SIZES, make_inputs
 from hub_server import GITATTRIBUTES, TOKEN, HubServer, read_metadata
-from huggingface_hub import EvalResult, HfApi
+from huggingface_hub import EvalResult, HfApi, get_session
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from lam_models import make_lam, make_trainer
 from PIL import Image
@@ -28,7 +29,7 @@ from transformers import (
 )
 
 import hf_lam
-from hf_lam.hub import cards, pushing
+from hf_lam.hub import cards, folders, pushing, remote
 from hf_lam.modeling.configuration_hf_lam import TRAVELLING_FILES
 
 MODELS = [
@@ -52,6 +53,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     # Drawing and counting take most of the time of a push, and have tests of their own.
     monkeypatch.setattr(pushing, "draw_pictures", draw)
     monkeypatch.setattr(cards, "_sizes", lambda model: None)
+    # A release that had another file.
+    monkeypatch.setattr(pushing, "released_code", lambda path: {"0.0.1": {"stale_hf_lam.py": "0" * 64}})
     with HubServer() as server:
         server.serve(monkeypatch, tmp_path / "cache")
         yield server
@@ -460,3 +463,100 @@ def test_pictures_of_a_push_are_those_of_the_model(monkeypatch: pytest.MonkeyPat
     for picture in pictures:
         assert f"]({picture})" in card
         assert files[picture].startswith(b"\x89PNG")
+
+
+# --- What an earlier model has left ----------------------------------------------------------------------------------
+
+
+def test_what_a_run_measured_wins_over_an_older_card(hub: HubServer, lam_bert: Any, tmp_path: Path) -> None:
+    lam_bert.save_pretrained(tmp_path)
+    old = EvalResult("text-classification", "user/old", "Old", "accuracy", 0.95, dataset_split="validation")
+    cards.write_card(lam_bert, tmp_path, results=[old])
+    hf_lam.push(tmp_path, "user/one", token=TOKEN)
+    assert results_of(metadata_of(hub)) == {"accuracy": 0.95}
+    (tmp_path / "eval_results.json").write_text(json.dumps({"eval_accuracy": 0.55, "eval_samples": 9}))
+    hf_lam.push(tmp_path, "user/one", token=TOKEN)
+    assert results_of(metadata_of(hub)) == {"accuracy": 0.55}
+    # Trained on, and saved beside the card of what it was; nothing was measured.
+    (tmp_path / "eval_results.json").unlink()
+    make_lam(BertForSequenceClassification, "bert", num_hidden_layers=1, seed=7).save_pretrained(tmp_path)
+    hf_lam.push(tmp_path, "user/one", token=TOKEN)
+    assert "model-index" not in metadata_of(hub)
+    lam_bert.save_pretrained(tmp_path, push_to_hub=True, repo_id="user/two", token=TOKEN, max_shard_size="20KB")
+    assert "model-index" not in metadata_of(hub, "user/two")
+    assert "model.safetensors.index.json" in hub.repos["user/two"].files()
+    with pytest.raises(ValueError, match="variant"):
+        lam_bert.save_pretrained(tmp_path / "new", push_to_hub=True, repo_id="user/two", variant="fp16")
+
+
+@pytest.mark.parametrize(
+    ("path", "goes"),
+    [
+        ("adapter_config.json", True),
+        ("adapter_model.safetensors", True),
+        ("pytorch_model-00001-of-00002.bin", True),
+        ("model.safetensors.index.json", True),
+        ("modeling_hf_lam.py", True),
+        ("my_hf_lam_tools.py", False),
+        ("notes/model.safetensors", False),
+        ("config.json", False),
+    ],
+)
+def test_what_would_be_loaded_instead_is_deleted(path: str, goes: bool) -> None:
+    assert pushing._is_own(path) is goes
+
+
+def test_terms_of_a_licence_with_a_name(hub: HubServer, lam_bert: Any) -> None:
+    hub.repos["user/base"] = base = repository(hub)
+    terms = "license: other\nlicense_name: llama3\nlicense_link: LICENSE"
+    card = base.files()["README.md"].replace(b"license: mit", terms.encode())
+    base.commit("main", {**base.files(), "README.md": card}, "terms")
+    hub.repos["user/one"] = repository(hub)
+    hf_lam.push(lam_bert, "user/one", base_model="user/base", token=TOKEN)
+    metadata = metadata_of(hub)
+    assert (metadata["license"], metadata["license_name"]) == ("other", "llama3")
+    assert metadata["license_link"] == f"{hub.url}/user/base/blob/main/LICENSE"
+
+
+def test_a_public_repository_that_stays_so_is_said(hub: HubServer, lam_bert: Any) -> None:
+    hf_lam.push(lam_bert, "user/one", private=False, token=TOKEN)
+    report = hf_lam.push(lam_bert, "user/one", private=True, token=TOKEN)
+    assert [note for note in report.notes if "stays public" in note]
+    assert [note for note in report.notes if "no base model" in note]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        ({"eval_accuracy": 0.5, "eval_loss": 1.0, "eval_runtime": 3.0}, {"accuracy", "loss"}),
+        (
+            {"eval_matched_accuracy": 0.5, "eval_matched_runtime": 1.0, "eval_matched_samples_per_second": 3.0},
+            {"matched_accuracy"},
+        ),
+        ({"train_loss": 1.0, "epoch": 3.0, "f1": 0.5, "step": 7}, {"f1"}),
+    ],
+)
+def test_runtimes_are_no_metrics(metrics: dict[str, float], expected: set[str]) -> None:
+    assert {row.metric for row in folders.measured(metrics)} == expected
+
+
+def test_a_sharded_model_is_known_by_the_class_below(lam_bert: Any) -> None:
+    sharded = copy.copy(lam_bert)
+    sharded.__class__ = type("FSDPHfLamBertForSequenceClassification", (type(lam_bert),), {})
+    assert cards.saved_class(sharded) is type(lam_bert)
+    text = cards.model_card(sharded, name="some").text
+    assert "FSDP" not in text
+    assert "AutoModelForSequenceClassification" in text
+
+
+def test_the_last_push_gives_the_session_its_limit_back() -> None:
+    session = get_session()
+    before = session.timeout
+    first, second = remote.limited_waiting(), remote.limited_waiting()
+    first.__enter__()
+    session.timeout = remote.TIMEOUT
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert get_session().timeout != before
+    second.__exit__(None, None, None)
+    assert get_session().timeout == before

@@ -69,6 +69,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slept: list[float]) -> 
     # These take most of the time of a push.
     monkeypatch.setattr(pushing, "draw_pictures", lambda *unused: {})
     monkeypatch.setattr(cards, "_sizes", lambda model: None)
+    # A release that had another file.
+    monkeypatch.setattr(pushing, "released_code", lambda path: {"0.0.1": {"stale_hf_lam.py": "0" * 64}})
     with HubServer() as server:
         server.serve(monkeypatch, tmp_path / "cache")
         server.repos["user/one"] = repo = Repo()

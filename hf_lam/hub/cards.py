@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from ..flops import CostReport, cost
 from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, SttConfig, segment_kind
 from ..modeling.injection_hf_lam import injected_encoders, max_length_of, views_of
-
-TEMPLATE = Path(__file__).with_name("model_card_template.md")
-CARD_FILE = "README.md"
+from .earlier_cards import CARD_FILE, TEMPLATE, card_in, weights_of
 
 TITLES = {"lam": "Learnable attention mask", "locomt": "Attention views", "stt": "Synthesised attention"}
 ARXIV = {"lam": "2406.02761", "locomt": "2402.15096", "stt": "2201.01410"}
@@ -77,17 +72,6 @@ _FUSION_TASKS = {
 }
 # An option of a mechanism that is longer, such as a table of views, is left to config.json.
 _LONGEST_OPTION = 80
-# What `Trainer` calls its sections, and what templates leave to be filled in.
-_OF_TRAINER = (
-    "Model description",
-    "Intended uses & limitations",
-    "Training and evaluation data",
-    "Training procedure",
-)
-_PICTURE = re.compile(r"!\[([^]]*)\]\(([\w.-]+)\)")
-# The first sentence of our own.
-_ORIGIN = re.compile(r"^`\w+`, (.+?)\. Its attention ", flags=re.MULTILINE)
-_UNFILLED = re.compile(r"more information needed", re.IGNORECASE)
 
 
 def model_card(
@@ -98,18 +82,20 @@ def model_card(
     processor: Any = None,
     auto_class: str | None = None,
     bases: Sequence[str] = (),
-    license: str | None = None,
+    license: Mapping[str, Any] | None = None,
     language: Any = None,
     datasets: Sequence[str] = (),
     tags: Sequence[str] = (),
+    further: Mapping[str, Any] | None = None,
     task: str | None = None,
     results: Sequence[EvalResult] = (),
     origin: str | None = None,
     data: str = "",
     training: str = "",
     pictures: Mapping[str, str] | None = None,
-    kept: Mapping[str, str] | None = None,
+    kept: Sequence[tuple[str, str]] = (),
     packages: Sequence[str] = (),
+    weights: str | None = None,
 ) -> ModelCard:
     """The card of a model. Its only numbers are those of `results`, and sizes and FLOPs, which are counted here.
 
@@ -120,29 +106,31 @@ def model_card(
         processor: saved beside the model; decides which Auto class loads it.
         auto_class: what loads the model; an `HfLam…` model knows it.
         bases: ids on the Hub that the weights come from.
-        license: its identifier on the Hub.
+        license: its identifier on the Hub as `license`, and for `other` a `license_name` and a `license_link`.
         language: one or several, as the Hub names them.
         datasets: ids on the Hub.
         tags: besides those of the mechanisms.
+        further: metadata that are taken as they are.
         task: the Hub's name of the task; an `HfLam…` model knows it.
         results: what was measured. A loss is shown, and left out of the metadata.
         origin: where the weights come from, in words; made of `bases` unless given.
         data: about the data, Markdown.
         training: about the training, Markdown.
         pictures: captions of pictures, by the names of their files beside the card.
-        kept: further sections, by their titles, Markdown.
+        kept: titles and texts of further sections, Markdown.
         packages: what else the model was made with; their versions are listed.
+        weights: what `weights_of` gives for the folder of the model, by which the card is known to belong to it.
     """
     mechanisms = _mechanisms_in(model)
     has_code = hasattr(model.config, "auto_classes")
     modalities = getattr(model.config, "modalities", None)
     loaded_by = auto_class or _auto_class(model)
+    tags = [tag for tag in tags if tag not in ("hf_lam", *MECHANISM_CONFIGS)]
     own_tags = ["hf_lam", *mechanisms, *(["multimodal", *modalities] if modalities else [])]
     metadata = ModelCardData(
         base_model=bases[0] if len(bases) == 1 else list(bases) or None,
         base_model_relation="finetune" if bases else None,
         library_name="transformers",
-        license=license,
         language=language,
         datasets=list(datasets) or None,
         metrics=list(dict.fromkeys(result.metric_type for result in _metrics_in(results))) or None,
@@ -151,13 +139,15 @@ def model_card(
         pipeline_tag=task or task_of(model),
         tags=[*own_tags, *(tag for tag in tags if tag not in own_tags)],
         eval_results=list(_metrics_in(results)) or None,
+        **dict(license or {}),
+        **dict(further or {}),
     )
     return ModelCard.from_template(
         metadata,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         name=name,
         repository=repository or f"./{name}",
-        model_class=type(model).__name__,
+        model_class=saved_class(model).__name__,
         origin=origin or _origin(bases, is_trained=bool(training)),
         has_code=has_code,
         remote_code=", trust_remote_code=True" if has_code else "",
@@ -170,7 +160,8 @@ def model_card(
         training=training,
         limits=_limits(model, bases) if has_code else [],
         pictures=[{"file": file, "caption": caption} for file, caption in (pictures or {}).items()],
-        kept=kept or {},
+        kept=[{"title": title, "body": body} for title, body in kept],
+        weights=weights,
         versions=_versions(model, packages),
         citations=[CITATIONS[key] for key in mechanisms],
     )
@@ -196,7 +187,7 @@ def write_card(
         The names of the pictures in the folder.
     """
     path = folder / CARD_FILE
-    earlier = read_card(path.read_text(encoding="utf-8")) if path.is_file() else EarlierCard({})
+    earlier = card_in(folder)
     pictures = earlier.pictures_in(folder) if inputs is None else {}
     pictures = pictures or draw_pictures(model, inputs, folder, processor)
     origin = model.config._name_or_path
@@ -206,16 +197,18 @@ def write_card(
         repository=repository,
         processor=processor,
         bases=earlier.bases if base_model is None else [base_model],
-        license=earlier.license or (license_in(origin) if origin else None),
-        language=earlier.metadata.get("language"),
+        license=earlier.license or (card_in(origin).license if origin else None),
+        language=earlier.language,
         datasets=earlier.datasets,
         tags=earlier.tags,
+        further=earlier.further,
         results=results or earlier.results,
         origin=earlier.origin if base_model is None else None,
         data=earlier.data,
         training=earlier.training,
         pictures=pictures,
         kept=earlier.sections,
+        weights=weights_of(folder),
     )
     card.save(path)
     return list(pictures)
@@ -244,83 +237,6 @@ def draw_pictures(model: Any, inputs: Mapping[str, Any] | None, folder: Path, pr
     return save_pictures(model, inputs, folder, tokens=tokens)
 
 
-# --- What an earlier card says ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class EarlierCard:
-    """What of a card that is there already goes into a new one.
-
-    metadata: as `ModelCardData` has them.
-    sections: what somebody wrote, by their titles: not what this or transformers' templates say.
-    origin: where the weights come from, in words.
-    data, training: the sections of these names.
-    pictures: captions by the names of their files.
-    """
-
-    metadata: Mapping[str, Any]
-    sections: Mapping[str, str] = field(default_factory=dict)
-    origin: str | None = None
-    data: str = ""
-    training: str = ""
-    pictures: Mapping[str, str] = field(default_factory=dict)
-
-    def pictures_in(self, folder: Path) -> dict[str, str]:
-        """Those whose files are in a folder."""
-        return {file: caption for file, caption in self.pictures.items() if (folder / file).is_file()}
-
-    @property
-    def results(self) -> list[EvalResult]:
-        return list(self.metadata.get("eval_results") or ())
-
-    @property
-    def license(self) -> str | None:
-        return self.metadata.get("license")
-
-    @property
-    def bases(self) -> list[str]:
-        return _as_list(self.metadata.get("base_model"))
-
-    @property
-    def datasets(self) -> list[str]:
-        return _as_list(self.metadata.get("datasets"))
-
-    @property
-    def tags(self) -> list[str]:
-        return _as_list(self.metadata.get("tags"))
-
-
-def license_in(folder: str | os.PathLike[str]) -> str | None:
-    """What the card in a folder says; None if there is no folder or card, or it does not say."""
-    path = Path(folder, CARD_FILE)
-    return read_card(path.read_text(encoding="utf-8")).license if path.is_file() else None
-
-
-def _as_list(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or ())
-
-
-def read_card(text: str) -> EarlierCard:
-    """What a card says, whoever wrote it; metadata that cannot be read are passed over."""
-    try:
-        card = ModelCard(text, ignore_metadata_errors=True)
-    except (ValueError, yaml.YAMLError):
-        return EarlierCard({})
-    parts = re.split(r"^## +(.+?) *$", card.text, flags=re.MULTILINE)[1:]
-    written = {title: body.strip() for title, body in zip(parts[::2], parts[1::2], strict=True)}
-    sections = {title: body for title, body in written.items() if body and not _UNFILLED.search(body)}
-    origin = _ORIGIN.search(card.text)
-    own = re.findall(r"^## (.+)$", TEMPLATE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return EarlierCard(
-        metadata=dict(card.data.__dict__),
-        sections={title: body for title, body in sections.items() if title not in (*own, *_OF_TRAINER)},
-        origin=origin and origin[1],
-        data=sections.get("Data", ""),
-        training=sections.get("Training", sections.get("Training procedure", "")),
-        pictures={file: caption for caption, file in _PICTURE.findall(sections.get("Pictures", ""))},
-    )
-
-
 # --- Metadata --------------------------------------------------------------------------------------------------------
 
 
@@ -331,17 +247,23 @@ def _mechanisms_in(model: Any) -> dict[str, dict[str, Any]]:
 
 
 def _metrics_in(results: Sequence[EvalResult]) -> list[EvalResult]:
-    return [result for result in results if result.metric_type != "loss"]
+    return [result for result in results if not result.metric_type.endswith("loss")]
+
+
+def saved_class(model: Any) -> type[Any]:
+    """The class that a model is loaded by; FSDP2 makes another one of it."""
+    names = getattr(model.config, "auto_classes", {}).values()
+    return next((kind for kind in type(model).__mro__ if kind.__name__ in names), type(model))
 
 
 def _auto_class(model: Any) -> str:
     classes = {model_class: auto_class for auto_class, model_class in model.config.auto_classes.items()}
-    return classes[type(model).__name__]
+    return classes[saved_class(model).__name__]
 
 
 def task_of(model: Any) -> str | None:
     """The Hub's name of what a model is for; None if it has none."""
-    name = type(model).__name__
+    name = saved_class(model).__name__
     modalities = getattr(model.config, "modalities", None)
     if modalities and name.endswith("ForSequenceClassification"):
         return next(task for modality, task in _FUSION_TASKS.items() if modality in modalities)
@@ -402,12 +324,20 @@ def summarise_views(views: Sequence[str]) -> str:
 
 
 def _result_row(result: EvalResult) -> dict[str, Any]:
-    return {
-        "name": result.metric_name or METRIC_NAMES.get(result.metric_type, result.metric_type),
-        "data": result.dataset_name,
-        "split": result.dataset_split or "",
-        "value": result.metric_value,
-    }
+    name = result.metric_name or METRIC_NAMES.get(result.metric_type, result.metric_type)
+    cells = {"name": name, "data": result.dataset_name, "split": result.dataset_split or ""}
+    return {**{key: _cell(text) for key, text in cells.items()}, "value": _cell(_number(result.metric_value))}
+
+
+def _cell(text: Any) -> str:
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, Real):
+        return str(value)
+    number = float(value)
+    return f"{number:.4f}" if number == 0 or abs(number) >= 1e-3 else f"{number:.3g}"
 
 
 def _sizes(model: Any) -> dict[str, Any] | None:
@@ -449,12 +379,12 @@ def _cost_of(model: Any, block: Mapping[str, Any] | None) -> CostReport | None:
     try:
         # On the meta device nothing is computed: it takes neither memory nor time.
         with torch.device("meta"):
-            return cost(type(model)(config))
+            return cost(saved_class(model)(config))
     except (ValueError, RuntimeError, NotImplementedError):
         pass
     try:
         # Where the forward pass looks at its inputs, such as token types, there must be some.
-        return cost(model if block is not None else type(model)(config))
+        return cost(model if block is not None else saved_class(model)(config))
     except (ValueError, RuntimeError):
         return None
 
@@ -505,9 +435,3 @@ def _versions(model: Any, packages: Iterable[str]) -> str:
         from ..modeling.configuration_hf_lam import __version__ as own
     names = dict.fromkeys(["transformers", "torch", *packages])
     return ", ".join([f"hf_lam {own}", *(f"{name} {version(name).partition('+')[0]}" for name in names)]) + "."
-
-
-def looks_like_hub_id(name: str) -> bool:
-    """Whether a checkpoint's name is an id on the Hub, and no folder of this machine."""
-    is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
-    return is_id and not os.path.exists(name) and ".." not in name and "--" not in name

@@ -27,11 +27,12 @@ _PROCESSOR_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+_TEMPLATES = "additional_chat_templates"
 # What `Trainer` writes of a run, what the names in it begin with, and the split that is meant.
 _RESULT_FILES = ("eval_results.json", "predict_results.json")
 _SPLITS = {"eval": "validation", "predict": "test", "test": "test"}
 # What is no property of a model.
-_UNMEASURED = (
+UNMEASURED = (
     "runtime",
     "samples",
     "samples_per_second",
@@ -92,6 +93,8 @@ def copy_processor(source: Path, folder: Path) -> Any:
     for name in dict.fromkeys([*_PROCESSOR_FILES, *vocabulary]):
         if processor is not None and (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    if processor is not None and (source / _TEMPLATES).is_dir():
+        shutil.copytree(source / _TEMPLATES, folder / _TEMPLATES)
     return processor
 
 
@@ -103,13 +106,20 @@ def copy_results(source: Path, folder: Path) -> list[Measured]:
     found: dict[str, Any] = {}
     for name in _RESULT_FILES:
         if (source / name).is_file():
-            found |= json.loads((source / name).read_text(encoding="utf-8"))
+            found |= _json_in(source / name)
             shutil.copyfile(source / name, folder / name)
     state = source / "trainer_state.json"
     if not found and source.name.startswith("checkpoint-") and state.is_file():
-        content = json.loads(state.read_text(encoding="utf-8"))
+        content = _json_in(state)
         found = logged_at(content["log_history"], content["global_step"])
     return evaluated(found)
+
+
+def _json_in(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} holds no JSON object ({error}); remove it, or write it again.") from error
 
 
 def logged_at(log_history: Iterable[Mapping[str, Any]], step: int) -> dict[str, Any]:
@@ -130,7 +140,8 @@ def measured(metrics: Mapping[str, Any]) -> list[Measured]:
         prefix, _, rest = name.partition("_")
         split = _SPLITS.get(prefix)
         metric = name if split is None else rest
-        if metric not in _UNMEASURED and prefix != "train":
+        is_measured = not any(metric == end or metric.endswith(f"_{end}") for end in UNMEASURED)
+        if metric and is_measured and prefix != "train":
             rows.append(Measured(metric, split, float(value)))
     return rows
 

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -19,25 +20,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..flops import example_inputs
 from ..modeling.configuration_hf_lam import __version__
-from .cards import (
-    CARD_FILE,
-    EarlierCard,
-    draw_pictures,
-    looks_like_hub_id,
-    model_card,
-    read_card,
-    task_of,
-)
+from .cards import draw_pictures, model_card, saved_class, task_of
+from .code_checks import MANIFEST, released_code
+from .earlier_cards import CARD_FILE, EarlierCard, card_in, weights_of
 from .file_checks import check_name
 from .folders import Measured, as_results, copy_processor, copy_results, load_model, measured
+from .names import looks_like_hub_id
 from .remote import Branch, limited_waiting
 from .verification import verify
 
-# What an earlier push may have left, in whatever format, and would be loaded in place of what this one brings.
-_OWN_FILES = re.compile(
-    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|\w+_hf_lam\w*\.py"
-    r"|pytorch_model(-\d+-of-\d+)?\.bin|pytorch_model\.bin\.index\.json|tf_model\.h5|flax_model\.msgpack"
-    r"|training_args\.bin"
+# What an earlier push may have left, in whatever format, and would be loaded in place of what this one brings; besides
+# the code of any version.
+_WEIGHTS = re.compile(
+    r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?|adapter_config\.json|adapter_model\.bin"
+    r"|pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?|tf_model\.h5|flax_model\.msgpack|training_args\.bin"
 )
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 # What the pictures of a text model show, unless inputs are given.
@@ -129,11 +125,16 @@ def push(
             again before.
     """
     source = None if isinstance(model, PreTrainedModel) else _folder_of(model)
-    _check_arguments(repo_id, metrics, dataset, revision, create_pr, processor)
+    _check_arguments(repo_id, metrics, dataset, license, revision, create_pr, processor)
     loaded: Any = model if source is None else load_model(source)
     _check_model(loaded)
     hub = Branch(repo_id, revision, create_pr, token, is_needed=not dry_run)
     with tempfile.TemporaryDirectory(prefix="hf-lam-push-") as scratch, limited_waiting():
+        hub.look()
+        if private is not None and hub.is_private not in (None, private):
+            hub.notes.append(
+                f"The repository stays {'private' if hub.is_private else 'public'}; private= is for a new one."
+            )
         folder = Path(scratch)
         if processor is not None:
             processor.save_pretrained(folder)
@@ -142,43 +143,51 @@ def push(
         # After the processor, which brings code of its own: the model's has to be complete.
         loaded.save_pretrained(folder, max_shard_size=max_shard_size)
         found = [] if source is None else copy_results(source, folder)
-        earlier = _earlier_card(loaded, source)
-        hub.look()
-        published = hub.card()
-        bases = _bases(loaded, base_model, earlier, published, hub.repo_id)
+        earlier, published = _earlier_card(loaded, source), hub.card()
+        bases = _bases(loaded, base_model, earlier, hub)
+        kept = {**dict(published.sections), **dict(earlier.sections)}
+        if published.sections:
+            hub.notes.append(f"Kept of the card in the repository: {', '.join(dict(published.sections))}.")
         card = model_card(
             loaded,
             name=hub.repo_id.split("/")[-1],
             repository=hub.repo_id,
             processor=processor,
             bases=bases,
-            license=license or earlier.license or published.license or hub.license_of(bases),
-            language=earlier.metadata.get("language") or published.metadata.get("language"),
+            license=_license(license, earlier, published, bases, hub),
+            language=earlier.language or published.language,
             datasets=_datasets(earlier, dataset),
-            tags=[*([tags] if isinstance(tags, str) else tags), *earlier.tags],
+            tags=[*([tags] if isinstance(tags, str) else tags), *earlier.tags, *published.tags],
+            further={**published.further, **earlier.further},
             results=_results(metrics, dataset, earlier, found, task_of(loaded)),
             origin=earlier.origin if base_model is None else None,
             data=earlier.data,
             training=earlier.training,
             pictures=_draw(loaded, processor, inputs, folder, source, earlier, hub.notes),
-            kept={**published.sections, **earlier.sections},
+            kept=list(kept.items()),
+            weights=weights_of(folder),
         )
         card.save(folder / CARD_FILE)
+        title = commit_message or f"Upload {saved_class(loaded).__name__} with hf_lam {__version__}"
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        _refuse_tokens(files, token)
-        deleted = tuple(sorted(path for path in hub.files if _OWN_FILES.fullmatch(path) and path not in files))
-        stays = filter(None, map(check_name, sorted(set(hub.files) - set(files) - set(deleted))))
-        hub.notes += [f"`hf-lam verify` will say: {x.file}: {x.message}." for x in (*verify(folder).findings, *stays)]
-        title = commit_message or f"Upload {type(loaded).__name__} with hf_lam {__version__}"
+        _refuse_tokens(files, f"{title}\n{commit_description or ''}", token)
+        deleted = tuple(sorted(path for path in hub.files if _is_own(path) and path not in files))
+        others = filter(None, map(check_name, sorted(set(hub.files) - set(files) - set(deleted))))
+        hub.notes += [f"`hf-lam verify` will say: {x.file}: {x.message}." for x in (*verify(folder).findings, *others)]
         commit = None if dry_run else hub.commit(files, deleted, title, commit_description, private)
+        opened = None if commit is None else commit.pr_revision
         return PushReport(
             repo_id=hub.repo_id,
-            revision=revision or "main",
+            revision=opened or revision or "main",
             files={name: path.stat().st_size for name, path in files.items()},
             deleted=deleted,
             notes=tuple(hub.notes),
             commit=commit,
         )
+
+
+def _is_own(path: str) -> bool:
+    return _WEIGHTS.fullmatch(path) is not None or any(path in code for code in released_code(MANIFEST).values())
 
 
 # --- What is checked before anything is done -------------------------------------------------------------------------
@@ -200,9 +209,19 @@ def _folder_of(model: Any) -> Path:
 
 
 def _check_arguments(
-    repo_id: str, metrics: Any, dataset: str | None, revision: str | None, create_pr: bool, processor: Any
+    repo_id: str,
+    metrics: Any,
+    dataset: str | None,
+    license: str | None,
+    revision: str | None,
+    create_pr: bool,
+    processor: Any,
 ) -> None:
     validate_repo_id(repo_id)
+    if revision == "":
+        raise ValueError("revision is the name of a branch, got ''; leave it out for the main one.")
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise ValueError(f"license must be an identifier of the Hub, such as 'apache-2.0' or 'mit', got {license!r}.")
     if revision is not None and create_pr and revision != "main":
         raise ValueError(f"a pull request is opened against main; leave out revision={revision!r} or create_pr.")
     if processor is not None and not hasattr(processor, "save_pretrained"):
@@ -211,6 +230,8 @@ def _check_arguments(
         )
     if isinstance(metrics, Mapping):
         for name, value in metrics.items():
+            if not isinstance(name, str) or not name.strip("_"):
+                raise TypeError(f"metrics must have names, such as 'accuracy', got {name!r}.")
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"metrics must be numbers, {name!r} is {value!r}.")
             if not math.isfinite(value):
@@ -218,26 +239,31 @@ def _check_arguments(
     elif metrics is not None:
         if isinstance(metrics, str) or not all(isinstance(result, EvalResult) for result in metrics):
             raise TypeError("metrics must be numbers by their names, or a list of huggingface_hub.EvalResult.")
+        for result in metrics:
+            if not isinstance(result.metric_value, (Real, str)) or result.metric_value != result.metric_value:
+                raise ValueError(f"metrics must have values, {result.metric_type!r} is {result.metric_value!r}.")
         if dataset is not None:
             raise ValueError(f"dataset={dataset!r} is for metrics by their names; an EvalResult has its own.")
 
 
 def _check_model(model: Any) -> None:
-    if type(model).__name__ not in getattr(model.config, "auto_classes", {}).values():
+    if saved_class(model).__name__ not in getattr(model.config, "auto_classes", {}).values():
         raise ValueError(
             f"{type(model).__name__} has no code that could travel with it. Convert it with hf_lam.convert, or keep "
             "its mechanisms alone with hf_lam.save_mechanism."
         )
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise ValueError("the model has adapters that are not merged; push what merge_and_unload() returns.")
+        raise ValueError(
+            "the model has adapters, so only these would be saved. Merge them (with PEFT: merge_and_unload), or take "
+            "them off with delete_adapter."
+        )
 
 
-def _refuse_tokens(files: Mapping[str, Path], token: str | bool | None) -> None:
+def _refuse_tokens(files: Mapping[str, Path], message: str, token: str | bool | None) -> None:
     secret = token if isinstance(token, str) else get_token()
-    for name, path in files.items():
-        if name.endswith(".safetensors"):
-            continue
-        content = path.read_bytes()
+    contents = {name: path for name, path in files.items() if not name.endswith(".safetensors")}
+    for name, path in {"the commit's message": None, **contents}.items():
+        content = message.encode() if path is None else path.read_bytes()
         if _TOKEN.search(content) or (secret and secret.encode() in content):
             raise ValueError(
                 f"{name} holds a token of the Hub, which everybody could read. Take it out; nothing was sent."
@@ -250,29 +276,30 @@ def _refuse_tokens(files: Mapping[str, Path], token: str | bool | None) -> None:
 def _results(
     metrics: Any, dataset: str | None, earlier: EarlierCard, found: list[Measured], task: str | None
 ) -> list[EvalResult]:
-    if isinstance(metrics, Mapping):
-        found = measured(metrics)
-    elif metrics is not None:
+    if metrics is not None and not isinstance(metrics, Mapping):
         return list(metrics)
-    elif earlier.results or not found:
+    if metrics is None and not found:
         return earlier.results
-    return as_results(found, dataset or next(iter(earlier.datasets), None), task)
+    made = as_results(
+        found if metrics is None else measured(metrics), dataset or next(iter(earlier.datasets), None), task
+    )
+    if metrics is not None or dataset is not None:
+        return made
+    # What a card says of the same numbers, it says better.
+    said = {(x.metric_type, x.dataset_split, x.metric_value): x for x in earlier.results}
+    return [said.get((x.metric_type, x.dataset_split, x.metric_value), x) for x in made]
 
 
 def _earlier_card(model: Any, source: Path | None) -> EarlierCard:
-    """The card in the folder that is pushed; of a loaded model, what the card of its checkpoint says of the base."""
-    path = Path(source or model.config._name_or_path or os.devnull, CARD_FILE)
-    if not path.is_file():
-        return EarlierCard({})
-    card = read_card(path.read_text(encoding="utf-8"))
-    if source is not None:
-        return card
-    return EarlierCard({key: card.metadata.get(key) for key in ("base_model", "license", "language")})
+    """The card in the folder that is pushed; of a model or a checkpoint, what that of its origin says of the base."""
+    if source is None:
+        return card_in(model.config._name_or_path or os.devnull).of_the_base()
+    if not (source / CARD_FILE).is_file() and source.resolve().name.startswith("checkpoint-"):
+        return card_in(source.resolve().parent).of_the_base()
+    return card_in(source)
 
 
-def _bases(
-    model: Any, given: str | Sequence[str] | None, earlier: EarlierCard, published: EarlierCard, repo_id: str
-) -> list[str]:
+def _bases(model: Any, given: str | Sequence[str] | None, earlier: EarlierCard, hub: Branch) -> list[str]:
     """The ids on the Hub that the weights come from."""
     if given is not None:
         names = [given] if isinstance(given, str) else list(given)
@@ -283,8 +310,20 @@ def _bases(
     if not names:
         encoders = [getattr(model.config, f"{name}_config") for name in getattr(model.config, "modalities", ())]
         names = [config._name_or_path or "" for config in (model.config, *encoders)]
-        names = [name for name in names if looks_like_hub_id(name) and name != repo_id]
-    return list(dict.fromkeys(names)) or published.bases
+        names = [name for name in names if looks_like_hub_id(name) and name != hub.repo_id]
+    if not names and earlier.origin is None:
+        hub.notes.append("The card names no base model, since that is not known; give base_model=.")
+    return list(dict.fromkeys(names))
+
+
+def _license(
+    given: str | None, earlier: EarlierCard, published: EarlierCard, bases: Sequence[str], hub: Branch
+) -> Mapping[str, Any]:
+    """That of the base, unless somebody has said another."""
+    terms = {"license": given} if given is not None else earlier.license or hub.license_of(bases) or published.license
+    if not terms:
+        hub.notes.append("The card names no licence, since that of the base is not known; give license=.")
+    return terms
 
 
 def _datasets(earlier: EarlierCard, dataset: str | None) -> list[str]:
@@ -301,15 +340,19 @@ def _draw(
     if inputs is not None:
         return draw_pictures(model, inputs, folder, processor)
     kept = {} if source is None else earlier.pictures_in(source)
-    for name in kept:
-        shutil.copyfile(str(source / name), folder / name)  # type: ignore[operator]
-    if kept:
+    if source is not None and kept:
+        for name in kept:
+            shutil.copyfile(source / name, folder / name)
         return kept
+    if find_spec("matplotlib") is None:
+        notes.append('No pictures on the card, since matplotlib is not installed: `pip install "hf-lam[viz]"`.')
     try:
         made = example_inputs(model) if tokenizer is None else dict(tokenizer(_SENTENCE, return_tensors="pt"))
         drawn = draw_pictures(model, made, folder, processor)
-    except (ValueError, RuntimeError) as error:
-        notes.append(f"No pictures on the card, since none of the right inputs could be made: {error} Give inputs=.")
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
+        notes.append(
+            f"No pictures on the card, since the model did not run on a sample of its own: {error}. Give inputs=."
+        )
         return {}
     said = "(The input is a blank one.)" if tokenizer is None else f"(The input is “{_SENTENCE}”)"
     return {name: caption if name.startswith("view") else f"{caption} {said}" for name, caption in drawn.items()}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import (
     CommitInfo,
@@ -30,7 +30,8 @@ from huggingface_hub.hf_api import RepoFile
 from transformers.utils import logging
 
 from ..modeling.configuration_hf_lam import __version__
-from .cards import CARD_FILE, EarlierCard, read_card
+from .earlier_cards import CARD_FILE, LICENSE_KEYS, EarlierCard, read_card
+from .names import git_name_of, sha256_of
 
 logger = logging.get_logger(__name__)
 ResultT = TypeVar("ResultT")
@@ -67,6 +68,7 @@ class Branch:
         # Its last commit and the files in it; None if there is no repository yet.
         self.commit_before: str | None = None
         self.files: list[str] = []
+        self.is_private: bool | None = None
         self._secret = token if isinstance(token, str) else get_token()
 
     # --- what can be read --------------------------------------------------------------------------------------------
@@ -92,37 +94,37 @@ class Branch:
         except RepositoryNotFoundError:
             return
         self.commit_before, self.files = info.sha, [file.rfilename for file in info.siblings or ()]
+        self.is_private = info.private
 
     def _info(self, revision: str | None) -> ModelInfo:
         # Left out, the timeout would be none at all.
         return self.api.model_info(self.repo_id, revision=revision, timeout=TIMEOUT)
 
     def card(self) -> EarlierCard:
-        """The card in the repository, but for what was measured: that belongs to the model that was there."""
+        """The card in the repository, but for what belongs to the model that was there."""
         if CARD_FILE not in self.files:
-            return EarlierCard({})
+            return EarlierCard()
         try:
             path = self.api.hf_hub_download(self.repo_id, CARD_FILE, revision=self.commit_before)
-            card = read_card(Path(path).read_text(encoding="utf-8"))
         except (HTTPError, OSError) as error:
             self._note(f"The card in the repository could not be read, and is written anew: {_reason(error)}.")
-            return EarlierCard({})
-        return EarlierCard({**card.metadata, "eval_results": None}, card.sections)
+            return EarlierCard()
+        return read_card(Path(path).read_text(encoding="utf-8", errors="replace")).of_another_model()
 
-    def license_of(self, bases: Sequence[str]) -> str | None:
-        """The licence of the bases, if all have the same."""
-        found = set()
+    def license_of(self, bases: Sequence[str]) -> dict[str, Any]:
+        """What the bases' metadata say of their licence, if all say the same; empty if that is not known."""
+        found = []
         for base in bases:
             try:
                 data = self.api.model_info(base, timeout=TIMEOUT).card_data
-                found.add(data.get("license") if data else None)
             except (HTTPError, OSError) as error:
                 self._note(f"The licence of {base} is not known: {_reason(error)}.")
-                found.add(None)
-        if len(found) == 1 and None not in found:
-            return found.pop()
-        self._note("The card names no licence, since that of the base is not known; give license=.")
-        return None
+                return {}
+            terms = {key: data.get(key) for key in LICENSE_KEYS if data and data.get(key)}
+            if "license_link" in terms and "://" not in str(terms["license_link"]):
+                terms["license_link"] = f"{self.api.endpoint}/{base}/blob/main/{terms['license_link']}"
+            found.append(terms)
+        return found[0] if found and all(terms == found[0] for terms in found) else {}
 
     def _note(self, text: str) -> None:
         self.notes.append(self._without_token(text))
@@ -224,13 +226,15 @@ class Branch:
             for entry in self.api.get_paths_info(self.repo_id, list(files), revision=commit)
             if isinstance(entry, RepoFile)
         }
-        return all(found.get(name) in _identities(path) for name, path in files.items())
+        return all(found.get(name) in (git_name_of(path), sha256_of(path)) for name, path in files.items())
 
     # --- what fails --------------------------------------------------------------------------------------------------
 
     def _tried(self, call: Callable[[], ResultT], waits: Sequence[float] | None = None) -> ResultT:
         """The result of `call`, made again after what passes: a limit of requests, the Hub's own errors, cuts."""
         for wait in WAITS if waits is None else waits:
+            # Each time: after an error of the network there may be another session.
+            get_session().timeout = TIMEOUT
             try:
                 return call()
             except (HTTPError, OSError, RuntimeError, ValueError) as error:
@@ -239,6 +243,7 @@ class Branch:
                 seconds = max(wait, _retry_after(error))
                 logger.warning(f"{self._without_token(_reason(error))}; trying again in {seconds:g} s.")
                 time.sleep(seconds)
+        get_session().timeout = TIMEOUT
         return call()
 
     @contextmanager
@@ -277,15 +282,25 @@ class Branch:
         return "Change what the Hub refuses, and push again."
 
 
+_waiting = threading.Lock()
+_pushes: list[Any] = []
+
+
 @contextmanager
 def limited_waiting() -> Iterator[None]:
-    """A server that says nothing is an error after a while; huggingface_hub would wait for ever."""
-    session = get_session()
-    before, session.timeout = session.timeout, TIMEOUT
+    """A server that says nothing is an error after a while; huggingface_hub would wait for ever.
+
+    Its session is one for the whole process: the last push that ends gives it its own limit back.
+    """
+    with _waiting:
+        _pushes.append(get_session().timeout)
     try:
         yield
     finally:
-        session.timeout = before
+        with _waiting:
+            before = _pushes.pop()
+            if not _pushes:
+                get_session().timeout = before
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -341,9 +356,3 @@ def _reason(error: BaseException) -> str:
             return f"{cause.response.status_code}, {said.strip().splitlines()[0]}" if said else str(_status(cause))
     innermost = list(_causes(error))[-1]
     return str(innermost).strip().split("\n")[0].rstrip(".") or type(innermost).__name__
-
-
-def _identities(path: Path) -> tuple[str, str]:
-    """What the Hub calls a file by: git's name of a plain one, the SHA-256 of a large one."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), hashlib.sha256(content).hexdigest()

@@ -121,11 +121,17 @@ class HfLamMixin(PreTrainedModel):
         if push is None:
             super().save_pretrained(folder, is_main_process, state_dict, push_to_hub, *args, **kwargs)
             return
+        if args or kwargs.get("variant") is not None:
+            raise ValueError(
+                "with push_to_hub=True, give options by their names, and no variant: AutoModel needs its name."
+            )
         options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
         repo_id = kwargs.pop("repo_id", folder.resolve().name)
-        super().save_pretrained(folder, is_main_process, state_dict, False, *args, **kwargs)
+        super().save_pretrained(folder, is_main_process, state_dict, False, **kwargs)
         if is_main_process:
-            push(folder, repo_id, token=kwargs.get("token"), tags=self.model_tags or (), **options)
+            options |= {name: kwargs[name] for name in ("token", "max_shard_size") if name in kwargs}
+            # Other weights than the model's own are in the folder alone.
+            push(self if state_dict is None else folder, repo_id, tags=self.model_tags or (), **options)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
         """As in transformers; where hf_lam was imported, by `hf_lam.push`, whose arguments it then takes as well.

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult
 from transformers import PreTrainedModel
 
-from ..hub.cards import CARD_FILE, METRIC_NAMES, draw_pictures, license_in, link, model_card, task_of
+from ..hub.cards import METRIC_NAMES, draw_pictures, link, model_card, task_of
+from ..hub.earlier_cards import CARD_FILE, card_in, weights_of
+from ..hub.folders import evaluated
 from .arguments import DataArguments, ModelArguments, looks_local
 
 if TYPE_CHECKING:
@@ -26,8 +28,6 @@ AUTO_CLASSES = {
 }
 # What the names of results begin with, and the split they are of.
 _SPLITS = {"eval": "validation", "predict": "test"}
-# What is no property of the model.
-_UNMEASURED = ("runtime", "samples", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
 def write_model_card(
@@ -53,7 +53,7 @@ def write_model_card(
         processor=trainer.processing_class,
         auto_class=AUTO_CLASSES[task_name],
         bases=bases,
-        license=license_in(sources[0]) if len(sources) == 1 and not arguments.from_scratch else None,
+        license=card_in(sources[0]).license if len(sources) == 1 and not arguments.from_scratch else None,
         datasets=[data.dataset_name] if data.dataset_name and not _is_local(data.dataset_name) else [],
         task=None if task_name == "multimodal-classification" else task_name,
         results=_results(task, task_of(model) or task_name, results),
@@ -62,6 +62,7 @@ def write_model_card(
         training=_hyperparameters(trainer, task),
         pictures=draw_pictures(model, _sample(trainer), Path(folder), trainer.processing_class),
         packages=["datasets", *(["peft"] if arguments.lora_rank else [])],
+        weights=weights_of(Path(folder)),
     )
     card.save(Path(folder, CARD_FILE))
 
@@ -104,8 +105,8 @@ def _results(task: Task, task_name: str, results: Mapping[str, float]) -> list[E
     return [
         EvalResult(
             task_type=task_name,
-            dataset_type=_data_name(data, split),
-            dataset_name=_data_name(data, split),
+            dataset_type=_data_name(data, str(split)),
+            dataset_name=_data_name(data, str(split)),
             dataset_config=data.dataset_config_name,
             dataset_split=None if split == "validation" and is_held_out else getattr(data, f"{split}_split_name"),
             dataset_revision=data.dataset_revision,
@@ -113,8 +114,7 @@ def _results(task: Task, task_name: str, results: Mapping[str, float]) -> list[E
             metric_name=METRIC_NAMES.get(metric, metric),
             metric_value=value,
         )
-        for split, metrics in _by_split(results).items()
-        for metric, value in metrics.items()
+        for metric, split, value in evaluated(results)
     ]
 
 
@@ -130,16 +130,6 @@ def _is_held_out(task: Task) -> bool:
     """Whether the samples for evaluation are a part of the training data, which had no split of their own."""
     split = getattr(task.splits.get("validation"), "split", None)
     return str(split) == task.data.train_split_name != task.data.validation_split_name
-
-
-def _by_split(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The metrics of `validation` and `test`, as far as they were measured."""
-    found: dict[str, dict[str, float]] = {}
-    for key, value in results.items():
-        prefix, _, metric = key.partition("_")
-        if prefix in _SPLITS and metric not in _UNMEASURED:
-            found.setdefault(_SPLITS[prefix], {})[metric] = value
-    return found
 
 
 # --- Text ------------------------------------------------------------------------------------------------------------

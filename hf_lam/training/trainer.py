@@ -368,7 +368,9 @@ class HfLamTrainer(Trainer):
                 self.write_card(str(self.args.output_dir))
             return
         super().create_model_card(*args, **kwargs)
-        if self.is_world_process_zero() and isinstance(self.model, HfLamMixin):
+        # By what it has: it may be of another copy of the code.
+        has_code = isinstance(self.model, PreTrainedModel) and hasattr(self.model.config, "auto_classes")
+        if self.is_world_process_zero() and has_code:
             folder = Path(str(self.args.output_dir))
             repository = getattr(self, "hub_model_id", None) or self.args.hub_model_id
             name = kwargs.get("model_name") or str(repository or folder.resolve().name).split("/")[-1]

@@ -1,0 +1,171 @@
+"""What of a card that is there already goes into a new one, whoever wrote it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from huggingface_hub import EvalResult, ModelCard
+
+from .names import looks_like_hub_id, sha256_of
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+CARD_FILE = "README.md"
+
+# What a card says of its model's licence.
+LICENSE_KEYS = ("license", "license_name", "license_link")
+# What a new card makes itself.
+_MADE_ANEW = (
+    *LICENSE_KEYS,
+    "base_model",
+    "base_model_relation",
+    "datasets",
+    "eval_results",
+    "language",
+    "library_name",
+    "metrics",
+    "model_name",
+    "pipeline_tag",
+    "tags",
+)
+# Where `Trainer` says how it trained.
+_OF_TRAINER = "Training procedure"
+# What templates leave to be filled in.
+_UNFILLED = re.compile(r"more information needed", re.IGNORECASE)
+_PICTURE = re.compile(r"!\[([^]]*)\]\((\w[\w.-]*\.(?:png|svg))\)")
+# The first sentence of our own, and the last line.
+_ORIGIN = re.compile(r"^`\w+`, (.+?)\. Its attention ", flags=re.MULTILINE)
+_WEIGHTS = re.compile(r"^<!-- of the weights sha256:([0-9a-f]{64}) -->$", flags=re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class EarlierCard:
+    """What of a card that is there already goes into a new one.
+
+    bases, datasets: ids on the Hub.
+    license: those of `LICENSE_KEYS` that it has.
+    language: as it is there.
+    tags: all of them.
+    further: metadata that a new card does not make.
+    sections: titles and texts that somebody wrote: not what this or transformers' templates say.
+    weights: what `weights_of` gave when it was written; None if it does not say.
+    results, origin, data, training, pictures: what belongs to these weights: what was measured; where they come from,
+        in words; the sections of these names; captions by the names of files.
+    """
+
+    bases: list[str] = field(default_factory=list)
+    license: Mapping[str, Any] = field(default_factory=dict)
+    language: Any = None
+    datasets: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    further: Mapping[str, Any] = field(default_factory=dict)
+    sections: tuple[tuple[str, str], ...] = ()
+    weights: str | None = None
+    results: list[EvalResult] = field(default_factory=list)
+    origin: str | None = None
+    data: str = ""
+    training: str = ""
+    pictures: Mapping[str, str] = field(default_factory=dict)
+
+    def pictures_in(self, folder: Path) -> dict[str, str]:
+        """Those whose files are in a folder."""
+        return {file: caption for file, caption in self.pictures.items() if (folder / file).is_file()}
+
+    def of_another_model(self) -> EarlierCard:
+        """Without what belongs to its weights."""
+        return replace(self, results=[], origin=None, data="", training="", pictures={})
+
+    def of_the_base(self) -> EarlierCard:
+        """What a model that was loaded from where the card is has in common with it."""
+        return EarlierCard(bases=self.bases, license=self.license, language=self.language)
+
+
+def read_card(text: str) -> EarlierCard:
+    """What a card says; metadata that cannot be read are passed over."""
+    try:
+        card = ModelCard(text, ignore_metadata_errors=True)
+    except (ValueError, yaml.YAMLError):
+        return EarlierCard()
+    data: dict[str, Any] = dict(card.data.__dict__)
+    written = _sections_in(card.text)
+    filled = {title: body for title, body in written if not _is_unfilled(body)}
+    own = {title for title, _ in _sections_in(TEMPLATE.read_text(encoding="utf-8"))}
+    origin, weights = _ORIGIN.search(card.text), _WEIGHTS.search(card.text)
+    return EarlierCard(
+        bases=[name for name in _strings(data.get("base_model")) if looks_like_hub_id(name)],
+        license={key: data[key] for key in LICENSE_KEYS if data.get(key)},
+        language=data.get("language"),
+        datasets=_strings(data.get("datasets")),
+        tags=_strings(data.get("tags")),
+        further={key: value for key, value in data.items() if key not in _MADE_ANEW and value is not None},
+        sections=tuple(
+            (title, body)
+            for title, body in written
+            if title not in own and title != _OF_TRAINER and not _is_unfilled(body)
+        ),
+        weights=weights and weights[1],
+        results=list(data.get("eval_results") or ()),
+        origin=origin and origin[1],
+        data=filled.get("Data", ""),
+        training=filled.get("Training", filled.get(_OF_TRAINER, "")),
+        pictures={file: caption for caption, file in _PICTURE.findall(filled.get("Pictures", ""))},
+    )
+
+
+def card_in(folder: str | Path) -> EarlierCard:
+    """The card in a folder; an empty one if there is none.
+
+    What it says of weights that are not those in the folder is left out: a model may have been trained on and saved
+    beside the card of what it was.
+    """
+    path = Path(folder, CARD_FILE)
+    if not path.is_file():
+        return EarlierCard()
+    card = read_card(path.read_text(encoding="utf-8", errors="replace"))
+    if card.weights is not None:
+        belongs = card.weights == weights_of(path.parent)
+    else:
+        written = path.stat().st_mtime_ns
+        belongs = all(file.stat().st_mtime_ns <= written for file in path.parent.glob("*.safetensors"))
+    return card if belongs else card.of_another_model()
+
+
+def weights_of(folder: Path) -> str:
+    """A hash of the weights in a folder."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        whole.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return whole.hexdigest()
+
+
+def _strings(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [text for text in values if isinstance(text, str) and text]
+
+
+def _sections_in(text: str) -> list[tuple[str, str]]:
+    """Titles of second level and what is below them; what looks like one inside of a block of code is none."""
+    found: list[tuple[str, list[str]]] = []
+    fence = ""
+    for line in text.splitlines():
+        mark = re.match(r" {0,3}(```+|~~~+)", line)
+        if mark and (not fence or line.strip().startswith(fence)):
+            fence = "" if fence else mark[1]
+        title = re.fullmatch(r"## +(.+?) *#*", line)
+        if title and not fence:
+            found.append((title[1], []))
+        elif found:
+            found[-1][1].append(line)
+    return [(title, "\n".join(lines).strip()) for title, lines in found]
+
+
+def _is_unfilled(body: str) -> bool:
+    """Whether a template's section was left as it was, or nearly so."""
+    lines = [line for line in body.splitlines() if line.strip() and not line.lstrip().startswith(("#", "<!--"))]
+    unfilled = sum(bool(_UNFILLED.search(line)) for line in lines)
+    return 2 * unfilled >= len(lines)

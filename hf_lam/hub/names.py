@@ -1,0 +1,33 @@
+"""What things are called on the Hub: repositories by their ids, contents by their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+_CHUNK = 1 << 20
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """Whether a checkpoint's name is an id on the Hub, and no folder of this machine."""
+    is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
+    return is_id and not os.path.exists(name) and ".." not in name and "--" not in name
+
+
+def sha256_of(path: Path) -> str:
+    """What the Hub calls a large file by."""
+    return _hash_of(path, hashlib.sha256())
+
+
+def git_name_of(path: Path) -> str:
+    """What git, and so the Hub, calls a plain file by."""
+    return _hash_of(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size))
+
+
+def _hash_of(path: Path, digest: hashlib._Hash) -> str:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
