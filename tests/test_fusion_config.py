@@ -258,3 +258,13 @@ def test_other_encoders_fit_where_they_say_their_sizes() -> None:
 def test_errors_name_the_classes_they_are_about() -> None:
     with pytest.raises(TypeError, match=re.escape("HfLamFusionModel needs a HfLamFusionConfig, got BertConfig")):
         HfLamFusionModel(CONFIGS[HOSTS["text"]]())
+
+
+def test_a_saved_configuration_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    config = fusion_config(("text", "image"))
+    config.text_config._name_or_path = str(tmp_path)
+    config.image_config._name_or_path = "user/vit"
+    config.save_pretrained(tmp_path / "saved")
+    stored = (tmp_path / "saved" / "config.json").read_text()
+    assert str(tmp_path) not in stored
+    assert "user/vit" in stored

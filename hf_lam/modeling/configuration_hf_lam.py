@@ -549,6 +549,11 @@ class HfLamConfigMixin:
         self.auto_map = {
             auto: name for auto, name in family.items() if (folder / f"{name.split('.')[0]}.py").is_file()
         }
+        for name in getattr(self, "sub_configs", {}):
+            encoder = getattr(self, name, None)
+            # transformers leaves out where a model was loaded from, but not for the configurations inside of it.
+            if encoder is not None and os.path.exists(getattr(encoder, "_name_or_path", None) or ""):
+                encoder._name_or_path = ""
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)  # type: ignore[misc]
 
 
