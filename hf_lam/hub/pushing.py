@@ -125,16 +125,16 @@ def push(
             again before.
     """
     source = None if isinstance(model, PreTrainedModel) else _folder_of(model)
-    _check_arguments(repo_id, metrics, dataset, license, revision, create_pr, processor)
+    said = _Said(metrics, dataset, base_model, license, inputs, [tags] if isinstance(tags, str) else tags)
+    _check_arguments(repo_id, said, revision, create_pr, processor)
     loaded: Any = model if source is None else load_model(source)
     _check_model(loaded)
     hub = Branch(repo_id, revision, create_pr, token, is_needed=not dry_run)
     with tempfile.TemporaryDirectory(prefix="hf-lam-push-") as scratch, limited_waiting():
         hub.look()
         if private is not None and hub.is_private not in (None, private):
-            hub.notes.append(
-                f"The repository stays {'private' if hub.is_private else 'public'}; private= is for a new one."
-            )
+            stays = "private" if hub.is_private else "public"
+            hub.notes.append(f"The repository stays {stays}; private= is for a new one.")
         folder = Path(scratch)
         if processor is not None:
             processor.save_pretrained(folder)
@@ -142,34 +142,9 @@ def push(
             processor = copy_processor(source, folder)
         # After the processor, which brings code of its own: the model's has to be complete.
         loaded.save_pretrained(folder, max_shard_size=max_shard_size)
-        found = [] if source is None else copy_results(source, folder)
-        earlier, published = _earlier_card(loaded, source), hub.card()
-        bases = _bases(loaded, base_model, earlier, hub)
-        kept = {**dict(published.sections), **dict(earlier.sections)}
-        if published.sections:
-            hub.notes.append(f"Kept of the card in the repository: {', '.join(dict(published.sections))}.")
-        card = model_card(
-            loaded,
-            name=hub.repo_id.split("/")[-1],
-            repository=hub.repo_id,
-            processor=processor,
-            bases=bases,
-            license=_license(license, earlier, published, bases, hub),
-            language=earlier.language or published.language,
-            datasets=_datasets(earlier, dataset),
-            tags=[*([tags] if isinstance(tags, str) else tags), *earlier.tags, *published.tags],
-            further={**published.further, **earlier.further},
-            results=_results(metrics, dataset, earlier, found, task_of(loaded)),
-            origin=earlier.origin if base_model is None else None,
-            data=earlier.data,
-            training=earlier.training,
-            pictures=_draw(loaded, processor, inputs, folder, source, earlier, hub.notes),
-            kept=list(kept.items()),
-            weights=weights_of(folder),
-        )
-        card.save(folder / CARD_FILE)
-        title = commit_message or f"Upload {saved_class(loaded).__name__} with hf_lam {__version__}"
+        _write_card(loaded, processor, source, folder, said, hub)
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        title = commit_message or f"Upload {saved_class(loaded).__name__} with hf_lam {__version__}"
         _refuse_tokens(files, f"{title}\n{commit_description or ''}", token)
         deleted = tuple(sorted(path for path in hub.files if _is_own(path) and path not in files))
         others = filter(None, map(check_name, sorted(set(hub.files) - set(files) - set(deleted))))
@@ -184,6 +159,49 @@ def push(
             notes=tuple(hub.notes),
             commit=commit,
         )
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the caller says about the model; see `push`."""
+
+    metrics: Mapping[str, float] | Sequence[EvalResult] | None
+    dataset: str | None
+    base_model: str | Sequence[str] | None
+    license: str | None
+    inputs: Mapping[str, Any] | None
+    tags: Sequence[str]
+
+
+def _write_card(model: Any, processor: Any, source: Path | None, folder: Path, said: _Said, hub: Branch) -> None:
+    """Write the card and its pictures into `folder`, where the model is, with what a run has left in `source`."""
+    found = [] if source is None else copy_results(source, folder)
+    earlier, published = _earlier_card(model, source), hub.card()
+    titles = {title for title, _ in earlier.sections}
+    kept = [(title, body) for title, body in published.sections if title not in titles]
+    if kept:
+        hub.notes.append(f"Kept of the card in the repository: {', '.join(title for title, _ in kept)}.")
+    bases = _bases(model, said.base_model, earlier, hub)
+    card = model_card(
+        model,
+        name=hub.repo_id.split("/")[-1],
+        repository=hub.repo_id,
+        processor=processor,
+        bases=bases,
+        license=_license(said.license, earlier, published, bases, hub),
+        language=earlier.language or published.language,
+        datasets=_datasets(earlier, said.dataset),
+        tags=[*said.tags, *earlier.tags, *published.tags],
+        further={**published.further, **earlier.further},
+        results=_results(said, earlier, found, task_of(model)),
+        origin=earlier.origin if said.base_model is None else None,
+        data=earlier.data,
+        training=earlier.training,
+        pictures=_draw(model, processor, said.inputs, folder, source, earlier, hub.notes),
+        kept=[*kept, *earlier.sections],
+        weights=weights_of(folder),
+    )
+    card.save(folder / CARD_FILE)
 
 
 def _is_own(path: str) -> bool:
@@ -208,42 +226,36 @@ def _folder_of(model: Any) -> Path:
     return folder
 
 
-def _check_arguments(
-    repo_id: str,
-    metrics: Any,
-    dataset: str | None,
-    license: str | None,
-    revision: str | None,
-    create_pr: bool,
-    processor: Any,
-) -> None:
+def _check_arguments(repo_id: str, said: _Said, revision: str | None, create_pr: bool, processor: Any) -> None:
     validate_repo_id(repo_id)
     if revision == "":
         raise ValueError("revision is the name of a branch, got ''; leave it out for the main one.")
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise ValueError(f"license must be an identifier of the Hub, such as 'apache-2.0' or 'mit', got {license!r}.")
+    if said.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", said.license):
+        raise ValueError(
+            f"license must be an identifier of the Hub, such as 'apache-2.0' or 'mit', got {said.license!r}."
+        )
     if revision is not None and create_pr and revision != "main":
         raise ValueError(f"a pull request is opened against main; leave out revision={revision!r} or create_pr.")
     if processor is not None and not hasattr(processor, "save_pretrained"):
         raise TypeError(
             f"processor must be a tokenizer or a processor of transformers, got {type(processor).__name__}."
         )
-    if isinstance(metrics, Mapping):
-        for name, value in metrics.items():
+    if isinstance(said.metrics, Mapping):
+        for name, value in said.metrics.items():
             if not isinstance(name, str) or not name.strip("_"):
                 raise TypeError(f"metrics must have names, such as 'accuracy', got {name!r}.")
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"metrics must be numbers, {name!r} is {value!r}.")
             if not math.isfinite(value):
                 raise ValueError(f"metrics must be finite, {name!r} is {value!r}; leave it out.")
-    elif metrics is not None:
-        if isinstance(metrics, str) or not all(isinstance(result, EvalResult) for result in metrics):
+    elif said.metrics is not None:
+        if isinstance(said.metrics, str) or not all(isinstance(result, EvalResult) for result in said.metrics):
             raise TypeError("metrics must be numbers by their names, or a list of huggingface_hub.EvalResult.")
-        for result in metrics:
+        for result in said.metrics:
             if not isinstance(result.metric_value, (Real, str)) or result.metric_value != result.metric_value:
                 raise ValueError(f"metrics must have values, {result.metric_type!r} is {result.metric_value!r}.")
-        if dataset is not None:
-            raise ValueError(f"dataset={dataset!r} is for metrics by their names; an EvalResult has its own.")
+        if said.dataset is not None:
+            raise ValueError(f"dataset={said.dataset!r} is for metrics by their names; an EvalResult has its own.")
 
 
 def _check_model(model: Any) -> None:
@@ -273,21 +285,18 @@ def _refuse_tokens(files: Mapping[str, Path], message: str, token: str | bool | 
 # --- What comes with the model ---------------------------------------------------------------------------------------
 
 
-def _results(
-    metrics: Any, dataset: str | None, earlier: EarlierCard, found: list[Measured], task: str | None
-) -> list[EvalResult]:
-    if metrics is not None and not isinstance(metrics, Mapping):
-        return list(metrics)
-    if metrics is None and not found:
+def _results(said: _Said, earlier: EarlierCard, found: list[Measured], task: str | None) -> list[EvalResult]:
+    if said.metrics is not None and not isinstance(said.metrics, Mapping):
+        return list(said.metrics)
+    if said.metrics is None and not found:
         return earlier.results
-    made = as_results(
-        found if metrics is None else measured(metrics), dataset or next(iter(earlier.datasets), None), task
-    )
-    if metrics is not None or dataset is not None:
+    numbers = found if said.metrics is None else measured(said.metrics)
+    made = as_results(numbers, said.dataset or next(iter(earlier.datasets), None), task)
+    if said.metrics is not None or said.dataset is not None:
         return made
     # What a card says of the same numbers, it says better.
-    said = {(x.metric_type, x.dataset_split, x.metric_value): x for x in earlier.results}
-    return [said.get((x.metric_type, x.dataset_split, x.metric_value), x) for x in made]
+    known = {(x.metric_type, x.dataset_split, x.metric_value): x for x in earlier.results}
+    return [known.get((x.metric_type, x.dataset_split, x.metric_value), x) for x in made]
 
 
 def _earlier_card(model: Any, source: Path | None) -> EarlierCard:
