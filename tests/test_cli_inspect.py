@@ -1,6 +1,9 @@
 """`hf-lam inspect` on tiny models."""
 
+import io
 import json
+import shutil
+import sys
 
 import pytest
 import torch
@@ -247,6 +250,7 @@ def test_pictures_are_of_the_inputs_that_were_given(folders, tmp_path, monkeypat
         ("all", ["--text", "the cat"], "has no tokenizer or processor"),
         ("heads", ["--layer", "3"], "3 layers"),
         ("heads", ["--output", __file__], "is a file"),
+        ("heads", ["--output", f"{__file__}/x/y"], "is a file"),
         ("heads", ["--format", "gif"], "gif"),
         ("missing", [], "there is no folder"),
     ],
@@ -279,4 +283,38 @@ def test_damaged_weights_are_a_failure(folders, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(weights[:-100])
     code, out, err = run_main("inspect", tmp_path, "--json")
     assert (code, out) == (cli.CHECK_FAILED, "")
-    error_line(err)
+    assert str(tmp_path / "model.safetensors") in error_line(err)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12\n")
+    code, _, err = run_main("inspect", tmp_path)
+    assert code == cli.CHECK_FAILED
+    assert "model.safetensors" in error_line(err) and "git lfs pull" in error_line(err)
+
+
+def test_weights_that_do_not_fit_the_config(folders, tmp_path):
+    shutil.copytree(folders / "heads", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "intermediate_size": 41}))
+    code, _, err = run_main("inspect", tmp_path / "model")
+    assert code == cli.CHECK_FAILED
+    assert f"do not fit its config.json; `hf-lam verify {tmp_path / 'model'}` lists where" in error_line(err)
+
+
+@pytest.mark.parametrize("changes", [{"model_type": ["a"]}, {"auto_map": 7}])
+@pytest.mark.parametrize("command", ["inspect", "cost"])
+def test_a_config_with_values_of_other_kinds(folders, tmp_path, changes, command):
+    config = json.loads((folders / "heads" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    code, _, err = run_main(command, tmp_path)
+    assert code == cli.WRONG_USE
+    assert str(tmp_path) in error_line(err) and "model_type" in error_line(err)
+
+
+def test_a_stream_that_takes_ascii_alone(folders, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["hf-lam", "inspect", str(folders / "all")])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    sys.stdout.flush()
+    assert b"? by head" in written.getvalue()

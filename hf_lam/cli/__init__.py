@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -49,6 +50,9 @@ app.command(help=help_of(demo.demo), epilog=demo.EPILOG)(demo.demo)
 
 def main() -> None:
     """Run the command line; expected errors are one line on stderr and an exit code, not a traceback."""
+    # Tables have a minus sign and Greek letters, which not every stream can take; errors already go on as they can.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         app()
     except Exception as error:

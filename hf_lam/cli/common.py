@@ -155,6 +155,33 @@ def load_config(source: str, revision: str | None = None) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"{source!r} is no folder or id of a model that can be read: {first_line(error)}") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"the config.json of {source!r} cannot be read ({type(error).__name__}: {first_line(error)}). See whether "
+            "model_type in it is the name of a model, and whether auto_map and the like are what they should be."
+        ) from error
+
+
+@contextmanager
+def loading_weights(source: str) -> Iterator[None]:
+    """While this lasts, an error about weights in a folder that are damaged names the file."""
+    from safetensors import SafetensorError
+
+    from ..hub.repository_files import LocalFiles, UnreadableError
+
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        if not is_local(source):
+            raise
+        files = LocalFiles(source)
+        for name in sorted(files.sizes):
+            if name.endswith(".safetensors") and "/" not in name:
+                try:
+                    files.tensors(name)
+                except UnreadableError as reason:
+                    raise RuntimeError(f"{os.path.join(source, name)!r} {reason}.") from error
+        raise
 
 
 def random_model(config: PreTrainedConfig, auto_class: str = "AutoModel") -> PreTrainedModel:

@@ -24,6 +24,7 @@ from .common import (
     is_local,
     load_config,
     load_processor,
+    loading_weights,
     model_source,
     print_json,
     random_model,
@@ -166,7 +167,8 @@ def _convert(
         options = {key: value for key, value in options.items() if value is not None}
         with _changes_said() as changes:
             try:
-                converted = convert_model(source, *configs, auto_class=auto_class, **options)
+                with loading_weights(source):
+                    converted = convert_model(source, *configs, auto_class=auto_class, **options)
             except RuntimeError as error:
                 if num_labels is None or "ignore_mismatched_sizes" not in str(error):
                     raise

@@ -20,6 +20,7 @@ from .common import (
     is_local,
     load_config,
     load_processor,
+    loading_weights,
     model_source,
     print_json,
     random_model,
@@ -118,8 +119,11 @@ def inspect(
     """
     if text_pair is not None and text is None:
         raise ValueError("--text-pair is the second text of a pair; give the first with --text.")
-    if output is not None and output.exists() and not output.is_dir():
-        raise ValueError(f"--output {str(output)!r} is a file; the pictures need a folder.")
+    if output is not None:
+        # The folders that are missing are made.
+        place = next(path for path in (output, *output.absolute().parents) if path.exists())
+        if not place.is_dir():
+            raise ValueError(f"--output {str(output)!r}: {str(place)!r} is a file; the pictures need a folder.")
     source = model_source(model)
     with stdout_for(as_json), working(f"Inspecting {model}", has_bars=not is_local(source)):
         config = load_config(source, revision)
@@ -209,7 +213,16 @@ def _load(source: str, config: Any, revision: str | None) -> Any:
 
     known = [name for name in config.architectures or () if name in config.auto_classes.values()]
     model_class = getattr(hf_lam, known[0] if known else config.auto_classes["AutoModel"])
-    return model_class.from_pretrained(source, **({} if revision is None else {"revision": revision}))
+    try:
+        with loading_weights(source):
+            return model_class.from_pretrained(source, **({} if revision is None else {"revision": revision}))
+    except RuntimeError as error:
+        # transformers refers to a report, which it writes as a warning.
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise RuntimeError(
+            f"the weights of {source!r} do not fit its config.json; `hf-lam verify {source}` lists where."
+        ) from error
 
 
 # --- Inputs ----------------------------------------------------------------------------------------------------------

@@ -24,6 +24,11 @@ _SUSPICIOUS = re.compile(
     r"|shutil\.(rmtree|move)|huggingface_hub|transformers\.dynamic_module_utils"
     r"|torch\.(load|hub|jit\.load|ops\.load_library|utils\.cpp_extension|package)|(numpy|np)\.(load|fromfile))(\..*)?"
 )
+# Code that is not released is parsed if it is of such a size, one file and all of them together: parsing takes time
+# and memory. hf_lam's largest file has 60 kB.
+_MOST_PARSED = 200_000
+_MOST_PARSED_IN_ALL = 1_000_000
+_LONGEST_NAME = 100
 _ADDRESS = re.compile(r"(?:https?|wss?|ftp)://([^/\s\"'<>\\]+)")
 
 
@@ -37,11 +42,20 @@ def released_code(manifest: Path = MANIFEST) -> dict[str, dict[str, str]]:
 
 
 class Module(NamedTuple):
-    """The classes that a file defines, the packages that it imports, and what it imports relatively: dots and path."""
+    """What is in a file.
+
+    classes: that it defines.
+    imports: the packages that it imports.
+    siblings: what it imports relatively: the number of dots, and the path.
+    uses: what it imports and uses of what is worth a look, with the line.
+    hosts: of the addresses in its texts.
+    """
 
     classes: frozenset[str]
     imports: frozenset[str]
     siblings: frozenset[tuple[int, str]]
+    uses: tuple[tuple[int, str], ...]
+    hosts: frozenset[str]
 
 
 @dataclass
@@ -72,6 +86,7 @@ def check_code(files: RepositoryFiles, released: Mapping[str, Mapping[str, str]]
         expected: the version that the configuration names, which is what changed files are compared with.
     """
     code = Code()
+    parsed = 0
     known = {digest for hashes in released.values() for digest in hashes.values()}
     for name in files.sizes:
         if suffix_of(name) not in (".py", ".pyw", ".pyi"):
@@ -83,6 +98,14 @@ def check_code(files: RepositoryFiles, released: Mapping[str, Mapping[str, str]]
             code.findings.append(Finding("size", name, str(error)))
             continue
         code.hashes[name] = hashlib.sha256(source).hexdigest()
+        is_known = code.hashes[name] in known
+        if not is_known:
+            if len(source) > min(_MOST_PARSED, _MOST_PARSED_IN_ALL - parsed):
+                code.findings.append(
+                    Finding("size", name, f"is unknown code of {len(source)} bytes, too long to parse")
+                )
+                continue
+            parsed += len(source)
         try:
             module = _parse(source)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -90,10 +113,9 @@ def check_code(files: RepositoryFiles, released: Mapping[str, Mapping[str, str]]
             continue
         code.modules[name] = module
         code.imports |= module.imports
-        if code.hashes[name] not in known:
-            nodes = list(ast.walk(ast.parse(source)))
-            code.findings += _calls(name, nodes)
-            code.hosts |= set(_hosts(nodes))
+        if not is_known:
+            code.findings += [Finding("call", name, f"line {line} {what}") for line, what in module.uses]
+            code.hosts |= module.hosts
     if not code.hashes:
         code.findings.append(Finding("code", "", "has no code of hf_lam, so there is nothing to be verified"))
         return code
@@ -106,7 +128,13 @@ def check_code(files: RepositoryFiles, released: Mapping[str, Mapping[str, str]]
 def _parse(source: bytes) -> Module:
     nodes = list(ast.walk(tree := ast.parse(source)))
     classes = frozenset(node.name for node in tree.body if isinstance(node, ast.ClassDef))
-    return Module(classes, frozenset(_packages(nodes)), frozenset(_siblings(nodes)))
+    return Module(
+        classes,
+        frozenset(_packages(nodes)),
+        frozenset(_siblings(nodes)),
+        tuple(_uses(nodes)),
+        frozenset(_hosts(nodes)),
+    )
 
 
 def _version_of(
@@ -166,7 +194,8 @@ def check_auto_maps(files: RepositoryFiles, configs: Mapping[str, Any], code: Co
             targets.add(file)
             if file not in code.modules or class_name not in code.modules[file].classes:
                 findings.append(Finding("auto_map", config_name, f"names {reference!r}, which {file} does not define"))
-    if code.hashes and not targets:
+    # Without a configuration that can be read, that is the finding.
+    if code.hashes and not targets and isinstance(configs.get("config.json"), dict):
         findings.append(Finding("auto_map", "config.json", "names none of the code that is here"))
     _, missing = closure(targets, code)
     return findings + missing
@@ -235,8 +264,8 @@ def _hosts(nodes: list[ast.AST]) -> Iterator[str]:
             yield from _ADDRESS.findall(text)
 
 
-def _calls(name: str, nodes: list[ast.AST]) -> list[Finding]:
-    """Findings for calls and imports that reach out of a model: processes, network, files, pickles, other code."""
+def _uses(nodes: list[ast.AST]) -> list[tuple[int, str]]:
+    """Imports and uses of what reaches out of a model, with their lines: processes, network, files, pickles."""
     full_names = {}
     found: dict[str, int] = {}
     for node in nodes:
@@ -252,18 +281,23 @@ def _calls(name: str, nodes: list[ast.AST]) -> list[Finding]:
                 full_names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
                 if _SUSPICIOUS.fullmatch(f"{node.module}.{alias.name}"):
                     found.setdefault(f"imports {node.module}.{alias.name}", node.lineno)
-    for node in nodes:
-        if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load):
-            dotted = _dotted(node)
-            if dotted is None:
-                continue
-            first, _, rest = dotted.partition(".")
-            full = f"{full_names.get(first, first)}{'.' * bool(rest)}{rest}"
-            is_known = first in full_names or not rest
-            if is_known and _SUSPICIOUS.fullmatch(full):
-                found.setdefault(f"uses {full}", node.lineno)
-    lines = sorted((line, what) for what, line in found.items())
-    return [Finding("call", name, f"line {line} {what}") for line, what in lines]
+    # The names inside of a longer one, as `os.path` in `os.path.join`, are no uses of their own.
+    inner: set[int] = set()
+    for node in nodes:  # from the outside in
+        if isinstance(node, ast.Attribute):
+            inner.add(id(node.value))
+        if id(node) in inner or not isinstance(node, (ast.Name, ast.Attribute)):
+            continue
+        dotted = _dotted(node)
+        if dotted is None or (isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)):
+            continue
+        first, _, rest = dotted.partition(".")
+        # A name that is not imported here is a local one or one of Python's own, such as eval.
+        full = f"{full_names[first]}{'.' * bool(rest)}{rest}" if first in full_names else first
+        if _SUSPICIOUS.fullmatch(full):
+            what = f"uses {full if len(full) <= _LONGEST_NAME else full[:_LONGEST_NAME] + '…'}"
+            found[what] = min(node.lineno, found.get(what, node.lineno))
+    return sorted((line, what) for what, line in found.items())
 
 
 def _dotted(node: ast.AST) -> str | None:

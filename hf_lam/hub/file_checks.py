@@ -30,8 +30,46 @@ _EXECUTABLE_HEADS = (
 # What a pickle needs to call something when it is read.
 _CALLING_OPCODES = re.compile(r"GLOBAL|STACK_GLOBAL|INST|OBJ|NEWOBJ|NEWOBJ_EX|REDUCE|BUILD|EXT[124]|PERSID|BINPERSID")
 
-# Large and without anything that names code.
-_PLAIN_DATA = ("tokenizer.json", "vocab.json")
+# What the Auto classes look for besides code and weights.
+READ = re.compile(
+    r"(config|generation_config|adapter_config|preprocessor_config|video_preprocessor_config|processor_config"
+    r"|audio_tokenizer_config|tokenizer_config|tokenizer|vocab|special_tokens_map|added_tokens|chat_template)\.json"
+    r"|vocab\.txt|merges\.txt|chat_template\.jinja|additional_chat_templates/.*|[\w.-]+\.model"
+)
+# Large and without anything that names code; the last is what `Trainer` writes, and loading a model does not read it.
+_PLAIN_DATA = ("tokenizer.json", "vocab.json", "trainer_state.json")
+
+# Of one configuration, of an index of weights, and of all JSON that is parsed: objects take many times their text.
+_MOST_CONFIG_BYTES = 2_000_000
+_MOST_INDEX_BYTES = 20_000_000
+_MOST_JSON_BYTES = 20_000_000
+
+# Where configurations name files of this machine or of the repository.
+_PATHS = re.compile(r"vocab|merges|source_spm|target_spm|transformers_weights|.*_(path|dir|file)")
+# Where something once was, which nothing reads.
+_NO_PATHS = ("_name_or_path", "name_or_path", "special_tokens_map_file")
+
+# Processors, and the tokenizers of encoders, that were looked through: they read their own files and nothing else.
+_TOKENIZERS = (
+    "Albert Bert CLIP Camembert ConvBert Deberta DebertaV2 DistilBert Electra GPT2 LayoutLM MPNet MobileBert Roberta "
+    "SqueezeBert T5 XLMRoberta XLNet"
+)
+_IMAGE_PROCESSORS = "Beit Bit CLIP ConvNext DeiT Siglip ViT VideoMAE"
+_CLASSES = frozenset(
+    [
+        *("HfLamFusionProcessor", "CLIPProcessor", "ASTFeatureExtractor", "VideoMAEVideoProcessor"),
+        *("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "SentencePieceBackend"),
+        *(f"{name}Tokenizer{kind}" for name in _TOKENIZERS.split() for kind in ("", "Fast")),
+        *(f"{name}ImageProcessor{kind}" for name in _IMAGE_PROCESSORS.split() for kind in ("", "Fast", "Pil")),
+        *(f"{name}FeatureExtractor" for name in _IMAGE_PROCESSORS.split()),  # as they were called once
+    ]
+)
+_CLASS_KEYS = (
+    *("processor_class", "tokenizer_class", "image_processor_type", "feature_extractor_type"),
+    "video_processor_type",
+)
+# transformers fetches the code of other kernels, by their names or where a package is missing.
+_ATTENTION = (None, "eager", "sdpa", "flex_attention")
 
 
 def suffix_of(name: str) -> str:
@@ -66,13 +104,10 @@ def _check_contents(files: RepositoryFiles, name: str) -> list[Finding]:
     head = files.beginning(name, 65536)
     if head is None:
         return []
-    if suffix_of(name) == ".safetensors":
-        try:
-            # The length of the header, which comes first, can look like the beginning of a pickle.
-            files.tensors(name)
-            return []
-        except UnreadableError:
-            pass
+    # The length of the header, which comes first, can look like the beginning of a pickle. Whether the rest is as it
+    # should be is seen where weights are checked; what is not loaded as weights has a finding there.
+    if suffix_of(name) == ".safetensors" and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
+        return []
     if is_pickle(head):
         return [Finding("pickle", name, "holds a pickle, whatever its name says")]
     if head.startswith(b"PK\x03\x04"):
@@ -105,15 +140,21 @@ def is_pickle(head: bytes) -> bool:
 def read_configs(files: RepositoryFiles) -> tuple[dict[str, Any], list[Finding]]:
     """Every JSON file that transformers could read as a configuration, and findings for what is none."""
     configs, findings = {}, []
+    left = _MOST_JSON_BYTES
     for name in files.sizes:
         base = name.rpartition("/")[2]
         if suffix_of(name) != ".json" or base in _PLAIN_DATA:
             continue
+        most = _MOST_INDEX_BYTES if base.endswith(".index.json") else _MOST_CONFIG_BYTES
         try:
-            configs[name] = json.loads(files.read(name).decode("utf-8"))
+            if files.sizes[name] <= most and files.sizes[name] > left:
+                raise UnreadableError(f"is one too many: more than {_MOST_JSON_BYTES} bytes of JSON in all")
+            data = files.read(name, most)
+            left -= len(data)
+            configs[name] = json.loads(data.decode("utf-8"))
         except UnreadableError as error:
             findings.append(Finding("size", name, str(error)))
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, MemoryError) as error:
             findings.append(Finding("config", name, f"is not JSON: {error}"))
     return configs, findings
 
@@ -135,27 +176,73 @@ def check_references(configs: dict[str, Any]) -> list[Finding]:
     findings = []
     for name, config in configs.items():
         base = name.rpartition("/")[2]
-        for key, value in entries(config):
-            if key.endswith("_file") or key in ("transformers_weights", "init_inputs"):
-                findings += [
-                    Finding("path", name, f"{key} is {path!r}, which is not in the repository")
-                    for path in (value if isinstance(value, list) else [value])
-                    if isinstance(path, str) and leaves_folder(path)
-                ]
-            if key in ("configuration_files", "fast_tokenizer_files") and value:
-                findings.append(Finding("config", name, f"{key} lets other files take the place of the usual ones"))
-            if key.endswith("_implementation"):
-                kernels = [value] if isinstance(value, str) else [kernel for _, kernel in entries(value)]
-                findings += [
-                    Finding("repository", name, f"{key}: the code of the kernel {kernel!r} would be loaded")
-                    for kernel in kernels
-                    if isinstance(kernel, str) and "/" in kernel
-                ]
-            if key in ("use_pretrained_backbone", "use_timm_backbone") and value:
-                findings.append(Finding("repository", name, f"{key}: weights of another repository would be loaded"))
-            if key == "model_type" and isinstance(value, str) and value.startswith("timm"):
-                findings.append(Finding("repository", name, f"model_type {value!r} takes its model from timm"))
+        if base == "audio_tokenizer_config.json":
+            origin = config.get("audio_tokenizer_name_or_path") if isinstance(config, dict) else None
+            findings.append(Finding("repository", name, f"makes a processor load the model {origin!r}"))
         if base == "adapter_config.json":
             origin = config.get("base_model_name_or_path") if isinstance(config, dict) else None
             findings.append(Finding("repository", name, f"is PEFT's, which would load the model {origin!r}"))
+        is_read = READ.fullmatch(base) is not None
+        for key, value in entries(config):
+            if is_read:
+                findings += _outside(name, key, value)
+            if key in ("configuration_files", "fast_tokenizer_files") and value:
+                findings.append(Finding("config", name, f"{key} lets other files take the place of the usual ones"))
+            if key in _CLASS_KEYS and value is not None and not (isinstance(value, str) and value in _CLASSES):
+                findings.append(Finding("repository", name, f"{key} {value!r} is not known to load nothing else"))
+            if base == "audio_tokenizer_config.json" and key.startswith("audio_tokenizer"):
+                continue
+            if message := _reaches_out(key, value):
+                findings.append(Finding("repository", name, message))
     return findings
+
+
+def _outside(name: str, key: str, value: Any) -> list[Finding]:
+    """Findings for paths in a value that leave the folder."""
+    if key == "init_inputs":  # the arguments of a tokenizer, and so the names of its files
+        texts = [text for text in _leaves(value) if isinstance(text, str)]
+    elif _PATHS.fullmatch(key) and key not in _NO_PATHS:
+        # A vocabulary itself, as a list, is made of tokens.
+        texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+        texts = [] if key in ("vocab", "merges") and isinstance(value, list) else texts
+    else:
+        return []
+    return [
+        Finding("path", name, f"{key} is {text!r}, which is not in the repository")
+        for text in texts
+        if leaves_folder(text)
+    ]
+
+
+def _reaches_out(key: str, value: Any) -> str:
+    """What a key makes loading fetch; empty if nothing."""
+    if key.startswith("audio_tokenizer") and value:
+        return f"{key}: a processor would load the model {_origin(value)!r}"
+    if key == "repo_path":
+        return f"{key}: an image processor would read from {value!r}"
+    if key.endswith("_implementation"):
+        strange = [kernel for kernel in _leaves(value) if not (kernel is None or kernel in _ATTENTION)]
+        if strange:
+            return f"{key} is {strange[0]!r}, for which transformers may load the code of a kernel"
+    if key in ("use_pretrained_backbone", "use_timm_backbone") and value:
+        return f"{key}: weights of another repository would be loaded"
+    if key == "model_type" and isinstance(value, str) and value.startswith("timm"):
+        return f"model_type {value!r} takes its model from timm"
+    return ""
+
+
+def _origin(value: Any) -> Any:
+    return value.get("audio_tokenizer_name_or_path") if isinstance(value, dict) else value
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What is in nested dictionaries and lists and is none itself."""
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, dict):
+            waiting += current.values()
+        elif isinstance(current, list):
+            waiting += current
+        else:
+            yield current

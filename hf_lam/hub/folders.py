@@ -58,7 +58,10 @@ def load_model(folder: Path) -> Any:
     Raises:
         ValueError: if there is another model, or none.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(f"{str(folder / 'config.json')!r} cannot be read as a configuration: {error}") from error
     names = list(getattr(config, "auto_classes", {}).values())
     name = next(iter(config.architectures or ()), "None")
     if name not in names:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
@@ -12,19 +15,28 @@ from urllib.parse import urlsplit
 from huggingface_hub import HfApi, constants, get_session, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
-    SafetensorsParsingError,
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
-from safetensors import SafetensorError, safe_open
 
 # Of one file, of all that are read, and how many there may be, so that no repository fills memory or disk.
 MAX_BYTES = 20_000_000
 MAX_TOTAL_BYTES = 200_000_000
 MAX_FILES = 10_000
+# Of the headers of all weights. The client of the Hub has the same limit for one.
+MAX_HEADER_BYTES = 25_000_000
+
+# Bits of an element, by the names in safetensors files.
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+# Most headers come with this much of the beginning of a file.
+_FIRST_BYTES = 100_000
 
 # What clients of the Hub and git keep in a folder, which is no part of the repository.
 _NOT_OF_THE_REPOSITORY = (".git", ".cache")
@@ -69,8 +81,8 @@ class RepositoryFiles(Protocol):
     findings: list[Finding]
     revision: str | None
 
-    def read(self, name: str) -> bytes:
-        """The contents of a small file. Raises an `UnreadableError` for a large one."""
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """The contents of a file of at most so many bytes. Raises an `UnreadableError` for a larger one."""
 
     def beginning(self, name: str, count: int) -> bytes | None:
         """The first bytes of a file; None where they are not at hand."""
@@ -90,13 +102,98 @@ class _Budget:
 
     def __init__(self) -> None:
         self.left = MAX_TOTAL_BYTES
+        self.headers = MAX_HEADER_BYTES
 
-    def spend(self, size: int) -> None:
-        if size > MAX_BYTES:
-            raise UnreadableError(f"is of {size} bytes, more than the {MAX_BYTES} that are read of such a file")
+    def spend(self, size: int, most: int | None) -> None:
+        most = MAX_BYTES if most is None else min(most, MAX_BYTES)
+        if size > most:
+            raise UnreadableError(f"is of {size} bytes, more than the {most} that are read of such a file")
         if size > self.left:
             raise UnreadableError(f"is one too many: more than {MAX_TOTAL_BYTES} bytes of code and JSON in all")
         self.left -= size
+
+    def spend_on_header(self, length: int) -> None:
+        if length > self.headers:
+            raise UnreadableError(
+                f"has a header of {length} bytes; verify reads {MAX_HEADER_BYTES} bytes of all headers together"
+            )
+        self.headers -= length
+
+
+def _read_tensors(size: int, read: Callable[[int, int], bytes], budget: _Budget) -> dict[str, StoredTensor]:
+    """What the header of a safetensors file lists.
+
+    It is checked as safetensors does when it opens the file: the tensors follow one another without gaps, each is as
+    long as its shape and kind say, and the last one ends where the file does.
+
+    Args:
+        size: of the file, in bytes.
+        read: gives the bytes from one place to another.
+        budget: what may still be read.
+
+    Raises:
+        UnreadableError: if it is no such file, or not a whole one.
+    """
+    if size < 8:
+        raise UnreadableError(f"is not a safetensors file: it has {size} bytes")
+    first = read(0, min(size, _FIRST_BYTES))
+    if first.startswith(b"version https://git-lfs"):
+        raise UnreadableError("is not the weights but a pointer to them; `git lfs pull` gets them")
+    length = int.from_bytes(first[:8], "little")
+    if length > size - 8:
+        raise UnreadableError(f"is not a whole safetensors file: its header would be of {length} bytes")
+    budget.spend_on_header(length)
+    header = first[8 : 8 + length]
+    if len(header) < length:
+        header += read(8 + len(header), 8 + length)
+    try:
+        if len(header) != length or header[:1] != b"{":
+            raise ValueError("its header is not JSON")
+        listed = json.loads(header.decode("utf-8"), object_pairs_hook=_without_repetition)
+        return _checked_tensors(listed, size - 8 - length)
+    except (ValueError, RecursionError, MemoryError, OverflowError) as error:
+        reason = "its header is nested too deep" if isinstance(error, RecursionError) else error
+        raise UnreadableError(f"is not a whole safetensors file: {reason}") from error
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("its header names something twice")
+    return found
+
+
+def _checked_tensors(listed: dict[str, Any], room: int) -> dict[str, StoredTensor]:
+    """The tensors that a header lists, if they fill the `room` bytes behind it; a `ValueError` if they do not."""
+    metadata = listed.pop("__metadata__", None)
+    is_text = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    if metadata is not None and not is_text:
+        raise ValueError("__metadata__ in its header is not made of strings")
+    tensors, places = {}, []
+    for name, entry in listed.items():
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"{name!r} in its header is no tensor")
+        dtype, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in _BITS:
+            raise ValueError(f"{name!r} is of the kind {dtype!r}, which is not known here")
+        if not (_are_sizes(shape) and _are_sizes(place) and len(place) == 2 and len(shape) <= 32):
+            raise ValueError(f"{name!r} has no shape and place in the file")
+        if place[1] - place[0] != math.prod(shape) * _BITS[dtype] // 8:
+            raise ValueError(f"{name!r} has the shape {shape} and the kind {dtype}, but {place[1] - place[0]} bytes")
+        tensors[name] = StoredTensor(tuple(shape), dtype)
+        places.append((place[0], place[1]))
+    end = 0
+    for start, stop in sorted(places):
+        if start != end:
+            raise ValueError(f"its tensors overlap or leave a gap at byte {end}")
+        end = stop
+    if end != room:
+        raise ValueError(f"its header lists {end} bytes of tensors, and {room} are there")
+    return tensors
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
 
 
 class LocalFiles:
@@ -138,22 +235,32 @@ class LocalFiles:
             what = "a link to a folder" if stat.S_ISDIR(status.st_mode) else "a device, a pipe or a socket"
             self.findings.append(Finding("path", name, f"is {what}, not a file"))
 
-    def read(self, name: str) -> bytes:
-        self._budget.spend(self.sizes[name])
-        return (self.root / name).read_bytes()
+    def read(self, name: str, most: int | None = None) -> bytes:
+        self._budget.spend(self.sizes[name], most)
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise UnreadableError(f"cannot be read: {error.strerror}") from error
 
     def beginning(self, name: str, count: int) -> bytes | None:
-        with open(self.root / name, "rb") as file:
-            return file.read(count)
+        try:
+            with open(self.root / name, "rb") as file:
+                return file.read(count)
+        except OSError as error:
+            self.findings.append(Finding("path", name, f"cannot be read: {error.strerror}"))
+            return None
 
     def tensors(self, name: str) -> dict[str, StoredTensor]:
         try:
-            # It compares the offsets in the header with the shapes, and their end with the length of the file.
-            with safe_open(self.root / name, framework="pt") as file:
-                slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
-                return {key: StoredTensor(tuple(s.get_shape()), s.get_dtype()) for key, s in slices.items()}
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UnreadableError(f"is not a whole safetensors file: {error}") from error
+            with open(self.root / name, "rb") as file:
+
+                def read(start: int, stop: int) -> bytes:
+                    file.seek(start)
+                    return file.read(stop - start)
+
+                return _read_tensors(self.sizes[name], read, self._budget)
+        except OSError as error:
+            raise UnreadableError(f"cannot be read: {error.strerror}") from error
 
 
 def hub_host() -> str:
@@ -195,30 +302,20 @@ class HubFiles:
                 self.findings.append(Finding("size", "", f"holds more than {MAX_FILES} files; the rest is unread"))
                 break
 
-    def read(self, name: str) -> bytes:
-        self._budget.spend(self.sizes[name])
+    def read(self, name: str, most: int | None = None) -> bytes:
+        self._budget.spend(self.sizes[name], most)
         return Path(self.api.hf_hub_download(self.repo_id, name, revision=self.revision)).read_bytes()
 
     def beginning(self, name: str, count: int) -> bytes | None:
         return None
 
     def tensors(self, name: str) -> dict[str, StoredTensor]:
-        try:
-            header: Any = self.api.parse_safetensors_file_metadata(self.repo_id, name, revision=self.revision)
-            end = max((tensor.data_offsets[1] for tensor in header.tensors.values()), default=0)
-        except HfHubHTTPError:
-            raise
-        except (SafetensorsParsingError, LookupError, TypeError, AttributeError, ValueError) as error:
-            raise UnreadableError(f"is not a safetensors file: {error}") from error
-        length = 8 + self._header_length(name) + end
-        if self.sizes[name] != length:
-            raise UnreadableError(f"is not whole: it has {self.sizes[name]} bytes, but its header says {length}")
-        return {key: StoredTensor(tuple(tensor.shape), tensor.dtype) for key, tensor in header.tensors.items()}
-
-    def _header_length(self, name: str) -> int:
-        """The number at the very beginning of a safetensors file, which the parsed header no longer has."""
         url = hf_hub_url(self.repo_id, name, revision=self.revision, endpoint=self.api.endpoint)
-        headers = {**build_hf_headers(token=self.api.token), "range": "bytes=0-7"}
-        response = get_session().get(url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        hf_raise_for_status(response)
-        return int.from_bytes(response.content[:8], "little")
+
+        def read(start: int, stop: int) -> bytes:
+            headers = {**build_hf_headers(token=self.api.token), "range": f"bytes={start}-{stop - 1}"}
+            response = get_session().get(url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            hf_raise_for_status(response)
+            return response.content[: stop - start]
+
+        return _read_tensors(self.sizes[name], read, self._budget)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from ..modeling import modeling_hf_lam, modeling_hf_lam_fusion
 from ..modeling.configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig
@@ -22,22 +24,44 @@ INDEX = "model.safetensors.index.json"
 _CONFIGS: dict[str, Any] = {
     config.model_type: config for config in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig, HfLamFusionConfig)
 }
+# The encoders of which verify builds fusion models. Others may fetch something while they are built, as those of timm.
+_ENCODERS = frozenset(
+    [
+        *("albert", "bert", "camembert", "clip_text_model", "distilbert", "electra", "roberta", "xlm-roberta"),
+        *("clip_vision_model", "deit", "dinov2", "vit", "videomae", "audio-spectrogram-transformer"),
+    ]
+)
 # What a configuration may not make the model that is built here do, and does not need for its shapes.
 _NOT_FOR_SHAPES = re.compile(r"auto_map|custom_pipelines|quantization_config|transformers_weights|.*_implementation")
 # No configuration may make the check slow: its sizes are bound by those of the tensors in the file, and by these.
 _MOST_LAYERS = 1000
+_MOST_LAYERS_WITHOUT_WEIGHTS = 100
+_MOST_SHARDS = 1000
 _MOST_TOKENS = 65_536
 
 
-def check_weights(files: RepositoryFiles, configs: Mapping[str, Any]) -> tuple[tuple[str, ...], list[Finding]]:
-    """The files that loading reads weights from, and findings: files that are damaged, and tensors that do not fit."""
-    headers, findings = _read_headers(files)
+def check_weights(
+    files: RepositoryFiles, configs: Mapping[str, Any], earlier: Sequence[Finding]
+) -> tuple[tuple[str, ...], list[Finding]]:
+    """The files that loading reads weights from, and findings: files that are damaged, and tensors that do not fit.
+
+    Args:
+        files: of the repository.
+        configs: its JSON files, those that can be read.
+        earlier: what was found before. No model is built of a configuration that reaches out, and a file that cannot
+            be read is not reported again.
+    """
+    unread = {finding.file for finding in earlier if finding.kind in ("config", "size")} - set(configs)
     config = configs.get("config.json")
-    loaded, stored, more = _loaded_tensors(files, configs, headers)
-    findings += more
-    findings += [
-        Finding("weights", name, "is not among the weights that are loaded") for name in headers if name not in loaded
-    ]
+    loaded, stored, findings = _loaded_tensors(files, configs, unread)
+    if not unread & set(loaded):
+        findings += [
+            Finding("weights", name, "is not among the weights that are loaded")
+            for name in files.sizes
+            if name.lower().endswith(".safetensors") and name not in loaded
+        ]
+    if "config.json" in unread:
+        return loaded, findings
     if not isinstance(config, dict):
         return loaded, [*findings, Finding("config", "config.json", "is missing, or is no configuration")]
     if "quantization_config" in config:
@@ -45,27 +69,16 @@ def check_weights(files: RepositoryFiles, configs: Mapping[str, Any]) -> tuple[t
         return loaded, [*findings, Finding("config", "config.json", message)]
     if refusal := _other_model(config):
         return loaded, [*findings, Finding("config", "config.json", refusal)]
-    if not stored:
+    if any(finding.kind in ("repository", "path") and finding.file == "config.json" for finding in earlier):
         return loaded, findings
     model, refusal = _build(config, stored)
     if model is None:
         return loaded, [*findings, Finding("config", "config.json", refusal)]
-    return loaded, findings + _compare(model, stored, loaded[0])
-
-
-def _read_headers(files: RepositoryFiles) -> tuple[dict[str, dict[str, StoredTensor]], list[Finding]]:
-    headers, findings = {}, []
-    for name in files.sizes:
-        if name.lower().endswith(".safetensors"):
-            try:
-                headers[name] = files.tensors(name)
-            except UnreadableError as error:
-                findings.append(Finding("weights", name, str(error)))
-    return headers, findings
+    return loaded, findings + (_compare(model, stored, loaded[0]) if stored else [])
 
 
 def _loaded_tensors(
-    files: RepositoryFiles, configs: Mapping[str, Any], headers: Mapping[str, dict[str, StoredTensor]]
+    files: RepositoryFiles, configs: Mapping[str, Any], unread: Collection[str]
 ) -> tuple[tuple[str, ...], dict[str, StoredTensor], list[Finding]]:
     """Which files `from_pretrained` takes, and the tensors in them."""
     config = configs.get("config.json")
@@ -75,9 +88,12 @@ def _loaded_tensors(
     if name is None:
         wanted = " or ".join(map(repr, candidates))
         return (), {}, [Finding("weights", "", f"has no weights: there is no {wanted}")]
+    if name in unread:
+        return (name,), {}, []
     if not name.endswith(".index.json"):
         if name.endswith(".safetensors"):
-            return (name,), dict(headers.get(name, {})), []
+            headers, findings = _read_headers(files, [name])
+            return (name,), headers.get(name, {}), findings
         return (name,), {}, [Finding("weights", name, "is loaded as weights, and is not safetensors")]
     index = configs.get(name)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
@@ -85,6 +101,11 @@ def _loaded_tensors(
         return (name,), {}, [Finding("weights", name, "has no weight_map from tensors to files")]
     findings = []
     shards = sorted(set(weight_map.values()))
+    if len(shards) > _MOST_SHARDS:
+        message = f"weight_map names {len(shards)} files; verify reads {_MOST_SHARDS}"
+        return (name,), {}, [Finding("size", name, message)]
+    if not shards:
+        findings.append(Finding("weights", name, "has an empty weight_map, so that no tensor would be loaded"))
     for shard in shards:
         if leaves_folder(shard):
             findings.append(Finding("path", name, f"weight_map names {shard!r}, which is not in the repository"))
@@ -92,9 +113,12 @@ def _loaded_tensors(
             findings.append(Finding("weights", name, f"weight_map names {shard!r}, which is not here"))
         elif not shard.endswith(".safetensors"):
             findings.append(Finding("weights", name, f"weight_map names {shard!r}, which is not safetensors"))
+    present = [shard for shard in shards if shard in files.sizes]
+    headers, more = _read_headers(files, [shard for shard in present if shard.endswith(".safetensors")])
+    findings += more
     stored: dict[str, StoredTensor] = {}
-    for shard in shards:
-        for key, tensor in headers.get(shard, {}).items():
+    for shard, tensors in headers.items():
+        for key, tensor in tensors.items():
             if weight_map.get(key) != shard:
                 findings.append(Finding("weights", shard, f"holds {key}, for which the index names another file"))
             stored[key] = tensor
@@ -103,7 +127,23 @@ def _loaded_tensors(
         for key, shard in weight_map.items()
         if shard in headers and key not in headers[shard]
     ]
-    return (name, *(shard for shard in shards if shard in files.sizes)), stored, findings
+    return (name, *present), stored, findings
+
+
+def _read_headers(
+    files: RepositoryFiles, names: Iterable[str]
+) -> tuple[dict[str, dict[str, StoredTensor]], list[Finding]]:
+    headers, findings = {}, []
+    for name in names:
+        try:
+            tensors = files.tensors(name)
+        except UnreadableError as error:
+            findings.append(Finding("weights", name, str(error)))
+            continue
+        if not tensors:
+            findings.append(Finding("weights", name, "holds no tensors"))
+        headers[name] = tensors
+    return headers, findings
 
 
 def _other_model(config: dict[str, Any]) -> str:
@@ -114,6 +154,9 @@ def _other_model(config: dict[str, Any]) -> str:
     classes = tuple(_CONFIGS[kind].auto_classes.values())
     if not isinstance(names, list) or len(names) != 1 or names[0] not in classes:
         return f"architectures is {names!r}, not one of {', '.join(classes)}"
+    for key, value in entries({key: value for key, value in config.items() if key != "model_type"}):
+        if key == "model_type" and not (isinstance(value, str) and value in _ENCODERS):
+            return f"has an encoder of type {value!r}, which verify does not build"
     return ""
 
 
@@ -145,29 +188,64 @@ def _absurd_sizes(config: dict[str, Any], stored: Mapping[str, StoredTensor]) ->
     """Why a configuration cannot be that of the stored tensors, without building anything; empty if it can."""
     largest = max((size for tensor in stored.values() for size in tensor.shape), default=0)
     most = max(_MOST_TOKENS, 64 * largest)
-    layers = min(_MOST_LAYERS, len(stored))
-    for key, value in entries(config):
-        numbers = [value] if not isinstance(value, list) else value
-        for number in numbers:
-            if isinstance(number, bool) or not isinstance(number, int):
+    layers = min(_MOST_LAYERS, len(stored)) if stored else _MOST_LAYERS_WITHOUT_WEIGHTS
+    for part, sizes in _parts(config):
+        for key, value in part.items():
+            # What is in a dictionary is a part of its own.
+            if sizes is not None and (key not in sizes or isinstance(value, dict)):
                 continue
-            if re.search(r"layers$|blocks$|depths?$", key) and number > layers:
-                return f"{key} is {number}, but there are {len(stored)} tensors in all"
-            if abs(number) > most:
-                return f"{key} is {number}, but the largest axis of a tensor has {largest}"
-    for part in (config, *(value for _, value in entries(config) if isinstance(value, dict))):
+            for number in _integers(value):
+                if re.search(r"layers$|blocks$|depths?$", key) and number > layers:
+                    return f"{key} is {_shown(number)}, but there are {len(stored)} tensors in all"
+                if abs(number) > most:
+                    return f"{key} is {_shown(number)}, but the largest axis of a tensor has {largest}"
         tokens = 1.0
         for axes, patches in (("image_size", "patch_size"), ("num_frames", "tubelet_size")):
-            sizes, patch = _numbers(part.get(axes)), _numbers(part.get(patches))
-            for axis, size in enumerate(sizes * 2 if axes == "image_size" and len(sizes) == 1 else sizes):
-                tokens *= size / max(1, patch[min(axis, len(patch) - 1)] if patch else 1)
+            lengths, patch = _numbers(part.get(axes)), _numbers(part.get(patches))
+            for axis, length in enumerate(lengths * 2 if axes == "image_size" and len(lengths) == 1 else lengths):
+                tokens *= length / max(1, patch[min(axis, len(patch) - 1)] if patch else 1)
         if tokens > _MOST_TOKENS:
             return f"image_size and patch_size make {tokens:.0f} tokens; verify builds models of {_MOST_TOKENS}"
     return ""
 
 
+def _parts(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Collection[str] | None]]:
+    """The configuration of the model, of its encoders and of its mechanisms, with the keys that size them.
+
+    Other keys are the user's own, such as a seed or a time; None is for all keys.
+    """
+    for part in (config, *(value for _, value in entries(config) if isinstance(value, dict))):
+        kind = part.get("model_type")
+        if isinstance(kind, str):
+            config_class = _CONFIGS[kind] if kind in _CONFIGS else CONFIG_MAPPING[kind]
+            common = {option.name for option in dataclasses.fields(PreTrainedConfig)}
+            own = {option.name for option in dataclasses.fields(config_class)} - common
+            yield part, own | set(config_class.attribute_map) | {"num_labels"}
+        block = part.get("hf_lam")
+        if isinstance(block, dict):
+            yield from ((mechanism, None) for mechanism in block.values() if isinstance(mechanism, dict))
+
+
+def _shown(number: int) -> str:
+    return str(number) if abs(number) < 10**20 else f"a number of {len(str(abs(number)))} digits"
+
+
+def _integers(value: Any) -> Iterator[int]:
+    """The integers in nested lists and dictionaries."""
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, (dict, list)):
+            waiting += current.values() if isinstance(current, dict) else current
+        elif isinstance(current, int) and not isinstance(current, bool):
+            yield current
+
+
 def _numbers(value: Any) -> list[float]:
-    return [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, (int, float))]
+    numbers = [
+        number for number in (value if isinstance(value, list) else [value]) if isinstance(number, (int, float))
+    ]
+    return [number for number in numbers if abs(number) < 2**63]
 
 
 def _compare(model: Any, stored: dict[str, StoredTensor], file: str) -> list[Finding]:
