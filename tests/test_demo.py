@@ -129,6 +129,7 @@ def test_the_folder_is_complete_and_loads(finished):
         assert names <= set(present)
     assert not list(folder.parent.glob(".*")), "nothing is left beside the folder"
     assert hf_lam.__version__ in (folder / "README.md").read_text()
+    assert hf_lam.verify(folder).findings == ()
 
     digits = load_data(seed=0)
     processor = AutoImageProcessor.from_pretrained(folder)

@@ -124,6 +124,42 @@ def test_saved_models_pass(saved: Callable[[str], Path], name: str) -> None:
     assert result.code == dict(sorted(HASHES.items()))
 
 
+def test_models_in_folders_are_looked_at_one_by_one(
+    saved: Callable[[str], Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("vit", "pure_stt"):
+        shutil.copytree(saved(name), folder / "more" / name)
+    result = verify(folder)
+    assert result.findings == ()
+    assert result.version == __version__
+    assert {"modeling_hf_lam.py", "more/vit/modeling_hf_lam.py", "more/vit/model.safetensors"} <= set(result.reads)
+    assert len(result.code) == 3 * len(CODE)
+    with (folder / "more" / "vit" / "views_hf_lam.py").open("ab") as file:
+        file.write(b"\n")
+    edit(folder / "more" / "pure_stt" / "config.json", hidden_size=64)
+    (folder / "more" / "extra.py").write_text("print()")
+    found = verify(folder)
+    assert found.version is None
+    assert {("code", "more/vit/views_hf_lam.py"), ("code", "more/extra.py")} <= set(told(found))
+    assert {file for _, file in told(found)} <= {
+        "more/vit/views_hf_lam.py",
+        "more/extra.py",
+        "more/pure_stt/model.safetensors",
+        "more/pure_stt/config.json",
+    }
+    assert {file for _, file in told(found)} & {"more/pure_stt/model.safetensors", "more/pure_stt/config.json"}
+    monkeypatch.setattr(verification, "_MOST_MODELS", 2)
+    assert ("size", "") in told(verify(folder))
+
+
+def test_a_run_of_trainer_has_nothing_wrong_but_its_pickles(folder: Path) -> None:
+    shutil.copytree(folder, folder.parent / "checkpoint-2")
+    shutil.move(folder.parent / "checkpoint-2", folder / "checkpoint-2")
+    (folder / "checkpoint-2" / "optimizer.pt").write_bytes(torch_file())
+    (folder / "trainer_state.json").write_text("{}")
+    assert told(verify(folder)) == [("pickle", "checkpoint-2/optimizer.pt")]
+
+
 def test_the_models_have_what_makes_them_hard(saved: Callable[[str], Path]) -> None:
     """Names of older transformers releases, and weights that are tied or not there."""
     legacy = load_file(saved("vit") / WEIGHTS), load_file(saved("videomae_base") / WEIGHTS)

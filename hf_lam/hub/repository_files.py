@@ -6,7 +6,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
@@ -89,6 +89,51 @@ class RepositoryFiles(Protocol):
 
     def tensors(self, name: str) -> dict[str, StoredTensor]:
         """What the header of a safetensors file lists. Raises an `UnreadableError` if it is none, or truncated."""
+
+
+class ModelFiles:
+    """The files of one model of a repository: of the root, or of a folder with a configuration of its own.
+
+    Args:
+        files: of the repository.
+        folder: of the model; empty for the root.
+        others: folders of the other models, whose files are not seen.
+    """
+
+    def __init__(self, files: RepositoryFiles, folder: str, others: Iterable[str]) -> None:
+        self._files, self._prefix = files, f"{folder}/" if folder else ""
+        inner = tuple(f"{other}/" for other in others if other and f"{other}/" != self._prefix)
+        inner = tuple(other for other in inner if other.startswith(self._prefix))
+        self.sizes = {
+            name.removeprefix(self._prefix): size
+            for name, size in files.sizes.items()
+            if name.startswith(self._prefix) and not name.startswith(inner)
+        }
+        self.findings: list[Finding] = []
+        self.revision = files.revision
+
+    def read(self, name: str, most: int | None = None) -> bytes:
+        return self._files.read(self._prefix + name, most)
+
+    def beginning(self, name: str, count: int) -> bytes | None:
+        return self._files.beginning(self._prefix + name, count)
+
+    def tensors(self, name: str) -> dict[str, StoredTensor]:
+        return self._files.tensors(self._prefix + name)
+
+    def named(self, name: str) -> str:
+        """The path in the repository; empty for the model as a whole."""
+        return self._prefix + name if name else self._prefix.rstrip("/")
+
+
+def models_in(files: RepositoryFiles) -> list[str]:
+    """The folders that hold a model of their own, the root (empty) first: a configuration beside code or weights."""
+    kinds: dict[str, set[str]] = {}
+    for name in files.sizes:
+        folder, _, base = name.rpartition("/")
+        kinds.setdefault(folder, set()).add(base if base == "config.json" else base.rpartition(".")[2].lower())
+    found = {folder for folder, seen in kinds.items() if "config.json" in seen and seen & {"py", "safetensors"}}
+    return ["", *sorted(found - {""})]
 
 
 def leaves_folder(path: str) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
@@ -15,13 +15,23 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import HF_MODULES_CACHE
 
-from .code_checks import check_auto_maps, check_code, closure, released_code, targets_of
+from .code_checks import Code, check_auto_maps, check_code, closure, released_code, targets_of
 from .file_checks import READ, check_kinds, check_references, read_configs
-from .repository_files import Finding, HubFiles, LocalFiles, RepositoryFiles, hub_host
+from .repository_files import (
+    Finding,
+    HubFiles,
+    LocalFiles,
+    ModelFiles,
+    RepositoryFiles,
+    hub_host,
+    models_in,
+)
 from .weight_checks import check_weights
 
 __all__ = ["Finding", "Verification", "verify"]
 
+# Models in one repository, each of which costs what one does.
+_MOST_MODELS = 16
 # Findings of one kind in one file that are told one by one.
 _SHOWN = 20
 
@@ -75,6 +85,7 @@ def verify(
     unknown kinds, or paths and links that leave the repository. What verify does not know is a finding too: classes
     of processors and encoders of fusion models that were not looked through, and what is too large to be read.
 
+    A folder in the repository with a configuration, and code or weights beside it, is looked at as a model of its own.
     Of a repository on the Hub, the files that nothing here reads, such as a vocabulary or a picture, are judged by
     their names.
 
@@ -95,6 +106,44 @@ def verify(
             in huggingface_hub.
     """
     files = _files_of(source, revision, token)
+    folders = models_in(files)
+    findings = list(files.findings)
+    if len(folders) > _MOST_MODELS:
+        findings.append(Finding("size", "", f"holds {len(folders)} models; verify looks at {_MOST_MODELS}"))
+    models = [_look_at(ModelFiles(files, folder, folders)) for folder in folders[:_MOST_MODELS]]
+    findings += [finding for model in models for finding in model.findings]
+    hosts = {host for model in models for host in model.code.hosts}
+    if isinstance(files, HubFiles) or any(finding.kind == "repository" for finding in findings):
+        hosts.add(hub_host())
+    versions = {model.code.version for model in models}
+    return Verification(
+        source=os.fspath(source),
+        revision=files.revision,
+        version=None if None in versions else models[0].code.version,
+        code=dict(sorted((model.files.named(name), x) for model in models for name, x in model.code.hashes.items())),
+        imports=tuple(sorted({name for model in models for name in model.code.imports})),
+        hosts=tuple(sorted(hosts)),
+        reads=tuple(sorted({model.files.named(name) for model in models for name in model.reads})),
+        writes=_writes(files, any(model.run for model in models)),
+        findings=_summed_up(findings),
+    )
+
+
+class _Model(NamedTuple):
+    """What was found out about one model of a repository; `findings` name the files as they are in the repository.
+
+    run: the Python files that loading runs.
+    reads: the files that loading reads.
+    """
+
+    files: ModelFiles
+    code: Code
+    run: set[str]
+    reads: set[str]
+    findings: list[Finding]
+
+
+def _look_at(files: ModelFiles) -> _Model:
     configs, findings = read_configs(files)
     named = _named_version(configs.get("config.json"))
     code = check_code(files, released_code(), named)
@@ -103,25 +152,13 @@ def verify(
     findings += check_references(configs)
     findings += check_kinds(files)
     loaded, weight_findings = check_weights(files, configs, findings)
-    findings = [*files.findings, *findings, *weight_findings]
+    findings += weight_findings
     if named is not None and code.version is not None and named != code.version:
         message = f"was written by hf_lam {named}, but the code is that of {code.version}"
         findings.append(Finding("config", "config.json", message))
-    hosts = set(code.hosts)
-    if isinstance(files, HubFiles) or any(finding.kind == "repository" for finding in findings):
-        hosts.add(hub_host())
     run = closure(targets_of(configs), code)[0]
-    return Verification(
-        source=os.fspath(source),
-        revision=files.revision,
-        version=code.version,
-        code=dict(sorted(code.hashes.items())),
-        imports=tuple(sorted(code.imports)),
-        hosts=tuple(sorted(hosts)),
-        reads=tuple(sorted({*loaded, *run} | {name for name in files.sizes if READ.fullmatch(name)})),
-        writes=_writes(files, bool(run)),
-        findings=_summed_up(findings),
-    )
+    reads = {*loaded, *run} | {name for name in files.sizes if READ.fullmatch(name)}
+    return _Model(files, code, run, reads, [replace(found, file=files.named(found.file)) for found in findings])
 
 
 def _files_of(source: str | os.PathLike[str], revision: str | None, token: str | bool | None) -> LocalFiles | HubFiles:
