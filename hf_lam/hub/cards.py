@@ -383,8 +383,9 @@ def _cost_of(model: Any, block: Mapping[str, Any] | None) -> CostReport | None:
     except (ValueError, RuntimeError, NotImplementedError):
         pass
     try:
-        # Where the forward pass looks at its inputs, such as token types, there must be some.
-        return cost(model if block is not None else saved_class(model)(config))
+        # Where the forward pass looks at its inputs, such as token types, there must be some; and the model itself may
+        # be sharded, with other processes to wait for.
+        return cost(saved_class(model)(config))
     except (ValueError, RuntimeError):
         return None
 

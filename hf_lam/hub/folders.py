@@ -32,7 +32,7 @@ _TEMPLATES = "additional_chat_templates"
 _RESULT_FILES = ("eval_results.json", "predict_results.json")
 _SPLITS = {"eval": "validation", "predict": "test", "test": "test"}
 # What is no property of a model.
-UNMEASURED = (
+_UNMEASURED = (
     "runtime",
     "samples",
     "samples_per_second",
@@ -143,7 +143,7 @@ def measured(metrics: Mapping[str, Any]) -> list[Measured]:
         prefix, _, rest = name.partition("_")
         split = _SPLITS.get(prefix)
         metric = name if split is None else rest
-        is_measured = not any(metric == end or metric.endswith(f"_{end}") for end in UNMEASURED)
+        is_measured = not any(metric == end or metric.endswith(f"_{end}") for end in _UNMEASURED)
         if metric and is_measured and prefix != "train":
             rows.append(Measured(metric, split, float(value)))
     return rows

@@ -70,6 +70,7 @@ class Branch:
         self.files: list[str] = []
         self.is_private: bool | None = None
         self._secret = token if isinstance(token, str) else get_token()
+        self._is_new = False
 
     # --- what can be read --------------------------------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ class Branch:
         if parent is None:
             with self._explained("creating the repository"):
                 made = self._tried(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
-                self.repo_id = made.repo_id
+                self.repo_id, self._is_new = made.repo_id, True
                 parent = str(self._tried(lambda: self._info(None)).sha)
         branch = self.revision
         if branch is not None and not branch.startswith("refs/") and not self.create_pr:
@@ -256,6 +257,7 @@ class Branch:
         except (HTTPError, OSError, RuntimeError, ValueError) as error:
             reason = self._without_token(_reason(error))
             text = f"{self.repo_id}: {what} failed: {reason}. No commit was made. {self._advice(error)}"
+            text += " The new repository is there, and empty." if self._is_new else ""
             # The original would show the token in its traceback, if a server sent it back.
             whole = "".join(map(str, _causes(error)))
             raise PushError(text) from (None if self._without_token(whole) != whole else error)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..hub.cards import METRIC_NAMES, draw_pictures, link, model_card, task_of
 from ..hub.earlier_cards import CARD_FILE, card_in, weights_of
@@ -18,6 +19,8 @@ from .arguments import DataArguments, ModelArguments, looks_local
 if TYPE_CHECKING:
     from .finetuning import Task
     from .trainer import HfLamTrainer
+
+logger = logging.get_logger(__name__)
 
 # Of every kind of task: what a model of transformers is loaded with.
 AUTO_CLASSES = {
@@ -60,7 +63,7 @@ def write_model_card(
         origin=_origin(arguments),
         data=_about_data(task, results),
         training=_hyperparameters(trainer, task),
-        pictures=draw_pictures(model, _sample(trainer), Path(folder), trainer.processing_class),
+        pictures=_pictures(trainer, Path(folder)),
         packages=["datasets", *(["peft"] if arguments.lora_rank else [])],
         weights=weights_of(Path(folder)),
     )
@@ -88,6 +91,14 @@ def _sources(arguments: ModelArguments) -> list[str]:
 
 def _link(name: str) -> str:
     return f"a local folder (`{Path(name).resolve().name}`)" if _is_local(name) else link(name)
+
+
+def _pictures(trainer: HfLamTrainer, folder: Path) -> dict[str, str]:
+    try:
+        return draw_pictures(trainer.model, _sample(trainer), folder, trainer.processing_class)
+    except Exception as error:  # whatever it is: a picture is no reason to end a run in a traceback
+        logger.warning(f"The card has no pictures, which could not be drawn: {error}")
+        return {}
 
 
 def _sample(trainer: HfLamTrainer) -> dict[str, Any] | None:
