@@ -151,11 +151,12 @@ def test_compiled_with_inductor(host: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("host", "name"),
     [
-        *((host, name) for host in COMPILED for name in ("per_layer", "shared")),
-        ("bert", "half"),
-        ("bert", "lam"),
+        *((host, "per_layer") for host in COMPILED),
         ("vit", "half"),
-        ("videomae", "explicit"),
+        *(pytest.param(host, "shared", marks=slow) for host in COMPILED),
+        pytest.param("bert", "half", marks=slow),
+        pytest.param("bert", "lam", marks=slow),
+        pytest.param("videomae", "explicit", marks=slow),
         *(pytest.param(host, name, marks=slow) for host in COMPILED for name in ("bottleneck", "annealing")),
         *STT_COMPILED,
         *(pytest.param(*case, marks=slow) for case in STT_COMPILED_SLOWLY),
@@ -176,7 +177,7 @@ def test_exported_programs_need_nothing_of_ours(host: str, name: str) -> None:
 @pytest.mark.parametrize(
     "configs",
     [
-        (LamConfig(),),
+        pytest.param((LamConfig(),), marks=slow),
         pytest.param((LocomtConfig(views="half"),), marks=slow),
         (SttConfig("dense"),),
         pytest.param((SttConfig("factorized_random"),), marks=slow),

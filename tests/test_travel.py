@@ -60,6 +60,7 @@ def test_every_class_loads_without_hf_lam(tmp_path: Path) -> None:
     assert printed.count("loaded") == 2 * len(CONVERTIBLE)
 
 
+@pytest.mark.slow
 def test_a_configuration_loaded_alone_saves_what_it_needs_to_load_again(tmp_path: Path) -> None:
     model = convert(make_model(BertModel, "bert"), *mechanisms("lam", "bert"))
     model.save_pretrained(tmp_path / "model")

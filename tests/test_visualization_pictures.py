@@ -332,7 +332,7 @@ def noisy_figure():
     return figure
 
 
-@pytest.mark.parametrize("format", ["png", "svg"])
+@pytest.mark.parametrize("format", ["png", pytest.param("svg", marks=pytest.mark.slow)])
 def test_files_with_a_lot_of_detail_get_fewer_pixels(format, monkeypatch):
     monkeypatch.setattr(pictures, "_DOTS_PER_INCH", 150)
     large = len(pictures._as_file(noisy_figure(), format))
