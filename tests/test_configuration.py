@@ -219,3 +219,11 @@ def test_three_mechanisms_in_one_block() -> None:
     assert HfLamBertConfig(hf_lam=configs).hf_lam == {"version": hf_lam.__version__, **block}
     with pytest.raises(ValueError, match="SttConfig was given twice"):
         HfLamBertConfig(hf_lam=[SttConfig(), SttConfig("dense")])
+
+
+def test_what_is_saved_names_the_classes_of_this_code(tmp_path: Path) -> None:
+    config = HfLamBertConfig()
+    config.auto_classes = {"AutoModel": "user/evil--modeling.Evil"}
+    config.save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModel"] == "modeling_hf_lam.HfLamBertModel"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import transformers
 from fusion_models import make_fusion
@@ -560,3 +562,81 @@ def test_the_last_push_gives_the_session_its_limit_back() -> None:
     assert get_session().timeout != before
     second.__exit__(None, None, None)
     assert get_session().timeout == before
+
+
+def test_results_that_are_older_than_the_weights_are_left_out(
+    hub: HubServer, lam_bert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lam_bert.save_pretrained(tmp_path)
+    results = tmp_path / "eval_results.json"
+    results.write_text(json.dumps({"eval_accuracy": 0.9}))
+    os.utime(results, (1, 1))
+    report = hf_lam.push(tmp_path, "user/one", token=TOKEN)
+    assert "model-index" not in metadata_of(hub)
+    assert "eval_results.json" not in report.files
+    assert [note for note in report.notes if "older than the weights" in note]
+    # The card is known to be that of the weights, which a run may have saved once more.
+    cards.write_card(lam_bert, tmp_path)
+    hf_lam.push(tmp_path, "user/one", token=TOKEN)
+    assert results_of(metadata_of(hub)) == {"accuracy": 0.9}
+    checkpoint = tmp_path / "checkpoint-3"
+    lam_bert.save_pretrained(checkpoint)
+    state = {"global_step": 3, "log_history": [{"step": 3, "eval_f1": 0.75}, {"step": 2, "eval_f1": 0.5}]}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    monkeypatch.chdir(checkpoint)
+    hf_lam.push(".", "user/two", token=TOKEN)
+    assert results_of(metadata_of(hub, "user/two")) == {"f1": 0.75}
+    (checkpoint / "trainer_state.json").write_text("{}")
+    hf_lam.push(".", "user/two", token=TOKEN)
+    assert "model-index" not in metadata_of(hub, "user/two")
+
+
+def test_trained_on_and_pushed_back_the_base_stays(hub: HubServer, lam_bert: Any) -> None:
+    model = copy.copy(lam_bert)
+    model.config = copy.deepcopy(lam_bert.config)
+    hf_lam.push(model, "user/one", base_model="user/base", tags=["image", "mine"], token=TOKEN)
+    model.config._name_or_path = "user/one"
+    hf_lam.push(model, "user/one", token=TOKEN)
+    metadata = metadata_of(hub)
+    assert metadata["base_model"] == "user/base"
+    assert "mine" in metadata["tags"]
+    assert "image" not in metadata["tags"]
+
+
+def test_what_was_measured_of_another_model_is_not_kept(hub: HubServer, lam_bert: Any) -> None:
+    hub.repos["user/one"] = repo = repository(hub)
+    card = b"---\nco2_eq_emissions: 1.5\nextra_gated_prompt: Be good.\n---\n# Old\n\nIntro.\n\n# Appendix\n\nKept.\n"
+    repo.commit("main", {**repo.files(), "README.md": card}, "by hand")
+    hf_lam.push(lam_bert, "user/one", token=TOKEN)
+    metadata = metadata_of(hub)
+    assert "co2_eq_emissions" not in metadata
+    assert metadata["extra_gated_prompt"] == "Be good."
+    assert "## Appendix\n\nKept." in repo.files()["README.md"].decode()
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), 0.5])
+def test_numbers_of_numpy_are_numbers(hub: HubServer, lam_bert: Any, value: Any) -> None:
+    result = EvalResult("text-classification", "user/reviews", "Reviews", "f1", value)
+    hf_lam.push(lam_bert, "user/one", metrics=[result], token=TOKEN)
+    assert results_of(metadata_of(hub)) == {"f1": 0.5}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"inputs": [1]},
+        {"tags": 5},
+        {"dataset": 3},
+        {"base_model": 3},
+        {"license": 3},
+        {"license": "MIT License"},
+        {"revision": ""},
+        {"metrics": [EvalResult("t", "d", "d", "f1", float("inf"))]},
+        {"metrics": [EvalResult("t", "d", "d", "f1", True)]},
+        {"metrics": {1: 0.5}},
+    ],
+)
+def test_other_wrong_arguments(hub: HubServer, lam_bert: Any, options: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        hf_lam.push(lam_bert, "user/one", **options, token=TOKEN)
+    assert hub.requests == []

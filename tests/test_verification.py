@@ -502,6 +502,51 @@ def test_what_people_add_to_a_configuration_passes(folder: Path) -> None:
 # Pickles, programs, unknown files.
 
 
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"attribute_map": {"task_names": "auto_map"}, "task_names": {"AutoModel": "user/evil--modeling.Evil"}}, None),
+        ({"attribute_map": {"foo": "custom_pipelines"}, "foo": {}}, None),
+        ({"attribute_map": {"foo": "_attn_implementation_internal"}, "foo": "kernels-community/evil"}, None),
+        ({"auto_classes": {"AutoModel": "user/evil--modeling.Evil"}}, "auto_classes would replace"),
+        ({"save_pretrained": "x"}, "save_pretrained would replace"),
+        ({"from_dict": None}, "from_dict would replace"),
+    ],
+)
+def test_keys_that_change_what_a_configuration_is(
+    folder: Path, changes: dict[str, Any], kind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*args: Any) -> Any:
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr(weight_checks, "_build", build)
+    edit(folder / "config.json", **changes)
+    finding = only(verify(folder))
+    assert finding.file == "config.json"
+    assert (kind or "attribute_map") in finding.message
+
+
+def test_in_an_encoder_too(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    fusion = Path(shutil.copytree(saved("fusion"), tmp_path / "fusion"))
+    config = json.loads((fusion / "config.json").read_text())
+    config["image_config"]["attribute_map"] = {"foo": "auto_map"}
+    (fusion / "config.json").write_text(json.dumps(config))
+    assert "attribute_map" in verify(fusion).findings[0].message
+
+
+def test_files_that_cannot_be_read_are_findings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "notes.txt").write_text("mine")
+    opened = open
+
+    def refuse(path: Any, *rest: Any, **options: Any) -> Any:
+        if str(path).endswith("notes.txt"):
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *rest, **options)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert only(verify(folder)).file == "notes.txt"
+
+
 def torch_file(legacy: bool = False) -> bytes:
     buffer = io.BytesIO()
     torch.save({"weight": torch.zeros(2)}, buffer, _use_new_zipfile_serialization=not legacy)

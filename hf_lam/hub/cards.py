@@ -19,6 +19,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from ..flops import CostReport, cost
 from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, SttConfig, segment_kind
+from ..modeling.configuration_hf_lam_fusion import MODALITIES
 from ..modeling.injection_hf_lam import injected_encoders, max_length_of, views_of
 from .earlier_cards import CARD_FILE, TEMPLATE, card_in, weights_of
 
@@ -125,7 +126,8 @@ def model_card(
     has_code = hasattr(model.config, "auto_classes")
     modalities = getattr(model.config, "modalities", None)
     loaded_by = auto_class or _auto_class(model)
-    tags = [tag for tag in tags if tag not in ("hf_lam", *MECHANISM_CONFIGS)]
+    # Those of a model that was here before are made anew, too.
+    tags = [tag for tag in tags if tag not in ("hf_lam", "multimodal", *MODALITIES, *MECHANISM_CONFIGS)]
     own_tags = ["hf_lam", *mechanisms, *(["multimodal", *modalities] if modalities else [])]
     metadata = ModelCardData(
         base_model=bases[0] if len(bases) == 1 else list(bases) or None,
@@ -252,12 +254,12 @@ def _metrics_in(results: Sequence[EvalResult]) -> list[EvalResult]:
 
 def saved_class(model: Any) -> type[Any]:
     """The class that a model is loaded by; FSDP2 makes another one of it."""
-    names = getattr(model.config, "auto_classes", {}).values()
+    names = getattr(type(model.config), "auto_classes", {}).values()
     return next((kind for kind in type(model).__mro__ if kind.__name__ in names), type(model))
 
 
 def _auto_class(model: Any) -> str:
-    classes = {model_class: auto_class for auto_class, model_class in model.config.auto_classes.items()}
+    classes = {model_class: auto_class for auto_class, model_class in type(model.config).auto_classes.items()}
     return classes[saved_class(model).__name__]
 
 

@@ -78,7 +78,8 @@ class EarlierCard:
 
     def of_another_model(self) -> EarlierCard:
         """Without what belongs to its weights."""
-        return replace(self, results=[], origin=None, data="", training="", pictures={})
+        further = {key: value for key, value in self.further.items() if key != "co2_eq_emissions"}
+        return replace(self, further=further, weights=None, results=[], origin=None, data="", training="", pictures={})
 
     def of_the_base(self) -> EarlierCard:
         """What a model that was loaded from where the card is has in common with it."""
@@ -89,7 +90,7 @@ def read_card(text: str) -> EarlierCard:
     """What a card says; metadata that cannot be read are passed over."""
     try:
         card = ModelCard(text, ignore_metadata_errors=True)
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, TypeError, yaml.YAMLError):
         return EarlierCard()
     data: dict[str, Any] = dict(card.data.__dict__)
     written = _sections_in(card.text)
@@ -120,8 +121,8 @@ def read_card(text: str) -> EarlierCard:
 def card_in(folder: str | Path) -> EarlierCard:
     """The card in a folder; an empty one if there is none.
 
-    What it says of weights that are not those in the folder is left out: a model may have been trained on and saved
-    beside the card of what it was.
+    What it says of weights that are not those in the folder is left out, their hash too: a model may have been trained
+    on and saved beside the card of what it was.
     """
     path = Path(folder, CARD_FILE)
     if not path.is_file():
@@ -149,16 +150,22 @@ def _strings(value: Any) -> list[str]:
 
 
 def _sections_in(text: str) -> list[tuple[str, str]]:
-    """Titles of second level and what is below them; what looks like one inside of a block of code is none."""
+    """Titles of first and second level and what is below them, but for the title of the whole.
+
+    What looks like one inside of a block of code is none.
+    """
     found: list[tuple[str, list[str]]] = []
     fence = ""
+    is_whole = True
     for line in text.splitlines():
         mark = re.match(r" {0,3}(```+|~~~+)", line)
         if mark and (not fence or line.strip().startswith(fence)):
             fence = "" if fence else mark[1]
-        title = re.fullmatch(r"## +(.+?) *#*", line)
-        if title and not fence:
-            found.append((title[1], []))
+        title = re.fullmatch(r"(##?) +(.+?) *#*", line)
+        if title and not fence and title[1] == "#" and is_whole:
+            is_whole = False
+        elif title and not fence:
+            found.append((title[2], []))
         elif found:
             found[-1][1].append(line)
     return [(title, "\n".join(lines).strip()) for title, lines in found]

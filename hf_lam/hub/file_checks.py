@@ -176,16 +176,19 @@ def check_references(configs: dict[str, Any]) -> list[Finding]:
     findings = []
     for name, config in configs.items():
         base = name.rpartition("/")[2]
-        if base == "audio_tokenizer_config.json":
+        if base.lower() == "audio_tokenizer_config.json":
             origin = config.get("audio_tokenizer_name_or_path") if isinstance(config, dict) else None
             findings.append(Finding("repository", name, f"makes a processor load the model {origin!r}"))
-        if base == "adapter_config.json":
+        # Some file systems do not tell capitals.
+        if base.lower() == "adapter_config.json":
             origin = config.get("base_model_name_or_path") if isinstance(config, dict) else None
             findings.append(Finding("repository", name, f"is PEFT's, which would load the model {origin!r}"))
         is_read = READ.fullmatch(base) is not None
         for key, value in entries(config):
             if is_read:
                 findings += _outside(name, key, value)
+            if key == "attribute_map":
+                findings.append(Finding("repository", name, f"{key} gives keys other names, which hides what they do"))
             if key in ("configuration_files", "fast_tokenizer_files") and value:
                 findings.append(Finding("config", name, f"{key} lets other files take the place of the usual ones"))
             if key in _CLASS_KEYS and value is not None and not (isinstance(value, str) and value in _CLASSES):
@@ -220,7 +223,7 @@ def _reaches_out(key: str, value: Any) -> str:
         return f"{key}: a processor would load the model {_origin(value)!r}"
     if key == "repo_path":
         return f"{key}: an image processor would read from {value!r}"
-    if key.endswith("_implementation"):
+    if key.endswith("_implementation") and key != "cache_implementation":
         strange = [kernel for kernel in _leaves(value) if not (kernel is None or kernel in _ATTENTION)]
         if strange:
             return f"{key} is {strange[0]!r}, for which transformers may load the code of a kernel"

@@ -101,20 +101,31 @@ def copy_processor(source: Path, folder: Path) -> Any:
     return processor
 
 
-def copy_results(source: Path, folder: Path) -> list[Measured]:
+def copy_results(source: Path, folder: Path, is_described: bool, notes: list[str]) -> list[Measured]:
     """The metrics of a run of `Trainer`, from files that go along.
 
     A checkpoint has no such files; what its run measured at the same step is in the state of the trainer.
+
+    Args:
+        source: of the run.
+        folder: where the files go.
+        is_described: whether the card in `source` is known to be that of its weights. If not, files that are older
+            than the weights may be of another model, and are left out.
+        notes: what is left out is said there.
     """
     found: dict[str, Any] = {}
+    saved = max((path.stat().st_mtime_ns for path in source.glob("*.safetensors") if not is_described), default=0)
     for name in _RESULT_FILES:
-        if (source / name).is_file():
-            found |= _json_in(source / name)
-            shutil.copyfile(source / name, folder / name)
+        path = source / name
+        if path.is_file() and path.stat().st_mtime_ns < saved:
+            notes.append(f"{name} is older than the weights, so its numbers are not on the card.")
+        elif path.is_file():
+            found |= _json_in(path)
+            shutil.copyfile(path, folder / name)
     state = source / "trainer_state.json"
     if not found and source.name.startswith("checkpoint-") and state.is_file():
         content = _json_in(state)
-        found = logged_at(content["log_history"], content["global_step"])
+        found = logged_at(content.get("log_history") or (), content.get("global_step") or 0)
     return evaluated(found)
 
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
@@ -75,7 +75,7 @@ def push(
     base_model: str | Sequence[str] | None = None,
     license: str | None = None,
     inputs: Mapping[str, Any] | None = None,
-    tags: Sequence[str] | str = (),
+    tags: Sequence[str] | str | None = None,
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
@@ -89,7 +89,7 @@ def push(
 
     Everything is made and checked before anything is sent. Weights of whatever format and code that an earlier push
     left, and that this one does not bring, are deleted by the same commit; other files of the repository stay.
-    Hand-written sections of the card that is there stay, too.
+    Sections of the card that is there stay, if its template does not have them (`Data` and `Training` are the run's).
 
     Args:
         model: an `HfLam…` model, or a folder that one was saved in: by `save_pretrained`, by `Trainer`, or one of its
@@ -125,7 +125,7 @@ def push(
             again before.
     """
     source = None if isinstance(model, PreTrainedModel) else _folder_of(model)
-    said = _Said(metrics, dataset, base_model, license, inputs, [tags] if isinstance(tags, str) else tags)
+    said = _Said(metrics, dataset, base_model, license, inputs, [tags] if isinstance(tags, str) else tags or [])
     _check_arguments(repo_id, said, revision, create_pr, processor)
     loaded: Any = model if source is None else load_model(source)
     _check_model(loaded)
@@ -175,13 +175,13 @@ class _Said:
 
 def _write_card(model: Any, processor: Any, source: Path | None, folder: Path, said: _Said, hub: Branch) -> None:
     """Write the card and its pictures into `folder`, where the model is, with what a run has left in `source`."""
-    found = [] if source is None else copy_results(source, folder)
     earlier, published = _earlier_card(model, source), hub.card()
+    found = [] if source is None else copy_results(source, folder, earlier.weights is not None, hub.notes)
     titles = {title for title, _ in earlier.sections}
     kept = [(title, body) for title, body in published.sections if title not in titles]
     if kept:
         hub.notes.append(f"Kept of the card in the repository: {', '.join(title for title, _ in kept)}.")
-    bases = _bases(model, said.base_model, earlier, hub)
+    bases = _bases(model, said.base_model, earlier, published, hub)
     card = model_card(
         model,
         name=hub.repo_id.split("/")[-1],
@@ -217,7 +217,7 @@ def _folder_of(model: Any) -> Path:
         raise TypeError(
             f"push takes an HfLam… model or a folder that one was saved in, got {type(model).__name__}.{hint}"
         )
-    folder = Path(model)
+    folder = Path(model).resolve()
     if not (folder / "config.json").is_file():
         found = "has no config.json" if folder.is_dir() else "is no folder"
         if (folder / "adapter_config.json").is_file():
@@ -227,6 +227,16 @@ def _folder_of(model: Any) -> Path:
 
 
 def _check_arguments(repo_id: str, said: _Said, revision: str | None, create_pr: bool, processor: Any) -> None:
+    for option, given, kinds in (
+        ("repo_id", repo_id, str),
+        ("dataset", said.dataset, (str, type(None))),
+        ("base_model", said.base_model, (str, list, tuple, type(None))),
+        ("license", said.license, (str, type(None))),
+        ("inputs", said.inputs, (Mapping, type(None))),
+        ("tags", said.tags, (list, tuple)),
+    ):
+        if not isinstance(given, kinds):
+            raise TypeError(f"{option} cannot be of type {type(given).__name__}: {given!r}.")
     validate_repo_id(repo_id)
     if revision == "":
         raise ValueError("revision is the name of a branch, got ''; leave it out for the main one.")
@@ -252,14 +262,16 @@ def _check_arguments(repo_id: str, said: _Said, revision: str | None, create_pr:
         if isinstance(said.metrics, str) or not all(isinstance(result, EvalResult) for result in said.metrics):
             raise TypeError("metrics must be numbers by their names, or a list of huggingface_hub.EvalResult.")
         for result in said.metrics:
-            if not isinstance(result.metric_value, (Real, str)) or result.metric_value != result.metric_value:
-                raise ValueError(f"metrics must have values, {result.metric_type!r} is {result.metric_value!r}.")
+            number = result.metric_value
+            is_number = isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
+            if not is_number and not isinstance(number, str):
+                raise ValueError(f"metrics must be finite numbers, {result.metric_type!r} is {number!r}.")
         if said.dataset is not None:
             raise ValueError(f"dataset={said.dataset!r} is for metrics by their names; an EvalResult has its own.")
 
 
 def _check_model(model: Any) -> None:
-    if saved_class(model).__name__ not in getattr(model.config, "auto_classes", {}).values():
+    if saved_class(model).__name__ not in getattr(type(model.config), "auto_classes", {}).values():
         raise ValueError(
             f"{type(model).__name__} has no code that could travel with it. Convert it with hf_lam.convert, or keep "
             "its mechanisms alone with hf_lam.save_mechanism."
@@ -287,7 +299,11 @@ def _refuse_tokens(files: Mapping[str, Path], message: str, token: str | bool | 
 
 def _results(said: _Said, earlier: EarlierCard, found: list[Measured], task: str | None) -> list[EvalResult]:
     if said.metrics is not None and not isinstance(said.metrics, Mapping):
-        return list(said.metrics)
+        # Of numpy's numbers, YAML would write the bytes.
+        return [
+            replace(x, metric_value=x.metric_value if isinstance(x.metric_value, str) else float(x.metric_value))
+            for x in said.metrics
+        ]
     if said.metrics is None and not found:
         return earlier.results
     numbers = found if said.metrics is None else measured(said.metrics)
@@ -303,19 +319,22 @@ def _earlier_card(model: Any, source: Path | None) -> EarlierCard:
     """The card in the folder that is pushed; of a model or a checkpoint, what that of its origin says of the base."""
     if source is None:
         return card_in(model.config._name_or_path or os.devnull).of_the_base()
-    if not (source / CARD_FILE).is_file() and source.resolve().name.startswith("checkpoint-"):
-        return card_in(source.resolve().parent).of_the_base()
+    if not (source / CARD_FILE).is_file() and source.name.startswith("checkpoint-"):
+        return card_in(source.parent).of_the_base()
     return card_in(source)
 
 
-def _bases(model: Any, given: str | Sequence[str] | None, earlier: EarlierCard, hub: Branch) -> list[str]:
+def _bases(
+    model: Any, given: str | Sequence[str] | None, earlier: EarlierCard, published: EarlierCard, hub: Branch
+) -> list[str]:
     """The ids on the Hub that the weights come from."""
     if given is not None:
         names = [given] if isinstance(given, str) else list(given)
         for name in names:
             validate_repo_id(name)
         return names
-    names = earlier.bases
+    # Loaded from the repository that it goes back to, its base is the same.
+    names = earlier.bases or (published.bases if model.config._name_or_path == hub.repo_id else [])
     if not names:
         encoders = [getattr(model.config, f"{name}_config") for name in getattr(model.config, "modalities", ())]
         names = [config._name_or_path or "" for config in (model.config, *encoders)]

@@ -70,7 +70,8 @@ class Branch:
         self.files: list[str] = []
         self.is_private: bool | None = None
         self._secret = token if isinstance(token, str) else get_token()
-        self._is_new = False
+        # What a push that fails leaves, in words.
+        self._left = ""
 
     # --- what can be read --------------------------------------------------------------------------------------------
 
@@ -156,7 +157,7 @@ class Branch:
         if parent is None:
             with self._explained("creating the repository"):
                 made = self._tried(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
-                self.repo_id, self._is_new = made.repo_id, True
+                self.repo_id, self._left = made.repo_id, " The new repository is there, and empty."
                 parent = str(self._tried(lambda: self._info(None)).sha)
         branch = self.revision
         if branch is not None and not branch.startswith("refs/") and not self.create_pr:
@@ -164,6 +165,7 @@ class Branch:
                 self._tried(
                     lambda: self.api.create_branch(self.repo_id, branch=branch, revision=parent, exist_ok=True)
                 )
+            self._left = self._left or f" The branch {branch!r} is there, as it was or as main."
 
         def send() -> CommitInfo:
             # They can be used once.
@@ -257,7 +259,7 @@ class Branch:
         except (HTTPError, OSError, RuntimeError, ValueError) as error:
             reason = self._without_token(_reason(error))
             text = f"{self.repo_id}: {what} failed: {reason}. No commit was made. {self._advice(error)}"
-            text += " The new repository is there, and empty." if self._is_new else ""
+            text += self._left
             # The original would show the token in its traceback, if a server sent it back.
             whole = "".join(map(str, _causes(error)))
             raise PushError(text) from (None if self._without_token(whole) != whole else error)

@@ -109,7 +109,7 @@ class ModelFiles:
             for name, size in files.sizes.items()
             if name.startswith(self._prefix) and not name.startswith(inner)
         }
-        self.findings: list[Finding] = []
+        self.findings = files.findings
         self.revision = files.revision
 
     def read(self, name: str, most: int | None = None) -> bytes:

@@ -107,10 +107,11 @@ def verify(
     """
     files = _files_of(source, revision, token)
     folders = models_in(files)
+    models = [_look_at(ModelFiles(files, folder, folders)) for folder in folders[:_MOST_MODELS]]
+    # After they were looked at, which may find files that cannot be read.
     findings = list(files.findings)
     if len(folders) > _MOST_MODELS:
         findings.append(Finding("size", "", f"holds {len(folders)} models; verify looks at {_MOST_MODELS}"))
-    models = [_look_at(ModelFiles(files, folder, folders)) for folder in folders[:_MOST_MODELS]]
     findings += [finding for model in models for finding in model.findings]
     hosts = {host for model in models for host in model.code.hosts}
     if isinstance(files, HubFiles) or any(finding.kind == "repository" for finding in findings):

@@ -157,6 +157,24 @@ def _other_model(config: dict[str, Any]) -> str:
     for key, value in entries({key: value for key, value in config.items() if key != "model_type"}):
         if key == "model_type" and not (isinstance(value, str) and value in _ENCODERS):
             return f"has an encoder of type {value!r}, which verify does not build"
+    return _replaced_part(config)
+
+
+def _replaced_part(config: dict[str, Any]) -> str:
+    """Which key would take the place of a method or a class attribute; empty if none would.
+
+    transformers sets every key of a configuration on it. (`attribute_map`, which would rename others, is a finding of
+    its own.)
+    """
+    for part in (config, *(value for _, value in entries(config) if isinstance(value, dict))):
+        kind = part.get("model_type")
+        if not isinstance(kind, str):
+            continue
+        config_class: Any = _CONFIGS.get(kind) or CONFIG_MAPPING[kind]
+        own = {field.name for field in dataclasses.fields(config_class)} | {"model_type", "attribute_map"}
+        for key in part:
+            if key not in own and not isinstance(getattr(config_class, key, property()), property):
+                return f"{key} would replace a part of {config_class.__name__}"
     return ""
 
 
@@ -170,6 +188,10 @@ def _build(config: dict[str, Any], stored: Mapping[str, StoredTensor]) -> tuple[
     structure = {"use_mask_token": True} if name == "HfLamViTModel" else {}
     try:
         made = config_class.from_dict(_without(copy.deepcopy(config), _NOT_FOR_SHAPES))
+        # Whatever it says, no kernel is looked for.
+        for part in (made, *(getattr(made, key, None) for key in made.sub_configs)):
+            if part is not None:
+                part._attn_implementation = "eager"
         with torch.device("meta"):
             model = model_class(made, **structure)
         model.tie_weights()

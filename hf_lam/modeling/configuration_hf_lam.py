@@ -542,9 +542,10 @@ class HfLamConfigMixin:
         copy_code(Path(__file__).parent, folder)
         if self.hf_lam is not None:
             self.hf_lam = self.hf_lam | {"version": __version__}
-        suffix = self.code_suffix
+        # Of the class: what was loaded from a file may have a key of that name.
+        suffix, classes = type(self).code_suffix, type(self).auto_classes
         family = {"AutoConfig": f"configuration_hf_lam{suffix}.{type(self).__name__}"}
-        family |= {auto: f"modeling_hf_lam{suffix}.{name}" for auto, name in self.auto_classes.items()}
+        family |= {auto: f"modeling_hf_lam{suffix}.{name}" for auto, name in classes.items()}
         # A process that loaded a configuration alone has only this file, and can only write what it has.
         self.auto_map = {
             auto: name for auto, name in family.items() if (folder / f"{name.split('.')[0]}.py").is_file()

@@ -29,8 +29,6 @@ AUTO_CLASSES = {
     "video-classification": "AutoModelForVideoClassification",
     "multimodal-classification": "AutoModelForSequenceClassification",
 }
-# What the names of results begin with, and the split they are of.
-_SPLITS = {"eval": "validation", "predict": "test"}
 
 
 def write_model_card(
