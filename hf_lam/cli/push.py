@@ -50,7 +50,10 @@ def push(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request with the commit.")] = False,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
     dataset: Annotated[
-        str | None, typer.Option(metavar="ID", help="What it was trained on, for the card: an id on the Hub.")
+        str | None,
+        typer.Option(
+            metavar="ID", help="What the results were measured on, for the card: an id on the Hub or a name."
+        ),
     ] = None,
     base_model: Annotated[
         list[str] | None,
