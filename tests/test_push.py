@@ -505,7 +505,7 @@ def test_what_a_run_measured_wins_over_an_older_card(hub: HubServer, lam_bert: A
     ],
 )
 def test_what_would_be_loaded_instead_is_deleted(path: str, goes: bool) -> None:
-    assert pushing._is_own(path) is goes
+    assert pushing._is_own(path, TRAVELLING_FILES) is goes
 
 
 def test_terms_of_a_licence_with_a_name(hub: HubServer, lam_bert: Any) -> None:

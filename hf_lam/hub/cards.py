@@ -18,7 +18,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from ..flops import CostReport, cost
-from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, SttConfig, segment_kind
+from ..modeling.configuration_hf_lam import (
+    MECHANISM_CONFIGS,
+    HfLamConfigMixin,
+    SttConfig,
+    __version__,
+    segment_kind,
+)
 from ..modeling.configuration_hf_lam_fusion import MODALITIES
 from ..modeling.injection_hf_lam import injected_encoders, max_length_of, views_of
 from .earlier_cards import CARD_FILE, TEMPLATE, card_in, weights_of
@@ -129,18 +135,19 @@ def model_card(
     # Those of a model that was here before are made anew, too.
     tags = [tag for tag in tags if tag not in ("hf_lam", "multimodal", *MODALITIES, *MECHANISM_CONFIGS)]
     own_tags = ["hf_lam", *mechanisms, *(["multimodal", *modalities] if modalities else [])]
+    metrics = [result for result in results if not result.metric_type.endswith("loss")]
     metadata = ModelCardData(
         base_model=bases[0] if len(bases) == 1 else list(bases) or None,
         base_model_relation="finetune" if bases else None,
         library_name="transformers",
         language=language,
         datasets=list(datasets) or None,
-        metrics=list(dict.fromkeys(result.metric_type for result in _metrics_in(results))) or None,
+        metrics=list(dict.fromkeys(result.metric_type for result in metrics)) or None,
         # The Hub wants it with results, and no other key of that name.
-        model_name=name if _metrics_in(results) else None,
+        model_name=name if metrics else None,
         pipeline_tag=task or task_of(model),
-        tags=[*own_tags, *(tag for tag in tags if tag not in own_tags)],
-        eval_results=list(_metrics_in(results)) or None,
+        tags=[*own_tags, *tags],
+        eval_results=metrics or None,
         **dict(license or {}),
         **dict(further or {}),
     )
@@ -248,10 +255,6 @@ def _mechanisms_in(model: Any) -> dict[str, dict[str, Any]]:
     return {name: block[name] for name in MECHANISM_CONFIGS if name in block}
 
 
-def _metrics_in(results: Sequence[EvalResult]) -> list[EvalResult]:
-    return [result for result in results if not result.metric_type.endswith("loss")]
-
-
 def saved_class(model: Any) -> type[Any]:
     """The class that a model is loaded by; FSDP2 makes another one of it."""
     names = getattr(type(model.config), "auto_classes", {}).values()
@@ -293,9 +296,7 @@ def _origin(bases: Sequence[str], is_trained: bool) -> str:
 def _change(model: Any, key: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """One mechanism: what it is, where it is, and its options but for those that are off or left to the host."""
     layers = sum(len(base._hf_lam_attentions) for base in injected_encoders(model))
-    where = f"in its layer {'of attention' if layers == 1 else ''}".strip()
-    if layers > 1:
-        where = f"in each of its {layers} layers of attention"
+    where = "in its layer of attention" if layers == 1 else f"in each of its {layers} layers of attention"
     if options.get("scope") == "shared":
         where = f"one for all of its {layers} layers of attention"
     shown = {name: json.dumps(value) for name, value in options.items() if value not in (None, False)}
@@ -344,7 +345,9 @@ def _number(value: Any) -> str:
 
 def _sizes(model: Any) -> dict[str, Any] | None:
     """Parameters and FLOPs of the model, and of the same without mechanisms; None where they cannot be counted."""
-    own, base = _cost_of(model, model.config.hf_lam), _cost_of(model, None)
+    is_changed = model.config.hf_lam is not None
+    own = _cost_of(model, model.config.hf_lam)
+    base = _cost_of(model, None) if is_changed else own
     if own is None or base is None:
         return None
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -354,7 +357,6 @@ def _sizes(model: Any) -> dict[str, Any] | None:
         "GFLOPs of a forward pass": (base.flops / 1e9, own.flops / 1e9, "{:.4g}"),
         "of them for attention": (attention[0] / 1e9, attention[1] / 1e9, "{:.4g}"),
     }
-    is_changed = model.config.hf_lam is not None
     return {
         "columns": ["without hf_lam", "this model", "ratio"] if is_changed else ["this model"],
         "rows": [
@@ -433,8 +435,7 @@ def _limit_of_grid(config: SttConfig) -> str:
 
 def _versions(model: Any, packages: Iterable[str]) -> str:
     # That of the code which travels with the model: a model may have come from the Hub with another one.
-    own = getattr(sys.modules[type(model.config).__module__], "__version__", None)
-    if own is None:
-        from ..modeling.configuration_hf_lam import __version__ as own
+    shared = [base.__module__ for base in type(model.config).__mro__ if base.__name__ == HfLamConfigMixin.__name__]
+    own = sys.modules[shared[0]].__version__ if shared else __version__
     names = dict.fromkeys(["transformers", "torch", *packages])
     return ", ".join([f"hf_lam {own}", *(f"{name} {version(name).partition('+')[0]}" for name in names)]) + "."

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from numbers import Real
@@ -146,7 +146,8 @@ def push(
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         title = commit_message or f"Upload {saved_class(loaded).__name__} with hf_lam {__version__}"
         _refuse_tokens(files, f"{title}\n{commit_description or ''}", token)
-        deleted = tuple(sorted(path for path in hub.files if _is_own(path) and path not in files))
+        released = {name for code in released_code(MANIFEST).values() for name in code}
+        deleted = tuple(sorted(path for path in hub.files if _is_own(path, released) and path not in files))
         others = filter(None, map(check_name, sorted(set(hub.files) - set(files) - set(deleted))))
         hub.notes += [f"`hf-lam verify` will say: {x.file}: {x.message}." for x in (*verify(folder).findings, *others)]
         commit = None if dry_run else hub.commit(files, deleted, title, commit_description, private)
@@ -204,8 +205,8 @@ def _write_card(model: Any, processor: Any, source: Path | None, folder: Path, s
     card.save(folder / CARD_FILE)
 
 
-def _is_own(path: str) -> bool:
-    return _WEIGHTS.fullmatch(path) is not None or any(path in code for code in released_code(MANIFEST).values())
+def _is_own(path: str, released: Collection[str]) -> bool:
+    return _WEIGHTS.fullmatch(path) is not None or path in released
 
 
 # --- What is checked before anything is done -------------------------------------------------------------------------

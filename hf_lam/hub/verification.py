@@ -107,7 +107,8 @@ def verify(
     """
     files = _files_of(source, revision, token)
     folders = models_in(files)
-    models = [_look_at(ModelFiles(files, folder, folders)) for folder in folders[:_MOST_MODELS]]
+    released = released_code()
+    models = [_look_at(ModelFiles(files, folder, folders), released) for folder in folders[:_MOST_MODELS]]
     # After they were looked at, which may find files that cannot be read.
     findings = list(files.findings)
     if len(folders) > _MOST_MODELS:
@@ -144,10 +145,10 @@ class _Model(NamedTuple):
     findings: list[Finding]
 
 
-def _look_at(files: ModelFiles) -> _Model:
+def _look_at(files: ModelFiles, released: Mapping[str, Mapping[str, str]]) -> _Model:
     configs, findings = read_configs(files)
     named = _named_version(configs.get("config.json"))
-    code = check_code(files, released_code(), named)
+    code = check_code(files, released, named)
     findings += code.findings
     findings += check_auto_maps(files, configs, code)
     findings += check_references(configs)
