@@ -1,3 +1,4 @@
+# Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
 """The configuration of a model that fuses text, image, video and audio encoders.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
@@ -12,7 +13,9 @@ from typing import Any, ClassVar
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .configuration_hf_lam import HfLamConfigMixin, mechanism_block
+from .configuration_hf_lam import HfLamConfigMixin
+from .locomt_hf_lam import baseline_block, find_baseline
+from .mechanism_registry_hf_lam import configs_in, mechanism_block
 
 # Of every modality: the argument of the model's `forward` that holds it.
 INPUT_NAMES = {
@@ -29,9 +32,6 @@ OTHER_NAMES = {
 }
 MODALITIES = tuple(INPUT_NAMES)
 BASELINES = ("full", "self", "bottleneck", "late")
-
-# Bottleneck tokens of the baseline, as in the experiments of MBT (arXiv 2107.00135).
-BOTTLENECK_TOKENS = 4
 
 
 class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
@@ -197,13 +197,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
             return "late"
         if self.hf_lam is None:
             return "full"
-        locomt = self.hf_lam.get("locomt")
-        if locomt is None or "lam" in self.hf_lam or locomt["annealing"]:
-            return None
-        views = {locomt["views"]} if isinstance(locomt["views"], str) else {v for row in locomt["views"] for v in row}
-        if views != {"self"}:
-            return None
-        return "bottleneck" if locomt["bottleneck_tokens"] else "self"
+        return find_baseline(self.hf_lam)
 
     @baseline.setter
     def baseline(self, baseline: str) -> None:
@@ -216,10 +210,8 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         self.hf_lam = None
         if baseline == "late":
             self.num_hidden_layers = 0
-        elif baseline == "self":
-            self.hf_lam = {"locomt": {"views": "self"}}
-        elif baseline == "bottleneck":
-            self.hf_lam = {"locomt": {"views": "self", "bottleneck_tokens": BOTTLENECK_TOKENS}}
+        elif baseline != "full":
+            self.hf_lam = baseline_block(baseline)
 
     def as_baseline(self, baseline: str) -> HfLamFusionConfig:
         """The same model without its mechanisms, as one of the baselines that the papers compare with.
@@ -242,12 +234,18 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         return getattr(self, f"{name}_config")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "hf_lam" and (mechanism_block(value) or {}).get("stt"):
+        needing = [type(config).__name__ for config in _configs_of(name, value) if config.needs_grid]
+        if needing:
             raise ValueError(
-                "HfLamFusionConfig: SttConfig needs tokens on one grid, which a sequence of several modalities is "
-                "not. Use LocomtConfig or LamConfig for the fusion layers."
+                f"HfLamFusionConfig: {needing[0]} needs tokens on one grid, which a sequence of several modalities is "
+                "not. Leave it out."
             )
         super().__setattr__(name, value)
+
+
+def _configs_of(name: str, value: Any) -> list[Any]:
+    """The mechanisms behind a value that is about to be set."""
+    return list(configs_in(mechanism_block(value)).values()) if name == "hf_lam" else []
 
 
 def _is_of_model(config: Any) -> bool:

@@ -1,3 +1,4 @@
+# Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
 """`HfLam…` models: transformers' own BERT, ViT and VideoMAE classes with mechanisms attached.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
@@ -34,14 +35,14 @@ from transformers.conversion_mapping import (
     register_checkpoint_conversion_mapping,
 )
 
-from .configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig, copy_code
-from .injection_hf_lam import attach, injected_encoders, is_pure_stt
+from .configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig
+from .hosts_facts_hf_lam import CONVERSIONS, OPTIONAL_PARTS
+from .injection_hf_lam import injected_encoders, injection_of, plan_injection
+from .mechanism_registry_hf_lam import block_of
+from .travelling_hf_lam import copy_code
 
 # What of `save_pretrained` is for a push.
 _HUB_OPTIONS = ("private", "revision", "create_pr", "commit_message", "commit_description")
-
-# Parts of an encoder that stock checkpoints may leave out and task models train anew.
-_OPTIONAL_PARTS = ("pooler.", "mask_token")
 
 
 class HfLamMixin(PreTrainedModel):
@@ -58,13 +59,13 @@ class HfLamMixin(PreTrainedModel):
         if getattr(config, "model_type", None) != self.config_class.model_type:
             raise TypeError(
                 f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}. To convert "
-                "a stock model use hf_lam.convert(model, LamConfig(...))."
+                "a stock model use hf_lam.convert(model, ...)."
             )
         _register_conversions()
         super().__init__(config, *args, **kwargs)
         if config.hf_lam is not None:
-            attach(self, config.hf_lam)
-        self.register_load_state_dict_pre_hook(_rename_legacy_keys)
+            plan_injection(self, config.hf_lam).apply()
+        self.register_load_state_dict_pre_hook(rename_legacy_keys)
 
     @classmethod
     def from_pretrained(
@@ -111,12 +112,13 @@ class HfLamMixin(PreTrainedModel):
                 "place. Call hf_lam.remove on that encoder, or keep its mechanisms with hf_lam.save_mechanism."
             )
         folder = Path(save_directory)
+        configs = injection_of(own[0]).configs if own else {}
         if is_main_process:
             # Before the configuration is saved, which lists what the folder holds. One that was loaded from a
             # repository may lie there without its siblings; this file never does.
-            copy_code(Path(__file__).parent, folder)
+            copy_code(Path(__file__).parent, folder, configs)
         # What is saved is what the model has, whatever has been written into its configuration since it was made.
-        self.config.hf_lam = own[0]._hf_lam_configs.block() if own else None
+        self.config.hf_lam = block_of(configs)
         push = _push_of_package() if push_to_hub else None
         if push is None:
             super().save_pretrained(folder, is_main_process, state_dict, push_to_hub, *args, **kwargs)
@@ -154,7 +156,7 @@ class HfLamMixin(PreTrainedModel):
         encoder = {name for name, _ in self.named_parameters() if name.startswith(_encoder_prefix(self))} - own
         if own <= loading_info.missing_keys and not encoder <= loading_info.missing_keys:
             loading_info.missing_keys -= own
-        # A pure STT has no use for its host's queries and keys.
+        # Attention without scores has no use for its host's queries and keys.
         dropped = tuple(f"{name}." for name in _dropped_projections(self))
         if dropped:
             loading_info.unexpected_keys -= {name for name in loading_info.unexpected_keys if name.startswith(dropped)}
@@ -175,11 +177,11 @@ def _register_conversions() -> None:
     """Let transformers rename the weights of our classes like those of their hosts.
 
     Checkpoints keep names of older transformers releases and are renamed while loading, but for classes outside of
-    transformers only if they are registered. (A ViT head needs nothing: the ViTModel inside it is transformers' own.)
+    transformers only if they are registered.
     Done with the first model, since making transformers' table takes longer than importing hf_lam; with `overwrite`,
     because several copies of this file may be loaded in one process.
     """
-    for ours, stock in (("HfLamViTModel", "ViTModel"), ("hf_lam_videomae", "videomae")):
+    for ours, stock in CONVERSIONS.items():
         mapping = get_checkpoint_conversion_mapping(stock)
         if mapping is not None:
             register_checkpoint_conversion_mapping(ours, mapping, overwrite=True)
@@ -210,13 +212,13 @@ def _is_of_mechanism(name: str) -> bool:
 
 
 def _dropped_projections(model: nn.Module) -> list[str]:
-    """The names of the projections that a pure STT replaced by the identity."""
+    """The names of the projections that the identity has replaced, for attention without scores."""
     names = {module: name for name, module in model.named_modules()}
     return [
         f"{names[attention]}.{child}"
         for base in injected_encoders(model)
-        if is_pure_stt(base._hf_lam_configs)
-        for attention in base._hf_lam_attentions
+        if injection_of(base).replacement is not None
+        for attention in injection_of(base).attentions
         for child, module in attention.named_children()
         if isinstance(module, nn.Identity)
     ]
@@ -235,7 +237,7 @@ def _check_nothing_is_missing(model: Any, missing: Any, source: str | os.PathLik
     encoder = [
         name
         for name in missing
-        if name.startswith(_encoder_prefix(model)) and not any(part in name for part in _OPTIONAL_PARTS)
+        if name.startswith(_encoder_prefix(model)) and not any(part in name for part in OPTIONAL_PARTS)
     ]
     if encoder:
         shown = ", ".join(sorted(encoder)[:5]) + (", …" if len(encoder) > 5 else "")
@@ -256,7 +258,7 @@ def _check_mechanisms_fit(model: Any, info: Any, source: str | os.PathLike[str])
         )
 
 
-def _rename_legacy_keys(module: Any, state_dict: dict[str, torch.Tensor], prefix: str, *unused: Any) -> None:
+def rename_legacy_keys(module: Any, state_dict: dict[str, torch.Tensor], prefix: str, *unused: Any) -> None:
     """Let `load_state_dict` read the files that `save_pretrained` writes, whose names may be those of older releases.
 
     `Trainer` restores checkpoints and the best model with `load_state_dict(strict=False)` on the file as written, and

@@ -1,3 +1,4 @@
+# Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
 """One model from several encoders: text, image, video and audio in one sequence, with attention mechanisms on it.
 
 Source of the idea: Nagrani et al., "Attention Bottlenecks for Multimodal Fusion" (MBT), arXiv 2107.00135, for encoders
@@ -10,93 +11,36 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
-from transformers.activations import ACT2FN
+from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling, SequenceClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_hf_lam_fusion import INPUT_NAMES, MODALITIES, OTHER_NAMES, HfLamFusionConfig, encoder_config_of
-from .functional_hf_lam import lam_attention_with_weights
-from .injection_hf_lam import MODALITY_TOKENS, ModalityTokens, injected_encoders, max_length_of
+from .attention_pass_hf_lam import MODALITY_TOKENS
+from .configuration_hf_lam_fusion import INPUT_NAMES, MODALITIES, HfLamFusionConfig, encoder_config_of
+from .fusion_encoders_hf_lam import (
+    check_config_options,
+    copy_encoder,
+    copy_layers,
+    load_source,
+    make_encoder,
+    read_layer_options,
+)
+from .fusion_inputs_hf_lam import check_inputs, check_options, check_presence
+from .fusion_layers_hf_lam import FusionEncoder, FusionLayer, FusionSelfAttention
+from .hosts_facts_hf_lam import count_class_tokens, read_input_shape
+from .hosts_hf_lam import ModalityTokens, max_length_of
 from .modeling_hf_lam import HfLamMixin
 
 logger = logging.get_logger(__name__)
-
-# Dimensions of one sample. Audio is mel bands over time, for an audio encoder or as an image with channels.
-_DIMENSIONS = {"text": (1,), "image": (3,), "video": (4,), "audio": (2, 3)}
-
-# What transformers' encoders call the norm after their last layer, where they have one.
-_LAST_NORMS = ("layernorm", "norm", "post_layernorm")
-
-# The parts of a fusion layer, and what transformers' encoders call theirs: ViT, DeiT and AST; BERT and its family;
-# VideoMAE; CLIP; DistilBERT. All but BERT and DistilBERT normalise first.
-_PARTS = (
-    "attention.q_proj",
-    "attention.k_proj",
-    "attention.v_proj",
-    "attention.o_proj",
-    "attention_norm",
-    "mlp_norm",
-    "fc1",
-    "fc2",
-)
-_VIT_MLP = ("layernorm_before", "layernorm_after")
-_LAYER_FAMILIES: tuple[tuple[bool, tuple[str, ...]], ...] = (
-    (True, (*(f"attention.{x}_proj" for x in "qkvo"), *_VIT_MLP, "mlp.fc1", "mlp.fc2")),
-    (
-        False,
-        (
-            *(f"attention.self.{x}" for x in ("query", "key", "value")),
-            "attention.output.dense",
-            "attention.output.LayerNorm",
-            "output.LayerNorm",
-            "intermediate.dense",
-            "output.dense",
-        ),
-    ),
-    (
-        True,
-        (
-            *(f"attention.attention.{x}" for x in ("query", "key", "value")),
-            "attention.output.dense",
-            *_VIT_MLP,
-            "intermediate.dense",
-            "output.dense",
-        ),
-    ),
-    (
-        True,
-        (
-            *(f"self_attn.{x}_proj" for x in ("q", "k", "v", "out")),
-            "layer_norm1",
-            "layer_norm2",
-            "mlp.fc1",
-            "mlp.fc2",
-        ),
-    ),
-    (
-        False,
-        (
-            *(f"attention.{x}_lin" for x in ("q", "k", "v", "out")),
-            "sa_layer_norm",
-            "output_layer_norm",
-            "ffn.lin1",
-            "ffn.lin2",
-        ),
-    ),
-)
 
 
 @dataclasses.dataclass
@@ -134,112 +78,6 @@ class Stream(NamedTuple):
     hidden_states: torch.Tensor
     token_mask: torch.Tensor
     is_present: torch.Tensor
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`softmax(Q Kᵀ · scaling + padding) V`, as in transformers' own encoders."""
-    ones = query.new_ones(1, 1, 1, 1).expand(1, 1, query.shape[2], key.shape[2])
-    options: dict[str, Any] = {"attention_mask": attention_mask, "scaling": scaling, "dropout_p": dropout}
-    context, weights = lam_attention_with_weights(query, key, value, ones, **options)
-    return context.transpose(1, 2).contiguous(), weights
-
-
-class FusionSelfAttention(nn.Module):
-    """Self-attention over the tokens of all modalities."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.is_causal = False
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4)
-        )
-
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query, key, value = (
-            projection(hidden_states).view(shape).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        context, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-            **kwargs,
-        )
-        return self.o_proj(context.flatten(-2)), weights
-
-
-class FusionLayer(GradientCheckpointingLayer):
-    """A transformer layer, with its norms before (`norm_first`) or after attention and feed-forward layers."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.norm_first = config.norm_first
-        self.attention = FusionSelfAttention(config)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> torch.Tensor:
-        if self.norm_first:
-            attended, _ = self.attention(self.attention_norm(hidden_states), attention_mask, **kwargs)
-            hidden_states = hidden_states + self.dropout(attended)
-            return hidden_states + self.dropout(self._feed_forward(self.mlp_norm(hidden_states)))
-        attended, _ = self.attention(hidden_states, attention_mask, **kwargs)
-        hidden_states = self.attention_norm(hidden_states + self.dropout(attended))
-        return self.mlp_norm(hidden_states + self.dropout(self._feed_forward(hidden_states)))
-
-    def _feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
-
-
-class FusionEncoder(nn.Module):
-    """The fusion layers, one after the other."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_hidden_layers))
-        has_norm = config.norm_first and config.num_hidden_layers > 0
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if has_norm else nn.Identity()
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        hf_lam_modality_tokens: ModalityTokens | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        # `hf_lam_modality_tokens` is for the mechanisms, which take it before it gets here.
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, **kwargs)
-        return self.norm(hidden_states)
 
 
 class FusionPreTrainedModel(PreTrainedModel):
@@ -280,7 +118,7 @@ class FusionModel(FusionPreTrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         for name in config.modalities:
-            encoder = _make_encoder(name, config)
+            encoder = make_encoder(name, config)
             width = encoder.config.hidden_size
             is_fitting = width == config.hidden_size
             setattr(self, f"{name}_model", encoder)
@@ -288,7 +126,7 @@ class FusionModel(FusionPreTrainedModel):
         self.encoder = FusionEncoder(config)
         # The most tokens that each modality can have; None where its encoder does not say.
         self.max_lengths = [max_length_of(self.modality_model(name)) for name in config.modalities]
-        self.class_tokens = {name: _class_tokens(self.modality_model(name)) for name in config.modalities}
+        self.class_tokens = {name: count_class_tokens(self.modality_model(name)) for name in config.modalities}
         self.pooling = {name: self._pooling_of(name) for name in config.modalities}
         self.post_init()
 
@@ -353,10 +191,10 @@ class FusionModel(FusionPreTrainedModel):
                 sizes that disagree, or an input of another size than its encoder takes. The message names the
                 modality. (In a compiled program, a sample without any modality gets zeros as its pooled output.)
         """
-        _check_options(kwargs)
+        check_options(kwargs)
         given = {"text": input_ids, "image": pixel_values, "video": video_values, "audio": audio_values}
         is_there = {"text": has_text, "image": has_image, "video": has_video, "audio": has_audio}
-        batch_size, device = self._check_inputs(given, is_there, attention_mask, token_type_ids)
+        batch_size, device = check_inputs(self, given, is_there, attention_mask, token_type_ids)
         streams: dict[str, Stream] = {}
         anchors: list[torch.Tensor] = []
         for name in self.config.modalities:
@@ -370,7 +208,7 @@ class FusionModel(FusionPreTrainedModel):
         is_present = torch.stack(presence, dim=1)
         is_whole = attention_mask is None and all(present is None for present in is_there.values())
         if not (is_whole or torch.compiler.is_compiling() or is_present.is_meta):
-            self._check_presence(is_present)
+            check_presence(self, is_present)
 
         hidden_states = torch.cat([stream.hidden_states for stream in streams.values()], dim=1)
         for anchor in anchors:
@@ -456,7 +294,7 @@ class FusionModel(FusionPreTrainedModel):
         In data parallel training every process must have a gradient for every parameter, whatever modalities its batch
         has; and where parameters are sharded, every process must run every module.
         """
-        shape = input_shape(self.config.modality_config(name)) or (1,)
+        shape = read_input_shape(self.config.modality_config(name)) or (1,)
         is_text = name == "text"
         dtype = torch.long if is_text else self.dtype
         hidden_states = self._encode(name, torch.zeros(1, *shape, dtype=dtype, device=device), {})
@@ -491,77 +329,6 @@ class FusionModel(FusionPreTrainedModel):
             first = stream.token_mask.int().argmax(1)  # with padding on the left, not the one at 0
             return hidden_states.gather(1, first.view(-1, 1, 1).expand(-1, 1, hidden_states.shape[2]))[:, 0]
         return hidden_states[:, : self.class_tokens[name]].mean(1)
-
-    def _check_inputs(
-        self,
-        given: Mapping[str, torch.Tensor | None],
-        is_there: Mapping[str, torch.Tensor | None],
-        attention_mask: torch.Tensor | None,
-        token_type_ids: torch.Tensor | None,
-    ) -> tuple[int, torch.device]:
-        """What can be seen from the shapes; returns the batch size and the device of the inputs."""
-        known = self.config.modalities
-        tensors = {INPUT_NAMES[name]: values for name, values in given.items()}
-        tensors |= {f"has_{name}": present for name, present in is_there.items()}
-        for argument, value in tensors.items():
-            if value is not None and not isinstance(value, torch.Tensor):
-                raise TypeError(f"{argument} must be a tensor, got {type(value).__name__}.")
-        for name, argument in INPUT_NAMES.items():
-            if name not in known and (given[name] is not None or is_there[name] is not None):
-                raise ValueError(
-                    f"this model has no {name}, for {argument} or has_{name}; its modalities are {known}."
-                )
-            if given[name] is None and is_there[name] is not None:
-                raise ValueError(f"has_{name} was given without {argument}.")
-        inputs = {name: given[name] for name in known if given[name] is not None}
-        if not inputs:
-            expected = ", ".join(f"{INPUT_NAMES[name]} ({name})" for name in known)
-            raise ValueError(f"no modality was given; give at least one of {expected}.")
-        sizes = {name: len(values) for name, values in inputs.items() if values is not None}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"the modalities have different batch sizes: {sizes}.")
-        (batch_size,) = set(sizes.values())
-        if batch_size == 0:
-            raise ValueError(f"the batch has no samples: {sizes}.")
-        for name, values in inputs.items():
-            assert values is not None
-            self._check_size(name, values)
-            present = is_there[name]
-            if present is not None and tuple(present.shape) != (batch_size,):
-                raise ValueError(f"has_{name} must be of shape ({batch_size},), got {tuple(present.shape)}.")
-        for argument, tensor in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
-            text = given["text"]
-            if tensor is not None and (text is None or tensor.shape != text.shape):
-                wanted = None if text is None else tuple(text.shape)
-                raise ValueError(
-                    f"{argument} is for the text and must have the shape of input_ids, {wanted}, got "
-                    f"{tuple(tensor.shape)}."
-                )
-        first = next(iter(inputs.values()))
-        assert first is not None
-        return batch_size, first.device
-
-    def _check_size(self, name: str, values: torch.Tensor) -> None:
-        argument, shape = INPUT_NAMES[name], input_shape(self.config.modality_config(name))
-        if shape is not None and tuple(values.shape[1:]) != shape:
-            raise ValueError(
-                f"{argument} of the {name} must be of shape (batch, {', '.join(map(str, shape))}), as its encoder "
-                f"{type(self.modality_model(name)).__name__} was made for, got {tuple(values.shape)}."
-            )
-        longest = self.max_lengths[self.config.modalities.index(name)]
-        if shape is None and (values.dim() != 2 or (longest is not None and values.shape[1] > longest)):
-            raise ValueError(
-                f"{argument} of the {name} must be of shape (batch, tokens) with at most {longest} tokens, got "
-                f"{tuple(values.shape)}."
-            )
-
-    def _check_presence(self, is_present: torch.Tensor) -> None:
-        lacking = (~is_present.any(1)).nonzero().flatten().tolist()
-        if lacking:
-            raise ValueError(
-                f"samples {lacking[:5]} of the batch have no modality at all: each needs at least one of "
-                f"{self.config.modalities}."
-            )
 
 
 class FusionForSequenceClassification(FusionPreTrainedModel):
@@ -673,9 +440,9 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
             options[name] = {key.removeprefix(prefix): kwargs.pop(key) for key in [*kwargs] if key.startswith(prefix)}
             if source is None and options[name]:
                 raise ValueError(f"options {sorted(options[name])} were given for {name}, but no {name} checkpoint.")
-        _check_config_options(cls.config_class, kwargs)
+        check_config_options(cls.config_class, kwargs)
         sources = {
-            name: _load_source(name, source, options[name]) for name, source in given.items() if source is not None
+            name: load_source(name, source, options[name]) for name, source in given.items() if source is not None
         }
         configs = {name: encoder_config_of(name, source.config) for name, source in sources.items()}
         dtypes = {name: source.dtype for name, source in sources.items()}
@@ -693,15 +460,15 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
             raise ValueError(f"fusion_from={fusion_from!r} must be one of the given modalities, {list(sources)}.")
         for name, encoder_config in configs.items():
             encoder_config.num_hidden_layers = own_layers.get(name, encoder_config.num_hidden_layers)
-        defaults = {} if fusion_from is None else _layer_options(fusion_from, sources[fusion_from])
+        defaults = {} if fusion_from is None else read_layer_options(fusion_from, sources[fusion_from])
         by_name = {f"{name}_config": encoder_config for name, encoder_config in configs.items()}
         config = cls.config_class(**by_name, **{**defaults, **kwargs})
         model: Any = cls(config)
         base = model.base_model
         for name, source in sources.items():
-            _copy_encoder(name, source, base.modality_model(name))
+            copy_encoder(name, source, base.modality_model(name))
         if fusion_from is not None:
-            _copy_layers(fusion_from, sources[fusion_from], base.encoder)
+            copy_layers(fusion_from, sources[fusion_from], base.encoder)
         first = next(iter(sources.values()))
         model.to(device=first.device, dtype=first.dtype if dtype is None else dtype).eval()
         if fusion_from is not None:
@@ -730,205 +497,3 @@ class HfLamFusionModel(HfLamFusionMixin, FusionModel):
 
 class HfLamFusionForSequenceClassification(HfLamFusionMixin, FusionForSequenceClassification):
     config_class = HfLamFusionConfig
-
-
-# What a model takes besides its inputs: for outputs, and what `Trainer` may pass.
-_OPTIONS = {"output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch"}
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    """Nothing may be ignored without a word: it could be a modality under another name."""
-    unknown = sorted(name for name, value in options.items() if name not in _OPTIONS and value is not None)
-    if unknown:
-        meant = [f"{name} is {OTHER_NAMES[name]} here" for name in unknown if name in OTHER_NAMES]
-        raise TypeError(f"a fusion model takes no {', '.join(unknown)}" + "".join(f"; {hint}" for hint in meant) + ".")
-
-
-# --- what is asked of the encoders -----------------------------------------------------------------------------------
-
-
-def input_shape(config: Any) -> tuple[int, ...] | None:
-    """The shape of one sample that an encoder takes, or None for text, whose length differs."""
-    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
-        return (config.max_length, config.num_mel_bins)
-    if hasattr(config, "image_size") and hasattr(config, "num_channels"):
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        frames = (config.num_frames,) if hasattr(config, "num_frames") else ()
-        return (*frames, config.num_channels, height, width)
-    return None
-
-
-def _make_encoder(name: str, config: Any) -> Any:
-    """The encoder of a modality, without what a fusion model has no use for."""
-    encoder_config = config.modality_config(name)
-    if type(encoder_config) not in MODEL_MAPPING:
-        raise ValueError(f"AutoModel knows no model for the {type(encoder_config).__name__} of the {name}.")
-    model_class: Any = MODEL_MAPPING[type(encoder_config)]
-    if isinstance(model_class, (tuple, list)):
-        model_class = model_class[0]
-    if getattr(encoder_config, "is_encoder_decoder", False) or getattr(encoder_config, "is_decoder", False):
-        raise ValueError(
-            f"{name}_config is for {model_class.__name__}, which is a decoder or has one; give an encoder."
-        )
-    is_text = model_class.main_input_name == "input_ids"
-    if is_text != (name == "text"):
-        wanted = "input_ids" if name == "text" else "pixel_values or input_values"
-        raise ValueError(
-            f"{name}_config is for {model_class.__name__}, which takes {model_class.main_input_name}; an encoder for "
-            f"{name} takes {wanted}."
-        )
-    if getattr(encoder_config, "mask_ratio", None):
-        raise ValueError(
-            f"{name}_config is for {model_class.__name__}, which drops tokens at random "
-            f"(mask_ratio={encoder_config.mask_ratio}); give another encoder, such as ViT."
-        )
-    shape = input_shape(encoder_config)
-    if not is_text and shape is None:
-        raise ValueError(
-            f"{type(encoder_config).__name__} of the {name} does not say how large its inputs are (image_size and "
-            "num_channels, or max_length and num_mel_bins), which a fusion model needs."
-        )
-    if shape is not None and len(shape) not in _DIMENSIONS[name]:
-        raise ValueError(
-            f"{name}_config is for {model_class.__name__}, which takes inputs of shape (batch, "
-            f"{', '.join(map(str, shape))}); that is no {name}."
-        )
-    # Parameters without a gradient would stop data parallel training: mask tokens, poolers, and norms before those.
-    if hasattr(encoder_config, "vision_use_head"):
-        encoder_config.vision_use_head = False
-    has_option = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    encoder = model_class(encoder_config, **({"add_pooling_layer": False} if has_option else {}))
-    if isinstance(getattr(encoder, "pooler", None), nn.Module):
-        encoder.pooler = None
-    if encoder_config.model_type == "clip_vision_model":
-        encoder.post_layernorm = nn.Identity()
-    for module in encoder.modules():
-        if isinstance(getattr(module, "mask_token", None), nn.Parameter):
-            module.mask_token = None
-    if any(getattr(module, "is_causal", False) for module in encoder.modules()):
-        raise ValueError(
-            f"{name}_config is for {model_class.__name__}, whose tokens see only what comes before them; give an "
-            "encoder such as BERT."
-        )
-    if config.norm_first and config.num_hidden_layers > 0:
-        for child in _LAST_NORMS:
-            if getattr(encoder, child, None) is not None:
-                setattr(encoder, child, nn.Identity())
-    return encoder
-
-
-def _class_tokens(encoder: Any) -> int:
-    """How many tokens at the beginning stand for the whole input."""
-    if encoder.main_input_name == "input_ids":
-        # The first token of CLIP's text encoder sees only itself.
-        return int(encoder.config.model_type != "clip_text_model")
-    if encoder.config.model_type == "audio-spectrogram-transformer":
-        return 2
-    names = ("cls_token", "class_embedding")
-    return int(any(getattr(module, name, None) is not None for module in encoder.modules() for name in names))
-
-
-# --- from pretrained encoders ----------------------------------------------------------------------------------------
-
-
-def _check_config_options(config_class: Any, options: Mapping[str, Any]) -> None:
-    """A misspelt option would become an attribute of the configuration that nobody reads."""
-    known = {field.name for field in dataclasses.fields(config_class)}
-    known |= {"baseline", "num_labels", "attn_implementation", "output_attentions", "name_or_path"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise TypeError(
-            f"from_modality_pretrained has no option {', '.join(unknown)}: give modalities, options of "
-            f"{config_class.__name__}, or for from_pretrained those with the name of a modality in front."
-        )
-
-
-def _load_source(name: str, source: Any, options: dict[str, Any]) -> Any:
-    """The encoder of a modality's checkpoint."""
-    if isinstance(source, PreTrainedModel):
-        if options:
-            raise ValueError(f"{sorted(options)} have no meaning for {name}, which is a loaded model.")
-        if injected_encoders(source):
-            raise ValueError(
-                f"the {name} model has hf_lam mechanisms of its own, which a fusion model would lose: it has them in "
-                "its fusion layers. Call hf_lam.remove on it first."
-            )
-        return source.base_model
-    if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"{name} must be a transformers model, a folder or a Hub id, got {type(source).__name__}.")
-    return AutoModel.from_pretrained(source, **options).base_model
-
-
-def _copy_encoder(name: str, source: nn.Module, target: nn.Module) -> None:
-    expected, found = target.state_dict(), source.state_dict()
-    lacking = sorted(key for key in expected if key not in found or found[key].shape != expected[key].shape)
-    if lacking:
-        raise ValueError(
-            f"{type(source).__name__} of the {name} does not have {len(lacking)} weights of {type(target).__name__}, "
-            f"such as {lacking[0]}."
-        )
-    target.load_state_dict({key: found[key] for key in expected})
-
-
-def _layers_and_names(name: str, source: nn.Module) -> tuple[list[nn.Module], bool, tuple[str, ...]]:
-    """An encoder's layers, whether they normalise first, and what they call the parts of a layer."""
-    layers: list[nn.Module] = [module for module in source.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for norm_first, names in _LAYER_FAMILIES:
-        parts = {child for child, _ in layers[0].named_modules()} if layers else set()
-        weights = {key.rpartition(".")[0] for key, _ in layers[0].named_parameters()} if layers else set()
-        if set(names) <= parts and weights == set(names):
-            return layers, norm_first, names
-    raise ValueError(
-        f"the layers of {type(source).__name__} cannot become fusion layers: they have other parts than attention, "
-        f"two norms and a feed-forward layer. Leave out fusion_from={name!r}, or name another modality."
-    )
-
-
-def _layer_options(name: str, source: Any) -> dict[str, Any]:
-    """The options of fusion layers that are like an encoder's own."""
-    _, norm_first, _ = _layers_and_names(name, source)
-    options: dict[str, Any] = {"norm_first": norm_first}
-    # DistilBERT and CLIP have names of their own for some.
-    for option, other in (
-        ("hidden_size", "dim"),
-        ("num_attention_heads", "n_heads"),
-        ("intermediate_size", "hidden_dim"),
-        ("hidden_act", "activation"),
-        ("hidden_dropout_prob", "dropout"),
-        ("attention_probs_dropout_prob", "attention_dropout"),
-        ("layer_norm_eps", "layer_norm_eps"),
-        ("initializer_range", "initializer_range"),
-    ):
-        found = next((name for name in (option, other) if hasattr(source.config, name)), None)
-        if found is not None:
-            options[option] = getattr(source.config, found)
-    return options
-
-
-@torch.no_grad()
-def _copy_layers(name: str, source: Any, encoder: FusionEncoder) -> None:
-    """Let the fusion layers start from the last layers of an encoder."""
-    layers, _, names = _layers_and_names(name, source)
-    if len(encoder.layers) > len(layers):
-        raise ValueError(
-            f"fusion_from={name!r} has {len(layers)} layers, but there are {len(encoder.layers)} fusion layers."
-        )
-    for target, layer in zip(encoder.layers, layers[len(layers) - len(encoder.layers) :], strict=True):
-        for ours, theirs in zip(_PARTS, names, strict=True):
-            _copy_part(name, layer.get_submodule(theirs), target.get_submodule(ours))
-    last_norm = next((getattr(source, child, None) for child in _LAST_NORMS if hasattr(source, child)), None)
-    if isinstance(encoder.norm, nn.LayerNorm) and isinstance(last_norm, nn.LayerNorm):
-        _copy_part(name, last_norm, encoder.norm)
-
-
-def _copy_part(name: str, source: Any, target: Any) -> None:
-    if source.weight.shape != target.weight.shape:
-        raise ValueError(
-            f"the fusion layers cannot start from the {name} encoder: a weight has the shape "
-            f"{tuple(target.weight.shape)} there and {tuple(source.weight.shape)} here. Leave out the sizes, which "
-            "are then the encoder's."
-        )
-    target.weight.copy_(source.weight)
-    # VideoMAE's keys have no bias.
-    target.bias.copy_(source.bias) if source.bias is not None else target.bias.zero_()

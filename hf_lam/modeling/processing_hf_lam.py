@@ -1,3 +1,4 @@
+# Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
 """The processor of a fusion model: text, images, videos and audio in, tensors out.
 
 This file travels with saved models; see `configuration_hf_lam.py`.

@@ -1,289 +1,82 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""Synthesised attention on a token grid as plain functions: tensors in, tensors out.
+"""STT, synthesised attention: what one encoder has of it, as a mixture with dot products or in place of them.
 
 Source: Zhu et al., "Synthesizer Based Efficient Self-Attention for Vision Tasks" (STT), arXiv 2201.01410; after
-Tay et al., "Synthesizer", arXiv 2005.00743. The `N` tokens lie on a grid of `n_1 × … × n_k`, the last axis runs
-fastest. One row-stochastic matrix `A_a` for every axis is applied as a mode product:
+Tay et al., "Synthesizer", arXiv 2005.00743.
 
-    Y = V ×_1 A_1 ×_2 A_2 … ×_k A_k              the map is A_1 ⊗ … ⊗ A_k
-
-`p` prefix tokens, such as `[CLS]`, come before the grid. Every row of the map splits its attention: the share `s_0`
-goes to the grid, as above, and the shares `s_1 … s_p` to the prefix tokens. A prefix token has no place on the grid;
-what it spends there is `a_1 ⊗ … ⊗ a_k`, with one vector an axis. These vectors are the first `p` rows of each
-`A_a`, which thus is `(p + n_a) × n_a`.
-
-This file travels: it is copied into Hub repositories, so it needs torch and its siblings only.
+This file travels with saved models; see `configuration_hf_lam.py`.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any, ClassVar
 
-from .functional_hf_lam import _checked_padding, _product_dtype, _shape, _softmax_dtype, without_autocast
+from torch import Tensor, nn
 
-IMPLEMENTATIONS = ("auto", "eager", "modes")
-
-# What a map is made of: the weights of the axes, and the prefix tokens' shares.
-_MapFactors = tuple[Sequence[Tensor], Tensor | None]
-
-# Elements of the values that are worked on at once, a number of whole samples; 2 MiB in fp32 stay near the cores.
-_CPU_CHUNK = 2**19
+from .hosts_hf_lam import Host
+from .mechanism_hf_lam import LayerInput, Mechanism, ScoreChange
+from .mechanism_registry_hf_lam import register_mechanism
+from .padding_hf_lam import normalize_over_tokens, valid_tokens
+from .stt_attention_hf_lam import log_synthetic_map
+from .stt_config_hf_lam import SttConfig
+from .stt_synthesizers_hf_lam import AttentionSynthesizer, SyntheticLogits
 
 
-def stt_attention(
-    value: Tensor,
-    axis_weights: Sequence[Tensor],
-    *,
-    prefix_shares: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    implementation: str = "auto",
-) -> Tensor:
-    """Apply a synthesised attention map to the values (STT, arXiv 2201.01410).
+class AttentionSynthesizers(Mechanism, nn.ModuleList):
+    """The synthesizers of one encoder, one for each layer."""
 
-    Args:
-        value: `(B, H, p + n_1·…·n_k, D)`, prefix tokens first, then the grid in row-major order; its dtype is the
-            dtype of the result.
-        axis_weights: one for every axis, `(B or 1, H, p + n_a, n_a)`, whose rows sum to one: the prefix tokens' rows
-            first, then one for every place on the axis.
-        prefix_shares: `(B or 1, H, p + n_1·…·n_k, 1 + p)`, whose rows sum to one: how each token's attention is
-            divided between the grid, which comes first, and the prefix tokens. `None` without prefix tokens.
-        attention_mask: padding of the keys, broadcastable to `(B, H, 1, L)`: bool (True = may attend), or additive
-            floating point. What would go to padding goes to the other tokens, in proportion.
-        dropout_p: probability, in [0, 1), with which a weight is zeroed (the others grow accordingly). The whole map
-            is never there, so these are the weights of the axes and the prefix tokens' shares; on one axis it is the
-            usual dropout.
-        implementation: "eager" forms the whole map, then multiplies; "modes" applies the axes one after the other;
-            "auto" is "modes".
-
-    Returns:
-        `(B, H, p + n_1·…·n_k, D)`; zeros for a query that sees no key.
-
-    Raises:
-        TypeError: a tensor of a dtype that has no meaning here.
-        ValueError: sizes that do not fit, an unknown `implementation`, a `dropout_p` outside [0, 1), or a floating
-            point `attention_mask` of zeros and ones, which would mask nothing.
-    """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}.")
-    options: dict[str, Any] = {
-        "prefix_shares": prefix_shares,
-        "attention_mask": attention_mask,
-        "dropout_p": dropout_p,
+    logged: ClassVar[tuple[str, ...]] = ("mixing",)
+    fact_titles: ClassVar[dict[str, tuple[str, str]]] = {
+        "mixing": ("λ by head", "λ"),
+        "synthesizer": ("synthesised", ""),
     }
-    if implementation == "eager":
-        return stt_attention_with_weights(value, axis_weights, **options)[0]
-    attention_mask = _checked(value, axis_weights, prefix_shares, attention_mask, dropout_p)
-    with without_autocast(value.device.type):
-        dropped = _dropped(axis_weights, prefix_shares, dropout_p, value.shape[0])
-        if attention_mask is None:
-            return _in_chunks(value, *dropped)
-        # (A (e^P ⊙ V)) / (A e^P), the latter without dropout: it would cancel.
-        factors = _factors(attention_mask, _softmax_dtype(value.dtype))[:, :, 0, :, None].expand(*value.shape[:3], 1)
-        total = _products(factors, axis_weights, prefix_shares)
-        return (_in_chunks(value * factors, *dropped) / _positive(total)).to(value.dtype)
+
+    def __init__(self, config: SttConfig, host: Host) -> None:
+        super().__init__(config, host)
+        for _ in range(host.num_layers):
+            self.append(AttentionSynthesizer(config, host.hidden_size, host.num_heads, host.initializer_range))
+
+    def synthesize(self, given: LayerInput) -> SyntheticLogits:
+        """The map of a layer, as logits."""
+        batch, length = given.hidden_states.shape[:2]
+        is_token = None
+        if given.padding is not None:
+            is_token = valid_tokens(given.padding, batch, length).to(given.hidden_states.device)
+        return self[given.layer](given.hidden_states, self.config.sizes_of(length), is_token)
+
+    def replace_scores(self, given: LayerInput) -> SyntheticLogits:
+        return self.synthesize(given)
+
+    def change_scores(self, given: LayerInput) -> ScoreChange:
+        """A mixture: `(1 − λ) · QKᵀ/sqrt(D) + λ · log P`."""
+        logits = self.synthesize(given)
+        assert logits.mixing is not None
+        log_map = log_synthetic_map(*logits.log_weights())
+        if not given.is_last:
+            # What multiplies the scores afterwards multiplies a row's constant, too, which then does not cancel in the
+            # softmax: it must not depend on what is masked.
+            log_map = normalize_over_tokens(log_map, given.padding)
+        mixing = logits.mixing.to(log_map).view(1, -1, 1, 1)
+        return ScoreChange(factor=1 - mixing, addend=mixing * log_map)
+
+    def count_flops(self, layer: int, batch: int, length: int) -> int:
+        synthesizer: Any = self[layer]
+        return synthesizer.count_flops(batch, length)
+
+    def list_cost_facts(self, length: int) -> dict[str, Any]:
+        return {"synthesizer": self.config.synthesized_by, "grid": self.config.sizes_of(length)}
+
+    def mixing_of(self, layer: int) -> Tensor:
+        """`λ` of every head of a layer of a mixture, `(H,)`, between 0 and 1, on the CPU."""
+        synthesizer: Any = self[layer]
+        mixing = synthesizer.mixing.detach()
+        # A DTensor has a part in every process (FSDP2).
+        mixing = mixing.full_tensor() if hasattr(mixing, "full_tensor") else mixing
+        return mixing.clamp(0, 1).float().cpu()
+
+    def list_facts(self, layer: int) -> dict[str, Any]:
+        facts: dict[str, Any] = {"synthesizer": self.config.synthesized_by}
+        return facts | ({"mixing": self.mixing_of(layer).tolist()} if self.config.is_mixture else {})
 
 
-def stt_attention_with_weights(
-    value: Tensor,
-    axis_weights: Sequence[Tensor],
-    *,
-    prefix_shares: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """The reference: [`stt_attention`] with its attention map; same arguments and errors.
-
-    Returns:
-        The output `(B, H, L, D)`, and the weights `(B, H, L, L)` that multiplied the values: after dropout, as in
-        transformers' eager attention.
-    """
-    attention_mask = _checked(value, axis_weights, prefix_shares, attention_mask, dropout_p)
-    with without_autocast(value.device.type):
-        dropped = _dropped(axis_weights, prefix_shares, dropout_p, value.shape[0])
-        weights = _normalized_map(dropped, (axis_weights, prefix_shares), attention_mask)
-        weights = weights.to(value.dtype).expand(value.shape[0], -1, -1, -1)
-        return weights @ value, weights
-
-
-def _dropped(
-    axis_weights: Sequence[Tensor], prefix_shares: Tensor | None, dropout_p: float, batch: int
-) -> _MapFactors:
-    """The factors of the map after dropout, which every sample gets for itself."""
-    if dropout_p == 0:
-        return axis_weights, prefix_shares
-    axis_weights = [torch.dropout(axis.expand(batch, -1, -1, -1), dropout_p, train=True) for axis in axis_weights]
-    if prefix_shares is not None:
-        of_prefix = torch.dropout(prefix_shares[..., 1:].expand(batch, -1, -1, -1), dropout_p, train=True)
-        prefix_shares = torch.cat([prefix_shares[..., :1].expand(batch, -1, -1, -1), of_prefix], dim=-1)
-    return axis_weights, prefix_shares
-
-
-def _checked(
-    value: Tensor,
-    axis_weights: Sequence[Tensor],
-    prefix_shares: Tensor | None,
-    attention_mask: Tensor | None,
-    dropout_p: float,
-) -> Tensor | None:
-    """The padding with 4 dimensions and all keys, once everything is found to fit."""
-    _check(value, axis_weights, prefix_shares)
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p}.")
-    if attention_mask is None:
-        return None
-    return _checked_padding(attention_mask, (*value.shape[:2], 1, value.shape[2]))
-
-
-def _check(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None) -> None:
-    named = [("value", value), *((f"axis_weights[{axis}]", weights) for axis, weights in enumerate(axis_weights))]
-    if prefix_shares is not None:
-        named.append(("prefix_shares", prefix_shares))
-    for name, tensor in named:
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {tensor.dtype}: pass {name}.float().")
-        if tensor.dim() != 4:
-            raise ValueError(f"{name} must have 4 dimensions, (batch, heads, length, size), got {_shape(tensor)}.")
-    if len(axis_weights) == 0:
-        raise ValueError("axis_weights is empty: give one tensor (B, H, n_a, n_a) for every axis of the grid.")
-    batch, heads, length, _ = value.shape
-    prefix = 0 if prefix_shares is None else prefix_shares.shape[3] - 1
-    grid = [weights.shape[3] for weights in axis_weights]
-    places = math.prod(grid)
-    tokens = prefix + places
-    if length != tokens:
-        raise ValueError(
-            f"the grid {grid} has {places} places and there are {prefix} prefix tokens, which makes {tokens} tokens, "
-            f"but value holds {length}: {_shape(value)}."
-        )
-    wanted = [(prefix + size, size) for size in grid] + ([] if prefix_shares is None else [(length, 1 + prefix)])
-    for (name, tensor), size in zip(named[1:], wanted, strict=True):
-        if tensor.shape[0] not in (1, batch) or tensor.shape[1] != heads or tuple(tensor.shape[2:]) != size:
-            raise ValueError(
-                f"{name} must be ({batch} or 1, {heads}, {size[0]}, {size[1]}) for {prefix} prefix tokens and the "
-                f"grid {grid}, got {_shape(tensor)}."
-            )
-
-
-# --- the map ---------------------------------------------------------------------------------------------------------
-
-
-def synthetic_map(
-    axis_weights: Sequence[Tensor], prefix_shares: Tensor | None = None, attention_mask: Tensor | None = None
-) -> Tensor:
-    """The reference: the whole map, `(B, H, L, L)`; arguments as in [`stt_attention`].
-
-    Its rows sum to one, but for rows of zeros where all keys are padding.
-    """
-    factors = (axis_weights, prefix_shares)
-    return _normalized_map(factors, factors, attention_mask)
-
-
-def _normalized_map(used: _MapFactors, plain: _MapFactors, attention_mask: Tensor | None) -> Tensor:
-    """The map of the factors `used`, divided by what padding leaves of that of the `plain` ones, before dropout."""
-    if attention_mask is None:
-        return _whole(*used, torch.mul)
-    # Renormalising subtracts nearly equal numbers in the gradients: in at least fp32 from the start.
-    dtype = _softmax_dtype(plain[0][0].dtype)
-    allowed = _factors(attention_mask, dtype)
-    used, plain = (
-        ([x.to(dtype) for x in axes], shares if shares is None else shares.to(dtype)) for axes, shares in (used, plain)
-    )
-    total = (_whole(*plain, torch.mul) * allowed).sum(-1, keepdim=True)
-    return _whole(*used, torch.mul) * allowed / _positive(total)
-
-
-def log_synthetic_map(axis_log_weights: Sequence[Tensor], prefix_log_shares: Tensor | None = None) -> Tensor:
-    """The logarithm of [`synthetic_map`] from the logarithms of its arguments, without padding."""
-    return _whole(axis_log_weights, prefix_log_shares, torch.add)
-
-
-def _whole(
-    axis_weights: Sequence[Tensor], prefix_shares: Tensor | None, combine: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    """The map from its factors: `combine` multiplies weights, or adds their logarithms."""
-    prefix = 0 if prefix_shares is None else prefix_shares.shape[3] - 1
-    of_grid, of_prefix = axis_weights[0][:, :, prefix:], axis_weights[0][:, :, :prefix]
-    for weights in axis_weights[1:]:
-        rows = weights[:, :, prefix:]
-        of_grid = combine(of_grid[:, :, :, None, :, None], rows[:, :, None, :, None, :]).flatten(4, 5).flatten(2, 3)
-        of_prefix = combine(of_prefix.unsqueeze(4), weights[:, :, :prefix].unsqueeze(3)).flatten(3, 4)
-    if prefix_shares is None:
-        return of_grid
-    on_grid = combine(torch.cat([of_prefix, of_grid], dim=2), prefix_shares[..., :1])
-    return torch.cat([prefix_shares[..., 1:].expand(*on_grid.shape[:3], -1), on_grid], dim=3)
-
-
-def _factors(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the padding multiplies weights with: `e^P`, which is 0 for what it blocks and 1 for what it does not."""
-    if attention_mask.dtype == torch.bool:
-        return attention_mask.to(dtype)
-    return attention_mask.to(_softmax_dtype(attention_mask.dtype)).exp().to(dtype)
-
-
-def _positive(total: Tensor) -> Tensor:
-    """`total`, with 1 in place of 0: a row that sees nothing stays a row of zeros, with zero gradients."""
-    return torch.where(total > 0, total, 1)
-
-
-# --- mode products ---------------------------------------------------------------------------------------------------
-
-
-def _in_chunks(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None) -> Tensor:
-    """Some samples at a time where that is faster: on CPU a large batch would leave the cache after every product."""
-    batch, heads, length, size = value.shape
-    samples = batch
-    if value.device.type == "cpu" and not torch.compiler.is_compiling():
-        samples = max(1, _CPU_CHUNK // max(1, heads * length * size))
-    if samples >= batch:
-        return _products(value, axis_weights, prefix_shares)
-
-    def cut(tensor: Tensor, part: slice) -> Tensor:
-        return tensor if tensor.shape[0] == 1 else tensor[part]
-
-    parts = []
-    for start in range(0, batch, samples):
-        part = slice(start, start + samples)
-        shares = None if prefix_shares is None else cut(prefix_shares, part)
-        parts.append(_products(value[part], [cut(x, part) for x in axis_weights], shares).transpose(1, 2))
-    return torch.cat(parts).transpose(1, 2)
-
-
-def _products(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None) -> Tensor:
-    """`V ×_1 A_1 … ×_k A_k` and the prefix, in value's dtype. In memory the result is `(B, L, H, D)`.
-
-    Time goes into passes over tensors of the size of the values, so there are few: the grid's shares are multiplied
-    into the weights of the last axis, and what the prefix tokens give is added in place.
-    """
-    dtype = _product_dtype(value)
-    axis_weights = [weights.to(dtype) for weights in axis_weights]
-    batch, heads, length, size = value.shape
-    shares = None if prefix_shares is None else prefix_shares.to(dtype)
-    prefix = 0 if shares is None else shares.shape[3] - 1
-    of_grid = value[:, :, prefix:].to(dtype)
-    of_prefix = of_grid
-    sizes = [weights.shape[3] for weights in axis_weights]
-    # Every prefix token has a row of its own, once the first axis is summed up. No size is left to `reshape`, which
-    # cannot infer one for an empty batch or grid.
-    before, rows = 1, 1
-    for axis, weights in enumerate(axis_weights):
-        after = math.prod(sizes[axis + 1 :]) * size
-        if prefix:
-            of_prefix = weights[:, :, :prefix, None] @ of_prefix.reshape(batch, heads, rows, sizes[axis], after)
-            rows = prefix
-        weights = weights[:, :, None, prefix:]
-        if shares is not None and axis == len(sizes) - 1:
-            weights = weights * shares[:, :, prefix:, :1].unflatten(2, (before, sizes[axis]))
-        of_grid = weights @ of_grid.reshape(batch, heads, before, sizes[axis], after)
-        before = before * sizes[axis]
-    out = of_grid.reshape(batch, heads, length - prefix, size).transpose(1, 2)
-    if shares is None:
-        return out.to(value.dtype).contiguous().transpose(1, 2)
-    of_prefix = of_prefix.reshape(batch, heads, prefix, size) * shares[:, :, :prefix, :1]
-    out = torch.cat([of_prefix.transpose(1, 2), out], dim=1).transpose(1, 2)
-    for token in range(prefix):
-        out.addcmul_(shares[..., 1 + token, None], value[:, :, token, None].to(dtype))
-    return out.to(value.dtype)
+register_mechanism("stt", SttConfig, AttentionSynthesizers)

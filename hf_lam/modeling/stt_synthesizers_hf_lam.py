@@ -1,3 +1,4 @@
+# Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
 """The trainable parts of synthesised attention (STT): what makes the matrices of the axes, and mixes them in.
 
 The weights are parameters of these modules, not of inner `nn.Linear`s, so that transformers initialises them through
@@ -9,58 +10,21 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .configuration_hf_lam import SttConfig
-from .functional_hf_lam import _softmax_dtype
-from .segments_hf_lam import HostTokens
+from .mechanism_hf_lam import Attended, Attention, MechanismPart
+from .numerics_hf_lam import softmax_dtype
+from .padding_hf_lam import additive, refuse_masks_by_query, valid_tokens
+from .stt_attention_hf_lam import stt_attention, stt_attention_with_weights
+from .stt_config_hf_lam import SttConfig
 
-
-def resolve_stt(config: SttConfig, tokens: HostTokens, head_size: int) -> SttConfig:
-    """The configuration with every choice made for one host.
-
-    Raises:
-        ValueError: if the grid does not fit the host's tokens; the message shows the numbers.
-    """
-    prefix = tokens.prefix if config.prefix_tokens is None else config.prefix_tokens
-    grid = config.grid or list(tokens.grid)
-    if not grid:
-        if tokens.length is None:
-            raise ValueError(
-                f"{tokens.host} does not say how many tokens it has; give SttConfig(grid=[512]) for texts, or "
-                "SttConfig(grid=[14, 14], prefix_tokens=1) for images, for example."
-            )
-        grid = [tokens.length - prefix]
-    total = prefix + math.prod(grid)
-    # With both given, they are for inputs of another size, to which the host's positions are interpolated.
-    is_other_size = tokens.grid and config.grid is not None and config.prefix_tokens is not None
-    too_long = tokens.length is not None and total > tokens.length
-    if min(grid) < 1 or (not is_other_size and (too_long or (tokens.grid and total != tokens.length))):
-        raise ValueError(
-            f"the grid {grid} with {prefix} prefix tokens makes {total} tokens, and {tokens.host} "
-            f"{'has' if tokens.grid else 'takes at most'} {tokens.length}"
-            + (f": {tokens.prefix} before a grid of {list(tokens.grid)}" if tokens.grid else "")
-            + ". Leave both out, or give both SttConfig(grid=..., prefix_tokens=...) for inputs of another size."
-        )
-    config = replace(config, grid=grid, prefix_tokens=prefix)
-    kind = config.synthesized_by
-    if kind in ("dense", "factorized_dense") and config.bottleneck_size is None:
-        config = replace(config, bottleneck_size=head_size)
-    if kind == "factorized_dense" and config.factors is None:
-        config = replace(config, factors=[_nearest_factors(n) for n in grid])
-    if kind == "factorized_random" and config.rank is None:
-        config = replace(config, rank=8)
-    return config
-
-
-def _nearest_factors(number: int) -> list[int]:
-    small = next(n for n in range(math.isqrt(number), 0, -1) if number % n == 0)
-    return [small, number // small]
+# A synthesised map has one product, weights by values.
+FLOPS_PER_WEIGHT = 2
 
 
 class SyntheticLogits(NamedTuple):
@@ -81,7 +45,7 @@ class SyntheticLogits(NamedTuple):
 
     def weights(self) -> tuple[list[Tensor], Tensor | None]:
         """The arguments of `stt_attention`, in at least fp32. Slices of padding get no weight."""
-        axes = [logits.to(_softmax_dtype(logits.dtype)) for logits in self.axes]
+        axes = [logits.to(softmax_dtype(logits.dtype)) for logits in self.axes]
         if self.is_token is not None:
             # Before the softmax: what is divided out after it could leave nothing.
             axes = [_without(logits, self._alive(axis)) for axis, logits in enumerate(axes)]
@@ -89,17 +53,49 @@ class SyntheticLogits(NamedTuple):
         if self.is_token is not None:  # rows without any token
             axes = [axis.masked_fill(~self._alive(index), 0) for index, axis in enumerate(axes)]
         shares = self.shares
-        return axes, None if shares is None else shares.to(_softmax_dtype(shares.dtype)).softmax(-1)
+        return axes, None if shares is None else shares.to(softmax_dtype(shares.dtype)).softmax(-1)
 
     def log_weights(self) -> tuple[list[Tensor], Tensor | None]:
         """The logarithms of `weights()`, finite everywhere: what is padding is left to the caller's mask."""
-        axes = [logits.to(_softmax_dtype(logits.dtype)) for logits in self.axes]
+        axes = [logits.to(softmax_dtype(logits.dtype)) for logits in self.axes]
         if self.is_token is None:
             axes = [logits.log_softmax(-1) for logits in axes]
         else:
             axes = [self._normalized(logits, self._alive(index)) for index, logits in enumerate(axes)]
         shares = self.shares
-        return axes, None if shares is None else shares.to(_softmax_dtype(shares.dtype)).log_softmax(-1)
+        return axes, None if shares is None else shares.to(softmax_dtype(shares.dtype)).log_softmax(-1)
+
+    def attend(self, attention: Attention) -> Attended:
+        """The context from the values, without any scores; see `mechanism_hf_lam.Replacement`."""
+        value, padding, dropout = attention.value, attention.padding, attention.dropout
+        keys, shares = None, None
+        if padding is not None and len(self.axes) == 1 and self.shares is None:
+            # On one axis the scores are there, and any mask can be added to them.
+            (scores,) = self.axes
+            addend, blocked = additive(padding.to(scores.device), softmax_dtype(scores.dtype))
+            axes = [(scores + addend).softmax(-1).masked_fill(blocked, 0)]
+        else:
+            axes, shares = self.weights()
+            if padding is not None:
+                if attention.layer == 0:
+                    refuse_masks_by_query(padding)
+                keys = valid_tokens(padding, value.shape[0], value.shape[2]).to(value.device)[:, None, None]
+        axes = [axis.to(value.device) for axis in axes]
+        shares = None if shares is None else shares.to(value.device)
+        options: dict[str, Any] = {"prefix_shares": shares, "attention_mask": keys, "dropout_p": dropout}
+        if attention.want_weights:
+            return stt_attention_with_weights(value, axes, **options)
+        implementation = "eager" if attention.implementation == "eager" else "auto"
+        return stt_attention(value, axes, implementation=implementation, **options), None
+
+    def count_flops(self, attention: Attention) -> tuple[int, ...]:
+        """FLOPs of the mode products for every head, whole batch."""
+        batch, heads, _, size = attention.value.shape
+        grid = [axis.shape[3] for axis in self.axes]
+        prefix = 0 if self.shares is None else self.shares.shape[3] - 1
+        # On one axis alone padding is part of the softmax; else it is divided out, which takes one more feature.
+        is_divided = attention.padding is not None and (len(grid) > 1 or prefix > 0)
+        return (FLOPS_PER_WEIGHT * batch * (size + is_divided) * count_products(grid, prefix),) * heads
 
     def _alive(self, axis: int) -> Tensor:
         """Which slices across an axis hold a token, bool `(B, 1, 1, n_a)`."""
@@ -113,12 +109,25 @@ class SyntheticLogits(NamedTuple):
         return logits - total.masked_fill(~alive.any(-1, keepdim=True), 0)
 
 
+def count_products(grid: Sequence[int], prefix: int = 0) -> int:
+    """Multiply-adds a feature of a synthesised map: `N · Σ n_a` on the grid, and what `prefix` tokens add.
+
+    A prefix token sums up one axis after the other, `N + N / n_1 + …`. What it gives to the others is no matrix
+    product, and not counted.
+    """
+    places = math.prod(grid)
+    of_prefix, left = 0, places
+    for size in grid:
+        of_prefix, left = of_prefix + left, left // size
+    return places * sum(grid) + prefix * of_prefix
+
+
 def _without(logits: Tensor, alive: Tensor) -> Tensor:
     """Logits without those of padding: a finite number, with which rows without any token have gradients of 0."""
     return logits.masked_fill(~alive, torch.finfo(logits.dtype).min / 2)
 
 
-class DenseAxis(nn.Module):
+class DenseAxis(MechanismPart):
     """`S_a = W2 · relu(W1 · x̄)`, a row of the matrix of one axis from the mean of the tokens at its place.
 
     Args:
@@ -157,6 +166,10 @@ class DenseAxis(nn.Module):
             first[:, : self.factors[0]] = 1.0
             init.copy_(self.out_bias, first.flatten())
 
+    def count_flops(self, batch: int, rows: int) -> int:
+        """FLOPs of `rows` rows of every sample."""
+        return 2 * batch * rows * (self.in_weight.numel() + self.out_weight.numel())
+
     def forward(self, hidden_states: Tensor) -> Tensor:
         hidden = torch.relu(nn.functional.linear(hidden_states, self.in_weight, self.in_bias))
         rows = nn.functional.linear(hidden, self.out_weight, self.out_bias)
@@ -167,7 +180,7 @@ class DenseAxis(nn.Module):
         return (first.unsqueeze(-1) * second.unsqueeze(-2)).flatten(-2)
 
 
-class RandomAxis(nn.Module):
+class RandomAxis(MechanismPart):
     """`S_a` as a parameter, or as the product `R_1 R_2ᵀ` of two, the same for every input.
 
     Drawn so that the logits have variance 1: from small numbers, a map that stays frozen would be the plain mean.
@@ -201,6 +214,11 @@ class RandomAxis(nn.Module):
         for _, tensor in (*self.named_parameters(), *self.named_buffers()):
             init.normal_(tensor, std=std)
 
+    def count_flops(self, places: int) -> int:
+        """FLOPs for the first `places` of the axis, the same for any batch."""
+        heads, rank = self.row_logits.shape[0], self.rank or 0
+        return 2 * heads * (self.prefix + places) * rank * places
+
     def forward(self, places: int) -> Tensor:
         rows = _first(self.row_logits, 1, self.prefix + places)
         if self.rank is None:
@@ -216,7 +234,7 @@ def _first(tensor: Tensor, dim: int, count: int) -> Tensor:
     return tensor.index_select(dim, torch.arange(count, device=tensor.device))
 
 
-class DenseShares(nn.Module):
+class DenseShares(MechanismPart):
     """Logits of the prefix tokens' shares, linear in each token: `(B, L, d)` to `(B, H, L, 1 + p)`.
 
     They start from the shares that they have in a plain mean over all tokens. The grid, which comes first, has 0: with
@@ -242,7 +260,7 @@ class DenseShares(nn.Module):
         return _with_grid(logits.unflatten(2, (self.num_heads, -1)).transpose(1, 2))
 
 
-class RandomShares(nn.Module):
+class RandomShares(MechanismPart):
     """Logits of the prefix tokens' shares as a parameter: `(1, H, L, 1 + p)` for the first `L` tokens."""
 
     logits: Tensor
@@ -291,7 +309,7 @@ class _ClampedMixing(torch.autograd.Function):
         return grad.masked_fill(leads_out, 0)
 
 
-class AttentionSynthesizer(nn.Module):
+class AttentionSynthesizer(MechanismPart):
     """The synthetic attention map of one layer (STT, arXiv 2201.01410).
 
     Args:
@@ -358,6 +376,16 @@ class AttentionSynthesizer(nn.Module):
         if is_token is not None:
             is_token = is_token[:, self.config.prefix_tokens :].unflatten(1, sizes)
         return SyntheticLogits(tuple(axes), shares, mixing, is_token)
+
+    def count_flops(self, batch: int, length: int) -> int:
+        """FLOPs of synthesising the map of a batch, two for a multiply-add."""
+        sizes, prefix = self.config.sizes_of(length), self.config.prefix_tokens or 0
+        axes: list[Any] = list(self.axes)
+        if not self.is_dense:
+            return sum(axis.count_flops(n) for axis, n in zip(axes, sizes, strict=True))
+        flops = sum(axis.count_flops(batch, prefix + n) for axis, n in zip(axes, sizes, strict=True))
+        shares: Any = self.shares
+        return flops if shares is None else flops + 2 * batch * length * shares.weight.numel()
 
     def extra_repr(self) -> str:
         return ", ".join(

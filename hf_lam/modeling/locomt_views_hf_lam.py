@@ -125,12 +125,12 @@ def resolve_views(
     """
     check_views(views, names, is_global)
     if not isinstance(views, str):
-        return _checked_shape(views, num_layers, num_heads)
+        return _check_shape(views, num_layers, num_heads)
     local = [name for i, name in enumerate(names) if not (is_global and is_global[i])]
     return _preset_table(views.strip(), num_layers, num_heads, local)
 
 
-def _checked_shape(views: Sequence[Sequence[str]], num_layers: int, num_heads: int) -> list[list[str]]:
+def _check_shape(views: Sequence[Sequence[str]], num_layers: int, num_heads: int) -> list[list[str]]:
     if len(views) != num_layers or any(isinstance(row, str) or len(row) != num_heads for row in views):
         rows = sorted({1 if isinstance(row, str) else len(row) for row in views})
         widths = " or ".join(map(str, rows)) or "no"

@@ -1,0 +1,296 @@
+# Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
+"""What runs during one forward pass of an encoder with mechanisms.
+
+What a pass needs to know travels *with that pass*, as a keyword argument that the host hands from its stack of layers
+down to the attention function. Nothing is ever stored on a module during a forward, so threads, recomputation under
+gradient checkpointing and `torch.compile` all see their own pass:
+
+    stack of layers      begins a `ForwardPass`                      `hf_lam_pass` goes to the layers
+      layer              the first one makes the states, if needed
+        self-attention   adds its input X                            `hf_lam_call` goes to the attention function
+          "hf_lam"       `AttentionCall.attend(q, k, v)`             (`hf_lam_attention_forward`)
+            `attend`     the pass's slot, which tools wrap to look at attention
+
+This file travels with saved models; see `configuration_hf_lam.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .hosts_hf_lam import Host, is_dispatching
+from .lam_attention_hf_lam import flex_obstacle, lam_attention, lam_attention_with_weights
+from .mechanism_hf_lam import (
+    PATTERN,
+    REPLACEMENT,
+    Attended,
+    Attention,
+    Dispatch,
+    LayerInput,
+    PassStart,
+    Replacement,
+    ScoreChange,
+    compose,
+    needs_same_dropout,
+)
+from .mechanism_registry_hf_lam import find_name, order_of_changes
+from .padding_hf_lam import add_padding, dense_padding, extend_padding, ones_mask
+
+# The keyword arguments that we hand from module to module. The name of the second, and the arguments of
+# `AttentionCall.attend`, are an agreement between all copies of this code in a process: they never change.
+PASS = "hf_lam_pass"
+CALL = "hf_lam_call"
+TOKEN_TYPES = "hf_lam_token_types"
+MODALITY_TOKENS = "hf_lam_modality_tokens"
+
+
+class Observer(Protocol):
+    """What looks at, or changes, the attention of one layer: it gets the layer's attention and what computes it."""
+
+    def __call__(self, attention: Attention, attend: Callable[[Attention], Attended]) -> Attended: ...
+
+
+@dataclass(eq=False)
+class Injection:
+    """What hf_lam has attached to one encoder, and how to take it off: `base._hf_lam`, read with `injection_of`.
+
+    Plain data, which deepcopy and pickle follow. It is read by attribute and never by class: several copies of this
+    code may live in one process.
+
+    configs: of the mechanisms, by name, resolved for the host.
+    host: the encoder, as mechanisms know it.
+    base: the encoder.
+    stack: the module whose forward runs the layers.
+    layers, attentions: its layers, and the self-attention of each.
+    begins: names of the mechanisms that have something to begin with.
+    token_types_position: where the encoder's forward takes `token_type_ids`; None if no mechanism needs them.
+    undo: what was changed, in order; `remove` goes through it backwards.
+    observers: what looks at the attention of the layers at the moment; the last one stands in front.
+    """
+
+    configs: dict[str, Any]
+    host: Host
+    base: Any
+    stack: Any
+    layers: tuple[Any, ...]
+    attentions: tuple[Any, ...]
+    begins: tuple[str, ...]
+    token_types_position: int | None = None
+    undo: list[Any] = field(default_factory=list)
+    observers: tuple[Observer, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.set_configs(self.configs)
+
+    def set_configs(self, configs: dict[str, Any]) -> None:
+        """Have other configurations of the same mechanisms."""
+        self.configs = configs
+        self.order = order_of_changes(configs)
+        self.pattern = find_name(configs, PATTERN)
+        self.replacement = find_name(configs, REPLACEMENT)
+        self.with_state = [name for name, config in configs.items() if config.needs_embeddings]
+        self.appending = next((name for name, config in configs.items() if config.appended_tokens), None)
+
+
+class ForwardPass:
+    """One forward pass of an encoder.
+
+    injection: the encoder's mechanisms.
+    dispatch: their methods.
+    implementation: `"eager"`, `"flex_attention"` or `"auto"`.
+    want_weights: whether attention weights are asked for; None until the first layer.
+    attend: computes one layer's attention; observers may stand in front of it.
+    begun: what every mechanism's `begin` gave, by name.
+    states: what crosses layers, by name; empty until the first layer.
+    """
+
+    def __init__(self, injection: Injection, implementation: str) -> None:
+        self.injection = injection
+        self.dispatch = Dispatch(injection.base.hf_lam)
+        self.implementation = implementation
+        self.want_weights: bool | None = None
+        self.attend: Callable[[Attention], Attended] = attend
+        for observer in injection.observers:
+            self.attend = partial(observer, attend=self.attend)
+        self.begun: dict[str, Any] = {}
+        self.states: dict[str, Tensor] = {}
+
+    def begin(self, start: PassStart) -> None:
+        """Let the mechanisms begin that have something to begin with."""
+        self.begun = {name: self.dispatch.begin(name, start) for name in self.injection.begins}
+
+    def make_states(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """What crosses layers, from the input of the first one."""
+        names = self.injection.with_state
+        return {name: self.dispatch.make_state(name, embeddings, self.begun.get(name)) for name in names}
+
+    def with_states(self, states: dict[str, Tensor]) -> ForwardPass:
+        """The same pass with other states."""
+        twin = copy.copy(self)
+        twin.states = states
+        return twin
+
+    # --- one layer ---
+
+    def read_layer(self, name: str, attention: Attention) -> LayerInput:
+        """What the mechanism `name` reads in a layer."""
+        return LayerInput(
+            attention.layer,
+            attention.hidden_states,
+            self.begun.get(name),
+            self.states.get(name),
+            attention.padding,
+            is_last=name == self.injection.order[-1] if self.injection.order else True,
+        )
+
+    def change_scores(self, attention: Attention, names: Sequence[str] | None = None) -> ScoreChange:
+        """What multiplies the raw scores, and what is added to them, padding left out.
+
+        names: of which mechanisms, in their order; of all that change scores unless given.
+        """
+        names = self.injection.order if names is None else names
+        changes = [self.dispatch.change_scores(name, self.read_layer(name, attention)) for name in names]
+        # The layers of one model, and what is shared between them, may lie on several devices.
+        device = attention.query.device
+        return compose([ScoreChange(*(x if x is None else x.to(device) for x in change)) for change in changes])
+
+    def replace_scores(self, attention: Attention) -> Replacement:
+        """What takes the place of the scores, in a model without."""
+        name = self.injection.replacement
+        assert name is not None
+        return self.dispatch.replace_scores(name, self.read_layer(name, attention))
+
+
+def attend(attention: Attention) -> Attended:
+    """One layer's attention with everything that its mechanisms change."""
+    of_pass: ForwardPass = attention.of_pass
+    injection = of_pass.injection
+    if injection.replacement is not None:
+        replacement = attention.replacement
+        return (of_pass.replace_scores(attention) if replacement is None else replacement).attend(attention)
+    change = of_pass.change_scores(attention) if attention.change is None else attention.change
+    if injection.pattern is not None:
+        return of_pass.begun[injection.pattern].attend(attention, change)
+    return attend_changed(attention, change)
+
+
+def attend_changed(attention: Attention, change: ScoreChange) -> Attended:
+    """`softmax( (Q Kᵀ · scaling) ⊙ factor + addend + padding ) V` over all tokens."""
+    query, key, value = attention.query, attention.key, attention.value
+    factor = ones_mask(query, key) if change.factor is None else change.factor
+    factor = factor.expand(*factor.shape[:2], query.shape[2], key.shape[2])
+    padding = attention.padding if change.addend is None else add_padding(change.addend, attention.padding)
+    options: dict[str, Any] = {
+        "attention_mask": padding,
+        "scaling": attention.scaling,
+        "dropout_p": attention.dropout,
+    }
+    if attention.want_weights:
+        return lam_attention_with_weights(query, key, value, factor, **options)
+    implementation = "eager" if needs_same_dropout(attention, change) else attention.implementation
+    # It gives no gradient to what is added to the scores.
+    is_added = change.addend is not None
+    if implementation == "flex_attention" and (is_added or flex_obstacle(query, value, attention.dropout)):
+        implementation = "auto"
+    return lam_attention(query, key, value, factor, implementation=implementation, **options), None
+
+
+# --- the attention function ------------------------------------------------------------------------------------------
+
+
+class AttentionCall:
+    """One attention layer in one forward pass, on its way to the attention function.
+
+    hidden_states: the layer's input, `(B, L, d)`.
+    """
+
+    def __init__(self, of_pass: ForwardPass, layer: int, hidden_states: Tensor) -> None:
+        self.of_pass = of_pass
+        self.layer = layer
+        self.hidden_states = hidden_states
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | BlockMask | None,
+        scaling: float | None,
+        dropout: float,
+    ) -> Attended:
+        """Attention as transformers' interface wants it: context `(B, L, H, D)`, and the weights if asked for."""
+        of_pass = self.of_pass
+        padding = dense_padding(attention_mask, query, key)
+        if padding is not None and of_pass.injection.appending is not None:
+            padding = extend_padding(padding, key.shape[2] - padding.shape[-1])
+        attention = Attention(
+            of_pass=of_pass,
+            layer=self.layer,
+            hidden_states=self.hidden_states,
+            query=query,
+            key=key,
+            value=value,
+            padding=padding,
+            scaling=scaling,
+            dropout=dropout,
+            implementation=of_pass.implementation,
+            want_weights=bool(of_pass.want_weights),
+        )
+        context, weights = of_pass.attend(attention)
+        return context.transpose(1, 2).contiguous(), weights
+
+
+# What a host may ask of its attention, and what would be lost without a word.
+_UNSUPPORTED = ("is_causal", "softcap", "s_aux", "position_bias", "cu_seq_lens_q")
+
+
+def hf_lam_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | BlockMask | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> Attended:
+    """The attention function registered as `"hf_lam"`.
+
+    It only passes on to the mechanisms of the call it is given, so that any copy of this code in the process can
+    answer for any other. A module without mechanisms gets transformers' SDPA.
+    """
+    call: Any = kwargs.pop(CALL, None)
+    if call is None and is_dispatching(module):
+        raise RuntimeError(
+            f"{type(module).__name__} does not hand its keyword arguments to its attention function, so its hf_lam "
+            "mechanisms cannot be reached. hf_lam.remove(model) gives the host back."
+        )
+    if call is None:
+        sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    unsupported = [name for name in _UNSUPPORTED if _is_set(kwargs.get(name))]
+    if unsupported:
+        raise ValueError(
+            f"{type(module).__name__} asks its attention for {unsupported}, which the mechanisms of hf_lam do "
+            "not have. This host cannot be used with hf_lam; hf_lam.remove(model) gives it back."
+        )
+    return call.attend(query, key, value, attention_mask, scaling, dropout)
+
+
+def _is_set(value: Any) -> bool:
+    return value is not None and value is not False
+
+
+AttentionInterface.register("hf_lam", hf_lam_attention_forward)
+# Without a mask function of the same name, a padded batch would arrive with no mask at all.
+AttentionMaskInterface.register("hf_lam", sdpa_mask)

@@ -1,0 +1,247 @@
+# Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
+"""Attention with a learnable mask as plain functions: tensors in, tensors out.
+
+Source: Barrios & Jin, "Multi-layer Learnable Attention Mask for Multimodal Tasks", arXiv 2406.02761. With queries
+`Q`, keys `K`, values `V`, a mask `M` that *multiplies* the scores, and an additive padding mask `P` (0 or −inf):
+
+    A = softmax( (Q Kᵀ · scaling) ⊙ M + P )        P is added after the product, since 0 · −inf is NaN
+    out = A V
+
+`mask` always is the multiplicative `M`, `attention_mask` always is the padding `P`. A zero in `M` means "no
+preference" (score 0), not "blocked". A query that may attend to nothing gets zeros, and sends zero gradients.
+
+Here are the checks, the choice of an implementation, the formula as it stands and the fused CUDA kernel; the chunked
+implementation has a file of its own, `lam_chunked_hf_lam.py`.
+
+This file travels with saved models; see `configuration_hf_lam.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from .lam_chunked_hf_lam import attend_chunked
+from .numerics_hf_lam import broadcasts, format_shape, softmax_dtype, without_autocast
+from .padding_hf_lam import additive, check_padding
+
+IMPLEMENTATIONS = ("auto", "eager", "chunked", "flex_attention")
+
+
+def lam_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout_p: float = 0.0,
+    implementation: str = "auto",
+) -> Tensor:
+    """Learnable-mask attention, `softmax((QKᵀ·scaling) ⊙ M + P) V` (arXiv 2406.02761, section 3).
+
+    Args:
+        query: `(B, H, Lq, D)`. Cast to the dtype of `value`, like `key`: under autocast they may differ.
+        key: `(B, H, Lk, D)`.
+        value: `(B, H, Lk, Dv)`; its dtype is the dtype of the result.
+        mask: the multiplicative `M`, floating point, `(B or 1, H or 1, Lq, Lk)`.
+        attention_mask: the padding `P`, broadcastable to `(B, H, Lq, Lk)`: bool (True = may attend), or additive
+            floating point, where −inf and anything up to `finfo(dtype).min` block.
+        scaling: factor on the raw scores; `D ** -0.5` unless given.
+        dropout_p: probability, in [0, 1), with which an attention weight is zeroed (the others grow accordingly).
+        implementation: "eager" forms the whole score matrix, as the formula reads; "chunked" never does, in either
+            direction; "flex_attention" is one fused CUDA kernel, without dropout; "auto" is "flex_attention" on CUDA
+            where it can run and `mask` gets no gradient, and "chunked" elsewhere.
+
+    Returns:
+        `(B, H, Lq, Dv)`.
+
+    Raises:
+        TypeError: a mask or tensor of a dtype that has no meaning here.
+        ValueError: sizes that do not fit, an unknown or impossible `implementation`, a `dropout_p` outside [0, 1), or
+            a floating point `attention_mask` of zeros and ones, which would mask nothing.
+    """
+    arguments = check_arguments(query, key, value, mask, attention_mask, scaling, dropout_p)
+    chosen = _choose(implementation, arguments)
+    if chosen == "eager":
+        return _attend_eager(arguments)[0]
+    if chosen == "flex_attention":
+        return _attend_flex(arguments)
+    return attend_chunked(*arguments)
+
+
+def lam_attention_with_weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The reference: [`lam_attention`] by the eager formula, with its attention map; same arguments and errors.
+
+    Returns:
+        The output `(B, H, Lq, Dv)`, and the weights `(B, H, Lq, Lk)` that multiplied the values: after dropout, as
+        in transformers' eager attention.
+    """
+    return _attend_eager(check_arguments(query, key, value, mask, attention_mask, scaling, dropout_p))
+
+
+# --- checking and choosing ---------------------------------------------------------------------------------------
+
+
+class AttentionArguments(NamedTuple):
+    """Checked arguments: query and key in value's dtype, a padding mask with 4 dimensions and all Lk keys."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor
+    attention_mask: Tensor | None
+    scaling: float
+    dropout_p: float
+
+
+def check_arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    dropout_p: float,
+) -> AttentionArguments:
+    for name, tensor in (("query", query), ("key", key), ("value", value), ("mask", mask)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}: pass {name}.float().")
+        if tensor.dim() != 4:
+            raise ValueError(
+                f"{name} must have 4 dimensions, (batch, heads, length, size), got {format_shape(tensor)}."
+            )
+    batch, heads, length_q, size = query.shape
+    length_k = key.shape[2]
+    if key.shape != (batch, heads, length_k, size) or value.shape[:3] != (batch, heads, length_k):
+        raise ValueError(
+            "query (B, H, Lq, D), key (B, H, Lk, D) and value (B, H, Lk, Dv) must agree in B, H, Lk and D, got "
+            f"{format_shape(query)}, {format_shape(key)} and {format_shape(value)}."
+        )
+    full = (batch, heads, length_q, length_k)
+    if mask.shape[2:] != full[2:] or not broadcasts(mask, full):
+        raise ValueError(
+            f"mask must be ({batch} or 1, {heads} or 1, {length_q}, {length_k}): (batch, heads, queries, keys), got "
+            f"{format_shape(mask)}."
+        )
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p}.")
+    if attention_mask is not None:
+        attention_mask = check_padding(attention_mask, full)
+    scaling = size**-0.5 if scaling is None else float(scaling)
+    return AttentionArguments(
+        query.to(value.dtype), key.to(value.dtype), value, mask, attention_mask, scaling, float(dropout_p)
+    )
+
+
+def _choose(implementation: str, arguments: AttentionArguments) -> str:
+    """The implementation that will run, or the error that says why the one asked for cannot."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}.")
+    padding = arguments.attention_mask
+    padding_grad = padding is not None and padding.requires_grad and torch.is_grad_enabled()
+    if padding_grad and implementation in ("chunked", "flex_attention"):
+        raise ValueError(
+            f"implementation={implementation!r} gives attention_mask no gradient, but it requires one: pass "
+            'implementation="eager" (or "auto"), or attention_mask.detach().'
+        )
+    obstacle = flex_obstacle(arguments.query, arguments.value, arguments.dropout_p)
+    if implementation == "flex_attention" and obstacle:
+        raise ValueError(
+            f'implementation="flex_attention" cannot run: {obstacle}. Pass implementation="auto" to take it only '
+            "where it can."
+        )
+    if implementation in ("eager", "flex_attention"):
+        return implementation
+    # An exported program runs where this file is not, so it gets plain operators; an empty input has no chunks.
+    if padding_grad or torch.compiler.is_exporting() or _is_empty(arguments.query, arguments.value):
+        return "eager"
+    # flex_attention sums the gradient of a mask that heads share with atomic additions, in no fixed order; training
+    # takes it only when asked to.
+    mask_grad = arguments.mask.requires_grad and torch.is_grad_enabled()
+    return "chunked" if implementation == "chunked" or obstacle or mask_grad else "flex_attention"
+
+
+def _is_empty(query: Tensor, value: Tensor) -> bool:
+    return 0 in query.shape or 0 in value.shape
+
+
+def flex_obstacle(query: Tensor, value: Tensor, dropout_p: float) -> str | None:
+    """Why flex_attention cannot run for these inputs of [`lam_attention`]; None if it can."""
+    if query.device.type != "cuda":
+        return f"it needs CUDA tensors, these are on {query.device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "it needs triton, which is not installed"
+    if dropout_p > 0:
+        return f"it has no dropout, and dropout_p is {dropout_p}"
+    if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"it has no kernel for {value.dtype}"
+    if min(query.shape[-1], value.shape[-1]) < 16:
+        return f"its head sizes start at 16, these are {query.shape[-1]} and {value.shape[-1]}"
+    if torch.compiler.is_exporting():
+        return "an exported program must consist of plain operators"
+    return "a size is 0" if _is_empty(query, value) else None
+
+
+# --- the formula -----------------------------------------------------------------------------------------------------
+
+
+def _attend_eager(arguments: AttentionArguments) -> tuple[Tensor, Tensor]:
+    """Output and weights by the formula as it stands; every operator is a plain, differentiable one."""
+    query, key, value, mask, attention_mask, scaling, dropout_p = arguments
+    dtype = softmax_dtype(value.dtype)
+    with without_autocast(query.device.type):
+        scores = torch.matmul(query, key.transpose(-2, -1)).to(dtype) * scaling * mask.to(dtype)
+        if attention_mask is None or key.shape[2] == 0:
+            weights = torch.softmax(scores, dim=-1)
+        else:
+            addend, blocked = additive(attention_mask, dtype)
+            weights = torch.softmax(scores + addend, dim=-1).masked_fill(blocked, 0)
+        weights = torch.dropout(weights.to(value.dtype), dropout_p, train=dropout_p > 0)
+        return torch.matmul(weights, value), weights
+
+
+# --- flex_attention ----------------------------------------------------------------------------------------------
+
+
+@cache
+def _compile_flex_attention() -> Callable[..., Any]:
+    return torch.compile(flex_attention)
+
+
+def _attend_flex(arguments: AttentionArguments) -> Tensor:
+    """One fused kernel, which reads `M` and the padding where it computes a score."""
+    mask, attention_mask = arguments.mask, arguments.attention_mask
+
+    def at(tensor: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        # A broadcast dimension is indexed at 0; expanding it would give it a full-size gradient.
+        return tensor[b * (tensor.shape[0] > 1), h * (tensor.shape[1] > 1), q * (tensor.shape[2] > 1), k]
+
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        score = score * at(mask, b, h, q, k)
+        if attention_mask is None:
+            return score
+        padding = at(attention_mask, b, h, q, k)
+        # The kernel itself gives zeros to a row of which every score is −inf.
+        if attention_mask.dtype == torch.bool:
+            return torch.where(padding, score, -float("inf"))
+        return torch.where(padding > torch.finfo(attention_mask.dtype).min, score + padding, -float("inf"))
+
+    flex: Any = flex_attention if torch.compiler.is_compiling() else _compile_flex_attention()
+    return flex(arguments.query, arguments.key, arguments.value, score_mod=score_mod, scale=arguments.scaling)

@@ -1,0 +1,347 @@
+# Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
+"""LAM, the learnable attention mask: its options, the networks that make the masks, and what they do to the scores.
+
+Source: Barrios & Jin, "Multi-layer Learnable Attention Mask for Multimodal Tasks", arXiv 2406.02761. The attention
+itself is in `lam_attention_hf_lam.py`.
+
+This file travels with saved models; see `configuration_hf_lam.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .hosts_hf_lam import Host
+from .mechanism_hf_lam import LayerInput, Mechanism, MechanismConfig, MechanismPart, PassStart, ScoreChange
+from .mechanism_registry_hf_lam import register_mechanism
+from .option_checks_hf_lam import check_bool, check_choice, check_positive_or_none
+
+
+@dataclass(frozen=True)
+class LamConfig(MechanismConfig):
+    """A learnable attention mask (LAM; Barrios & Jin, arXiv 2406.02761).
+
+    The mask `M` multiplies the raw attention scores before the softmax:
+    `softmax((Q Kᵀ / sqrt(D)) ⊙ M + padding) V`. A zero in `M` means "no preference", not "blocked".
+
+    Args:
+        scope: `"per_layer"` gives every layer a mask of its own (the paper's multi-layer LAM), `"shared"` one mask
+            to all layers (its single one).
+        source: what a per-layer mask reads: `"layer_input"`, the input of its attention layer, or `"embeddings"`, the
+            input of the first encoder layer. A shared mask always reads the embeddings.
+        per_head: one mask per head instead of one for all heads.
+        bottleneck_size: width of the mask network's hidden layer; `None` is a quarter of the hidden size.
+        init: `"identity"` starts at `M = 1`, so the model's outputs do not change; `"normal"` draws the weights from
+            the host's `initializer_range`, which changes the outputs at once.
+        rank: `None` is the paper's dense mask, with one output per key position. With `r`,
+            `M_ij = f(x_i) · g(x_j)` with `r` factors: any length, and no parameters that grow with it.
+        max_length: the longest sequence a dense mask can take; `None` takes it from the host.
+
+    Raises:
+        ValueError: for a value outside the above; the message names it.
+    """
+
+    scope: str = "per_layer"
+    source: str = "layer_input"
+    per_head: bool = False
+    bottleneck_size: int | None = None
+    init: str = "identity"
+    rank: int | None = None
+    max_length: int | None = None
+
+    title: ClassVar[str] = "Learnable attention mask"
+    arxiv: ClassVar[str] = "2406.02761"
+    citation: ClassVar[str] = """@article{barrios2024lam,
+  title   = {Multi-layer Learnable Attention Mask for Multimodal Tasks},
+  author  = {Barrios, Wayner and Jin, SouYoung},
+  journal = {arXiv:2406.02761},
+  year    = {2024}
+}"""
+
+    def __post_init__(self) -> None:
+        check_choice(self, "scope", ("per_layer", "shared"))
+        check_choice(self, "source", ("layer_input", "embeddings"))
+        check_choice(self, "init", ("identity", "normal"))
+        check_bool(self, "per_head")
+        for name in ("bottleneck_size", "rank", "max_length"):
+            check_positive_or_none(self, name)
+        if self.rank is not None and self.max_length is not None:
+            raise ValueError(
+                f"LamConfig: max_length={self.max_length} has no meaning with rank={self.rank}; a low-rank mask takes "
+                "any length. Leave one of the two out."
+            )
+        if self.scope == "shared":
+            object.__setattr__(self, "source", "embeddings")
+
+    def explain_change(self, model: str) -> str | None:
+        if self.init == "identity":
+            return None
+        return (
+            f"LamConfig(init={self.init!r}) starts from random masks: the outputs of {model} change at once. "
+            "init='identity' starts from the original model."
+        )
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether there is a column for every position."""
+        return self.rank is None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all layers have one mask."""
+        return self.scope == "shared"
+
+    @property
+    def needs_places(self) -> bool:
+        return self.is_dense
+
+    @property
+    def needs_embeddings(self) -> bool:
+        return self.source == "embeddings"
+
+    @property
+    def no_place_for_appended(self) -> str:
+        return "for which a learnable attention mask has no rows and columns"
+
+    @property
+    def max_tokens(self) -> int | None:
+        return self.max_length
+
+    def choose_length(self, host: Host) -> int:
+        """Columns of a dense mask on a host.
+
+        Raises:
+            ValueError: if the host does not say how many, or has more.
+        """
+        tokens = host.tokens
+        if None in tokens.modality_lengths:
+            name = tokens.modalities[tokens.modality_lengths.index(None)]
+            raise ValueError(
+                f"the {name} encoder of {host.name} does not say how many tokens it makes, so a dense mask has no "
+                "columns for them. Use a low-rank mask: LamConfig(rank=8)."
+            )
+        length = self.max_length or tokens.length
+        if length is None:
+            raise ValueError(
+                f"{host.name} does not say how long its sequences get; give LamConfig(max_length=...), or use a "
+                "low-rank mask, which takes any length: LamConfig(rank=8)."
+            )
+        of_modalities = [n for n in tokens.modality_lengths if n is not None]
+        if length < sum(of_modalities):
+            raise ValueError(
+                f"LamConfig(max_length={length}) is too short for {host.name}, whose modalities have up to "
+                f"{of_modalities} tokens. Leave it out, or use a low-rank mask: LamConfig(rank=8)."
+            )
+        return length
+
+    def list_limits(self, host: Host) -> list[str]:
+        if not self.is_dense:
+            return []
+        return [
+            f"Sequences of at most {self.choose_length(host):,} tokens: the masks have a column for every position. "
+            "Padding belongs on the right."
+        ]
+
+
+class LearnableAttentionMask(MechanismPart):
+    """The mask network of LAM (arXiv 2406.02761): `M = W2 · relu(W1 · x_i + b1) + b2`, row `i` of `M`.
+
+    Dense (the paper's): `W2` has one row per key position, cut to the sequence length. Low rank (`config.rank`):
+    `M_ij = f(x_i) · g(x_j)` with `f` and `g` linear in the hidden layer, for any length.
+
+    The weights are parameters of this module, not of inner `nn.Linear`s, so that transformers initialises them through
+    this module and no tool that looks for linear layers (LoRA's `all-linear`, quantisers) takes them for the host's.
+
+    Args:
+        config: the options.
+        hidden_size: width `d` of the tokens it reads.
+        num_heads: heads `H` of the host's attention; used with `config.per_head`.
+        max_length: longest sequence of a dense mask, in tokens; not read with `config.rank`.
+        initializer_range: standard deviation of the random weights.
+
+    Shapes: `(B, L, d)` to `(B, 1, L, L)`, or `(B, H, L, L)` with `config.per_head`.
+    """
+
+    def __init__(
+        self, config: LamConfig, hidden_size: int, num_heads: int, max_length: int, initializer_range: float = 0.02
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.initializer_range = initializer_range
+        self.max_length = max_length
+        masks = num_heads if config.per_head else 1
+        width = config.bottleneck_size or max(1, hidden_size // 4)
+        self.in_weight = nn.Parameter(torch.empty(width, hidden_size))
+        self.in_bias = nn.Parameter(torch.empty(width))
+        if config.rank is None:
+            self.out_weight = nn.Parameter(torch.empty(masks, max_length, width))
+            self.out_bias = nn.Parameter(torch.empty(masks, max_length))
+        else:
+            self.row_weight = nn.Parameter(torch.empty(masks, config.rank, width))
+            self.row_bias = nn.Parameter(torch.empty(masks, config.rank))
+            self.column_weight = nn.Parameter(torch.empty(masks, config.rank, width))
+            self.column_bias = nn.Parameter(torch.empty(masks, config.rank))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Write every parameter that was not loaded (transformers marks those that were)."""
+        init.normal_(self.in_weight, std=self.initializer_range)
+        init.zeros_(self.in_bias)
+        if self.config.rank is None:
+            self._reset_dense()
+        else:
+            self._reset_low_rank()
+
+    def _reset_dense(self) -> None:
+        if self.config.init == "identity":
+            init.zeros_(self.out_weight)
+            init.ones_(self.out_bias)
+        else:
+            init.normal_(self.out_weight, std=self.initializer_range)
+            init.zeros_(self.out_bias)
+
+    def _reset_low_rank(self) -> None:
+        init.normal_(self.column_weight, std=self.initializer_range)
+        init.zeros_(self.column_bias)
+        if self.config.init == "normal":
+            init.normal_(self.row_weight, std=self.initializer_range)
+            init.zeros_(self.row_bias)
+            return
+        # f ≡ e_0 and g_0 ≡ 1, so M ≡ 1. The other factors of g stay random: if they were constant too, all factors
+        # would get the same gradient and the mask would keep rank 1 for ever.
+        first_factor = torch.zeros_like(self.row_bias)
+        first_factor[:, 0] = 1.0
+        init.zeros_(self.row_weight)
+        init.copy_(self.row_bias, first_factor)
+        init.copy_(self.column_bias, first_factor)
+        random_but_first = self.column_weight.detach().clone()
+        random_but_first[:, 0] = 0.0
+        init.copy_(self.column_weight, random_but_first)
+
+    def forward(self, hidden_states: torch.Tensor, columns: torch.Tensor | None = None) -> torch.Tensor:
+        """The mask of each sample.
+
+        Args:
+            hidden_states: `(B, L, d)`.
+            columns: `(L,)`, which column of a dense mask belongs to each token; the first `L` unless given.
+
+        Raises:
+            ValueError: if a dense mask is shorter than the sequence.
+        """
+        length = hidden_states.shape[1]
+        hidden = torch.relu(nn.functional.linear(hidden_states, self.in_weight, self.in_bias)).unsqueeze(1)
+        if self.config.rank is not None:
+            rows = hidden @ self.row_weight.mT + self.row_bias.unsqueeze(1)
+            columns = hidden @ self.column_weight.mT + self.column_bias.unsqueeze(1)
+            return rows @ columns.mT
+        if length > self.max_length:
+            raise ValueError(
+                f"the sequence has {length} tokens but this learnable attention mask was made for at most "
+                f"max_length={self.max_length}. Make it longer with LamConfig(max_length={length}), or use a low-rank "
+                "mask, which takes any length: LamConfig(rank=8)."
+            )
+        if columns is not None:
+            columns = columns.to(hidden.device)
+            weight, bias = self.out_weight.index_select(1, columns), self.out_bias.index_select(1, columns)
+            return hidden @ weight.mT + bias.unsqueeze(1)
+        return hidden @ self.out_weight[:, :length].mT + self.out_bias[:, None, :length]
+
+    def count_flops(self, batch: int, length: int) -> int:
+        """FLOPs of the masks of a batch, two for a multiply-add."""
+        width, size = self.in_weight.shape
+        hidden = length * width * size
+        if self.config.rank is None:
+            return 2 * batch * (hidden + len(self.out_bias) * length * width * length)
+        masks, rank = self.row_bias.shape
+        return 2 * batch * (hidden + masks * length * rank * (2 * width + length))
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.config.to_dict().items() if value is not None)
+
+
+class LearnableAttentionMasks(Mechanism, nn.ModuleList):
+    """The masks of one encoder: one network for each layer, or a single one for all."""
+
+    factor_name: ClassVar[str] = "mask"
+    logged: ClassVar[tuple[str, ...]] = ("mask_spread",)
+    fact_titles: ClassVar[dict[str, tuple[str, str]]] = {
+        "mask_parameters": ("mask parameters", ""),
+        "mask_deviation": ("mean |M − 1|", ""),
+        "mask_deviation_by_head": ("", "mean |M − 1|"),
+        "mask_spread": ("", ""),
+    }
+
+    def __init__(self, config: LamConfig, host: Host) -> None:
+        super().__init__(config, host)
+        max_length = config.choose_length(host) if config.is_dense else 0
+        for _ in range(1 if config.is_shared else host.num_layers):
+            mask = LearnableAttentionMask(config, host.hidden_size, host.num_heads, max_length, host.initializer_range)
+            self.append(mask)
+        self.modality_lengths = [length for length in host.tokens.modality_lengths if length is not None]
+
+    def begin(self, start: PassStart) -> Tensor | None:
+        """`(L,)`, the column of a dense mask that belongs to each token; None if they are in its order.
+
+        A modality's tokens always have the same columns, however long the others are.
+        """
+        if start.modalities is None or not self.config.is_dense:
+            return None
+        device = next(self.parameters()).device
+        return _columns_of(self.modality_lengths, start.modalities.lengths, device)
+
+    def make_state(self, embeddings: Tensor, begun: Tensor | None) -> Tensor:
+        """The shared mask, or what the layers' own masks read."""
+        return self[0](embeddings, begun) if self.config.is_shared else embeddings
+
+    def change_scores(self, given: LayerInput) -> ScoreChange:
+        if self.config.is_shared:
+            return ScoreChange(factor=given.state)
+        source = given.state if self.config.needs_embeddings else given.hidden_states
+        return ScoreChange(factor=self[given.layer](source, given.begun))
+
+    def count_flops(self, layer: int, batch: int, length: int) -> int:
+        """A shared mask is made once, and counted with the first layer."""
+        if self.config.is_shared and layer > 0:
+            return 0
+        mask: Any = self[layer]
+        return mask.count_flops(batch, length)
+
+    def list_facts(self, layer: int) -> dict[str, Any]:
+        mask = self[0 if self.config.is_shared else layer]
+        return {"mask_parameters": sum(parameter.numel() for parameter in mask.parameters())}
+
+    def list_facts_of(self, change: ScoreChange, is_token: Tensor | None) -> dict[str, Any]:
+        assert change.factor is not None
+        mask = change.factor.cpu()
+        deviations = (mask.float() - 1).abs().mean((0, 2, 3)).tolist()
+        return {
+            "mask_deviation": sum(deviations) / len(deviations),
+            "mask_deviation_by_head": deviations,
+            "mask_spread": _spread(mask, is_token),
+        }
+
+
+def _columns_of(max_lengths: Sequence[int], lengths: Sequence[int], device: torch.device) -> Tensor:
+    starts = accumulate(max_lengths, initial=0)
+    spans = zip(starts, lengths, strict=False)  # the last start is the end
+    return torch.cat([torch.arange(start, start + length, device=device) for start, length in spans])
+
+
+def _spread(mask: Tensor, is_token: Tensor | None) -> float:
+    """Standard deviation of the entries of `(B, 1 or H, L, L)` between tokens, `(B, L)` bool; None is all of them."""
+    mask = mask.double()
+    if is_token is not None:
+        is_token = is_token.cpu()
+        is_pair = is_token[:, None, :, None] & is_token[:, None, None, :]
+        mask = mask[is_pair.expand_as(mask)]
+    return float(mask.std(correction=0))
+
+
+register_mechanism("lam", LamConfig, LearnableAttentionMasks)

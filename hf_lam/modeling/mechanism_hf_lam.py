@@ -1,0 +1,461 @@
+# Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
+"""What a mechanism is: its options, its module, and what it changes in an attention layer.
+
+There are three kinds of change:
+
+    scores        softmax( (Q Kᵀ · scaling) ⊙ factor + addend + P ) V      changes of several mechanisms compose
+    pattern       which token sees which, and what that costs               one a model, on top of changed scores
+    replacement   no scores at all: the context from the values alone       one a model, alone
+
+A mechanism says which one it is, and what else must be known to combine it with others, in its configuration
+(`MechanismConfig`). What it computes is in its module (`Mechanism`), one for all layers of an encoder. Neither knows
+the host beyond a plain record (`hosts_hf_lam.Host`).
+
+This file travels with saved models; see `configuration_hf_lam.py`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .hosts_hf_lam import Host, ModalityTokens
+
+ConfigT = TypeVar("ConfigT", bound="MechanismConfig")
+
+SCORES, PATTERN, REPLACEMENT = CHANGES = ("scores", "pattern", "replacement")
+
+
+class MechanismConfig:
+    """The options of a mechanism, plain JSON out and in, and what it says of itself.
+
+    A subclass is a frozen dataclass whose fields are JSON values with defaults, checked in `__post_init__`.
+
+    Class attributes:
+        name: key in `config.json`, on command lines, and of its weights; `register_mechanism` sets it.
+        order: changes of scores are made in this order, and in that of names among equals. What says what the scores
+            are comes before what multiplies them.
+        title: what it is called in a model card.
+        arxiv: number of its paper there; None without one.
+        citation: BibTeX of the paper.
+    """
+
+    name: ClassVar[str]
+    order: ClassVar[int] = 0
+    title: ClassVar[str] = ""
+    arxiv: ClassVar[str | None] = None
+    citation: ClassVar[str] = ""
+
+    # --- JSON ---
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain JSON values."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> Any:
+        """The inverse of `to_dict`. Raises a `ValueError` that lists the valid options for an unknown one."""
+        if not isinstance(options, Mapping):
+            raise ValueError(f"{cls.__name__} options must be a dictionary, got {options!r}.")
+        known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        unknown = sorted(set(options) - set(known), key=str)
+        if unknown:
+            raise ValueError(f"{cls.__name__} has no option {unknown}; the options are {known}.")
+        return cls(**options)
+
+    # --- what it says of itself ---
+
+    @property
+    def change(self) -> str:
+        """The kind of change: `SCORES`, `PATTERN` or `REPLACEMENT`."""
+        return SCORES
+
+    def resolve(self: ConfigT, host: Host) -> ConfigT:
+        """The configuration with every choice made for one host; a `ValueError` if it does not fit."""
+        return self
+
+    def explain_change(self, model: str) -> str | None:
+        """Why the outputs of a model change at once, before any training; None if they do not. After `resolve`."""
+        return None
+
+    @property
+    def needs_places(self) -> bool:
+        """Whether it is tied to the places of tokens, so that none may be dropped."""
+        return False
+
+    @property
+    def needs_grid(self) -> bool:
+        """Whether the tokens must lie on one grid, which those of several modalities do not."""
+        return False
+
+    @property
+    def needs_token_types(self) -> bool:
+        """Whether `token_type_ids` must reach it."""
+        return False
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether it reads the input of the first layer in every layer (`Mechanism.make_state`)."""
+        return False
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all layers have one and the same change."""
+        return False
+
+    @property
+    def appended_tokens(self) -> int:
+        """How many tokens it adds to the end of the sequence (`Mechanism.append_tokens`)."""
+        return 0
+
+    @property
+    def no_place_for_appended(self) -> str | None:
+        """Why it cannot do with tokens that another mechanism appends, as the end of a sentence; None if it can."""
+        return None
+
+    @property
+    def instead_of_replacement(self) -> str:
+        """What a replacement of the scores suggests in place of itself, where others need scores."""
+        return f"Leave {type(self).__name__} out."
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The longest sequence it takes; None if any, or as long as the host's. After `resolve`."""
+        return None
+
+    @property
+    def exact_tokens(self) -> int | None:
+        """The only length it takes, for texts; None if it is not tied to one. After `resolve`."""
+        return None
+
+    @property
+    def input_grid(self) -> tuple[int, ...]:
+        """Rows and columns of patches that it is made for; empty for any. After `resolve`.
+
+        Where that is the host's own grid, images of another shape are refused, also if they have as many patches.
+        """
+        return ()
+
+    def explain_input_grid(self, grid: tuple[int, ...]) -> str:
+        """What to do about images that have another grid, as one or two sentences."""
+        return "Resize them."
+
+    def list_limits(self, host: Host) -> list[str]:
+        """What a model card says the model cannot do, in sentences. After `resolve`."""
+        return []
+
+
+class ScoreChange(NamedTuple):
+    """What a mechanism does to the raw scores of one layer: `scores ⊙ factor + addend`; None changes nothing.
+
+    Both are broadcastable to `(B, H, Lq, Lk)`. A factor of 0 means "no preference", not "blocked".
+    """
+
+    factor: Tensor | None = None
+    addend: Tensor | None = None
+
+
+def compose(changes: Iterable[ScoreChange]) -> ScoreChange:
+    """Several changes, one after the other: a later factor multiplies what earlier ones added, too."""
+    factor: Tensor | None = None
+    addend: Tensor | None = None
+    for change in changes:
+        if change.factor is not None:
+            factor = change.factor if factor is None else factor * change.factor
+            addend = None if addend is None else addend * change.factor
+        if change.addend is not None:
+            addend = change.addend if addend is None else addend + change.addend
+    return ScoreChange(factor, addend)
+
+
+class PassStart(NamedTuple):
+    """What is known before a forward pass enters the encoder's layers.
+
+    token_types: `(1 or B, L)`, for a mechanism that needs them; else None.
+    modalities: of a fusion model, what the tokens belong to; else None.
+    """
+
+    token_types: Tensor | None
+    modalities: ModalityTokens | None
+
+
+class LayerInput(NamedTuple):
+    """What a mechanism reads in one attention layer.
+
+    layer: its number.
+    hidden_states: input `X` of the attention, `(B, L, d)`.
+    begun: what `Mechanism.begin` gave in this pass.
+    state: what `Mechanism.make_state` gave in this pass.
+    padding: `(B or 1, 1 or H, 1 or Lq, Lk)`, bool (True = may attend) or additive; None if there is none.
+    is_last: whether no other mechanism changes the scores after this one.
+    """
+
+    layer: int
+    hidden_states: Tensor
+    begun: Any
+    state: Tensor | None
+    padding: Tensor | None
+    is_last: bool = True
+
+
+class Attention(NamedTuple):
+    """One attention layer in one forward pass: all that there is to compute with.
+
+    of_pass: the forward pass (`attention_pass_hf_lam.ForwardPass`).
+    layer: its number.
+    hidden_states: its input `X`, `(B, L, d)`.
+    query, key, value: `(B, H, L, D)`. With a replacement of the scores, query and key are the layer's input: good for
+        their sizes, and nothing else.
+    padding: `(B or 1, 1 or H, 1 or Lq, Lk)`, bool (True = may attend) or additive; None if there is none.
+    scaling: factor on the raw scores; None is `D ** -0.5`.
+    dropout: probability with which an attention weight is zeroed.
+    implementation: `"eager"`, `"flex_attention"` or `"auto"`.
+    want_weights: whether to return the attention weights.
+    change: what multiplies the scores and is added to them, if it is known already.
+    replacement: what takes the place of the scores, if it is known already.
+    """
+
+    of_pass: Any
+    layer: int
+    hidden_states: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    padding: Tensor | None
+    scaling: float | None
+    dropout: float
+    implementation: str
+    want_weights: bool
+    change: ScoreChange | None = None
+    replacement: Replacement | None = None
+
+
+# Context `(B, H, L, D)`, and the attention weights `(B, H, L, L)` if they are wanted.
+Attended = tuple[Tensor, Tensor | None]
+
+
+def needs_same_dropout(attention: Attention, change: ScoreChange) -> bool:
+    """Whether the choice of an implementation must not be left to what needs a gradient.
+
+    An addend does, which only the eager formula gives. Reentrant checkpointing runs a layer first without gradients
+    and then with them, and both runs must draw the same dropout.
+    """
+    return change.addend is not None and attention.dropout > 0
+
+
+class Pattern(Protocol):
+    """Which token sees which in one forward pass; what `begin` of a pattern gives, tensors in a NamedTuple."""
+
+    def attend(self, attention: Attention, change: ScoreChange) -> Attended:
+        """Attention within the pattern, with the change of scores that other mechanisms make."""
+
+    def count_pairs(self, layer: int) -> tuple[int, ...]:
+        """Pairs of tokens that every head of a layer shows in one sample. Times `4·D` it is FLOPs."""
+
+    def mix_appended(self, hidden_states: Tensor) -> Tensor:
+        """What becomes of `(B, L, d)` between two layers, where `append_tokens` has added some."""
+
+
+class SegmentSize(NamedTuple):
+    """A segment that a pattern cuts the sequence into, for `hf_lam.cost` to compare with.
+
+    name: of the segment.
+    length: its tokens in this batch, padding included, without those that `append_tokens` added.
+    is_global: whether it sees, and is seen by, all.
+    """
+
+    name: str
+    length: int
+    is_global: bool = False
+
+
+class Replacement(Protocol):
+    """What one layer computes in place of scores; what `replace_scores` gives, tensors in a NamedTuple."""
+
+    def attend(self, attention: Attention) -> Attended:
+        """The context from the values."""
+
+    def count_flops(self, attention: Attention) -> tuple[int, ...]:
+        """FLOPs of `attend` for every head, whole batch."""
+
+
+class MechanismPart(nn.Module):
+    """A module with weights of its own.
+
+    transformers builds models without values and then has those initialised that the checkpoint lacks, module by
+    module: through `reset_parameters` where a module is one of these, and like the host's own where it is a plain
+    `nn.Linear` or `nn.LayerNorm`. A part without a direct parameter or buffer is passed over.
+    """
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Write every parameter and buffer through `transformers.initialization`, which leaves loaded ones alone."""
+
+
+class Mechanism(MechanismPart):
+    """What one mechanism has and computes in one encoder, for all of its layers.
+
+    Everything that reads parameters is called through the container at the root of the host (`MechanismContainer`),
+    so arguments and results are tensors, numbers, and tuples of them: FSDP looks for tensors there. One that is an
+    `nn.ModuleList` with a child for each layer has each child on the device of its layer.
+
+    Args:
+        config: the options, resolved for the host.
+        host: the encoder.
+    """
+
+    config: Any
+    # What the factor and the addend are called in logs, tables and pictures.
+    factor_name: ClassVar[str] = "factor"
+    addend_name: ClassVar[str] = "addend"
+    # Those of its facts that a training logs: numbers by layer, or one for each head, or texts, which are counted.
+    logged: ClassVar[tuple[str, ...]] = ()
+    # What `hf-lam inspect` calls its facts, in their order: in a table of the layers, and in one of a layer's heads,
+    # for lists with a value for each; an empty title leaves a fact out there. Other facts are called by their names.
+    fact_titles: ClassVar[dict[str, tuple[str, str]]] = {}
+
+    def __init__(self, config: Any, host: Host) -> None:
+        super().__init__()
+        self.config = config
+
+    # --- what it computes ---
+
+    def begin(self, start: PassStart) -> Any:
+        """What a pass needs in all layers; of a pattern, the `Pattern`. Called once a pass, if it is overridden."""
+
+    def make_state(self, embeddings: Tensor, begun: Any) -> Tensor:
+        """What crosses layers, made once from the input of the first layer. Called if the configuration needs it.
+
+        It gets its gradient under gradient checkpointing, since it is made outside of the checkpointed layers.
+        """
+        return embeddings
+
+    def change_scores(self, given: LayerInput) -> ScoreChange:
+        """What a layer's scores are multiplied by, and what is added to them. Called for changes of scores."""
+        raise TypeError(f"{type(self).__name__} changes no scores; override change_scores.")
+
+    def replace_scores(self, given: LayerInput) -> Replacement:
+        """What a layer computes in place of scores. Called for replacements."""
+        raise TypeError(f"{type(self).__name__} replaces no scores; override replace_scores.")
+
+    def append_tokens(self, hidden_states: Tensor) -> Tensor:
+        """`(B, L, d)` with `config.appended_tokens` more tokens at the end. Called before the first layer."""
+        return hidden_states
+
+    # --- what it costs ---
+
+    def count_flops(self, layer: int, batch: int, length: int) -> int:
+        """FLOPs of making one layer's change or replacement, two for a multiply-add; those of using it not.
+
+        What crosses layers (`make_state`) is part of the first one.
+        """
+        return 0
+
+    def list_cost_facts(self, length: int) -> dict[str, Any]:
+        """What a report of costs says of what makes an attention map: `synthesizer`, and `grid` for `length` tokens.
+
+        Making the map is reported as synthesis then, too.
+        """
+        return {}
+
+    def list_segments(self, pattern: Any) -> tuple[SegmentSize, ...]:
+        """Of a pattern: the segments that it cuts a batch into. Called with what `begin` gave."""
+        return ()
+
+    def scores_all(self, pattern: Any) -> bool:
+        """Of a pattern: whether the pass scores all pairs, more than it will show. It then needs `take_head`."""
+        return False
+
+    def take_head(self, pattern: Any, head: int) -> Pattern | None:
+        """Of a pattern: what one head sees, as the pattern of tensors with that head alone, so that it can be counted.
+
+        It scores no more than it shows, and computes on the device of the query, without values ("meta") too. None
+        for a pattern that cannot be taken apart, whose layers are counted as a whole.
+        """
+        return None
+
+    # --- what it shows ---
+
+    def list_facts(self, layer: int) -> dict[str, Any]:
+        """What a layer has, as JSON values by name, without any input; `views` is what each head of a pattern sees."""
+        return {}
+
+    def list_facts_of(self, change: ScoreChange, is_token: Tensor | None) -> dict[str, Any]:
+        """What a layer's change of scores is for some input, as JSON values by name. Called if it is overridden.
+
+        is_token: `(B, L)` bool, which tokens are not padding; None if all are.
+        """
+        return {}
+
+    def draw(self) -> Picture | None:
+        """What its weights look like, without any input; None for no picture."""
+        return None
+
+    def reset_parameters(self) -> None:
+        """Nothing to write; a mechanism with parameters of its own overrides it."""
+
+
+class Picture(NamedTuple):
+    """A heat map for the model card: values `(R, C)`, and what rows, columns and colours are."""
+
+    caption: str
+    values: Tensor
+    rows: str
+    columns: str
+    label: str
+    # The value that changes nothing, which is drawn white.
+    neutral: float = 0.0
+
+
+def overrides(mechanism: Any, method: str) -> bool:
+    """Whether a mechanism has its own version of a method of `Mechanism`; classes of other copies of this code too."""
+    base = next(kind for kind in type(mechanism).__mro__ if kind.__name__ == Mechanism.__name__)
+    return getattr(type(mechanism), method) is not getattr(base, method)
+
+
+class MechanismContainer(nn.Module):
+    """All that hf_lam adds to one encoder, under one name (`hf_lam`) at the root of the host.
+
+    Everything goes through `forward`: PEFT's `modules_to_save` replaces this module by a wrapper that forwards only
+    that call to its trained copy, and FSDP2 gathers its parameters for that call alone. `Dispatch` is the typed side.
+    """
+
+    def __init__(self, mechanisms: Mapping[str, Mechanism]) -> None:
+        super().__init__()
+        for name, mechanism in mechanisms.items():
+            self.add_module(name, mechanism)
+
+    def forward(self, name: str, method: str, *args: Any) -> Any:
+        """Call a method of the mechanism `name`."""
+        return getattr(getattr(self, name), method)(*args)
+
+
+class Dispatch:
+    """The methods of an encoder's mechanisms, by their names, through its container.
+
+    Args:
+        container: the `MechanismContainer`, or what PEFT put in its place.
+    """
+
+    def __init__(self, container: nn.Module) -> None:
+        self.container = container
+
+    def begin(self, name: str, start: PassStart) -> Any:
+        return self.container(name, "begin", start)
+
+    def make_state(self, name: str, embeddings: Tensor, begun: Any) -> Tensor:
+        return self.container(name, "make_state", embeddings, begun)
+
+    def change_scores(self, name: str, given: LayerInput) -> ScoreChange:
+        return self.container(name, "change_scores", given)
+
+    def replace_scores(self, name: str, given: LayerInput) -> Replacement:
+        return self.container(name, "replace_scores", given)
+
+    def append_tokens(self, name: str, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.container(name, "append_tokens", hidden_states)
