@@ -24,11 +24,13 @@ from transformers import VideoMAEConfig, VideoMAEModel, ViTConfig, ViTModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
-from hf_lam.modeling.configuration_hf_lam import SttConfig
-from hf_lam.modeling.functional_hf_lam import lam_attention
-from hf_lam.modeling.injection_hf_lam import CALL, ForwardCall, inject
-from hf_lam.modeling.locomt_hf_lam import Layout, locomt_attention, seen_pairs
-from hf_lam.modeling.views_hf_lam import View, bottleneck_cost, parse_view, resolve_views, view_cost
+from hf_lam.modeling.attention_pass_hf_lam import PASS, ForwardPass
+from hf_lam.modeling.injection_hf_lam import inject, injection_of
+from hf_lam.modeling.lam_attention_hf_lam import lam_attention
+from hf_lam.modeling.locomt_attention_hf_lam import locomt_attention, seen_pairs
+from hf_lam.modeling.locomt_layout_hf_lam import Layout
+from hf_lam.modeling.locomt_views_hf_lam import View, bottleneck_cost, parse_view, resolve_views, view_cost
+from hf_lam.modeling.stt_config_hf_lam import SttConfig
 
 LENGTHS = (197, 512, 1568)  # ViT (224 pixels, patches of 16), BERT, VideoMAE (16 frames)
 MEMORY_LENGTH = 4096
@@ -183,8 +185,8 @@ def time_layers(
     for variant in variants:
         layer, _, base = attention_layer(grid, args)
         inject(base, SttConfig(variant))
-        call = ForwardCall(base.hf_lam, base._hf_lam_configs, "auto", output_attentions=False)
-        layers[variant] = partial(layer, **{CALL: call})
+        of_pass = ForwardPass(injection_of(base), "auto")
+        layers[variant] = partial(layer, **{PASS: of_pass})
     tokens = (len(grid) == 2) + torch.Size(grid).numel()
     made = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     hidden_states = torch.randn(args.batch, tokens, args.heads * args.size, **made, requires_grad=backward)

@@ -26,10 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs
 
 from hf_lam import HfLamFusionConfig, HfLamFusionModel
 from hf_lam.flops import FLOPS_PER_PAIR
-from hf_lam.modeling.configuration_hf_lam_fusion import BOTTLENECK_TOKENS, MODALITIES
-from hf_lam.modeling.injection_hf_lam import MODALITY_TOKENS, ModalityTokens
-from hf_lam.modeling.locomt_hf_lam import Layout, seen_pairs
-from hf_lam.modeling.views_hf_lam import View, bottleneck_cost, parse_view, resolve_views, view_cost
+from hf_lam.modeling.attention_pass_hf_lam import MODALITY_TOKENS
+from hf_lam.modeling.configuration_hf_lam_fusion import MODALITIES
+from hf_lam.modeling.hosts_hf_lam import ModalityTokens
+from hf_lam.modeling.locomt_attention_hf_lam import seen_pairs
+from hf_lam.modeling.locomt_hf_lam import BOTTLENECK_TOKENS
+from hf_lam.modeling.locomt_layout_hf_lam import Layout
+from hf_lam.modeling.locomt_views_hf_lam import View, bottleneck_cost, parse_view, resolve_views, view_cost
 
 TOKENS = (256, 196, 1568, 400)  # BERT, ViT (224 pixels, patches of 16), VideoMAE (16 frames), an AST
 QUICK_TOKENS = (64, 49, 392, 100)
@@ -82,12 +85,8 @@ def make_rows(args: argparse.Namespace) -> dict[str, Row]:
     present = torch.ones(args.batch, len(lengths), dtype=torch.bool, device=args.device)
     tokens = ModalityTokens(lengths, present)
 
-    def fused(model: HfLamFusionModel, hidden_states: Tensor) -> Tensor:
-        return model._fuse(hidden_states, None, tokens).last_hidden_state
-
-    def masked(model: HfLamFusionModel, hidden_states: Tensor) -> Tensor:
-        # All layers get the same mask, which presets other than random ones have in all layers.
-        return model.encoder(hidden_states, per_head, **{MODALITY_TOKENS: tokens})
+    def fused(model: HfLamFusionModel, hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
+        return model.encoder(hidden_states, mask, **{MODALITY_TOKENS: tokens})
 
     def products(table: list[list[View]]) -> int:
         return FLOPS_PER_PAIR * args.size * sum(view_cost(view, lengths) for row in table for view in row)
@@ -106,8 +105,10 @@ def make_rows(args: argparse.Namespace) -> dict[str, Row]:
         "locomt": Row(partial(fused, locomt), locomt, products(views), total),
     }
     if all(row == views[0] for row in views):
+        # All layers get the same mask, which presets other than random ones have in all layers.
         per_head = seen_pairs(Layout(lengths), views[0], torch.device(args.device))
-        rows["per-head mask"] = Row(partial(masked, full), full, rows["full"].attention, total)
+        masked = partial(fused, full, mask=per_head)
+        rows["per-head mask"] = Row(masked, full, rows["full"].attention, total)
     return rows
 
 

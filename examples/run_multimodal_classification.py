@@ -28,15 +28,17 @@ from transformers import (
 
 from hf_lam import HfLamFusionConfig, HfLamFusionForSequenceClassification, HfLamFusionProcessor, inject
 from hf_lam.mechanism_options import json_object
-from hf_lam.modeling.configuration_hf_lam import mechanism_block
-from hf_lam.modeling.injection_hf_lam import max_length_of
-from hf_lam.modeling.modeling_hf_lam_fusion import input_shape
+from hf_lam.modeling.hosts_facts_hf_lam import read_input_shape
+from hf_lam.modeling.hosts_hf_lam import max_length_of
+from hf_lam.modeling.mechanism_registry_hf_lam import mechanism_block
 from hf_lam.modeling.processing_hf_lam import PARTS
 from hf_lam.training import FusionCollator
 from hf_lam.training.arguments import MediaArguments, ModelArguments
-from hf_lam.training.data import Labels, find_column, prepare_media
+from hf_lam.training.data import find_column
 from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
+from hf_lam.training.labels import Labels
 from hf_lam.training.media import UnreadableError, read_audio, read_image, read_video
+from hf_lam.training.media_data import prepare_media
 from hf_lam.training.models import load_config, load_model
 
 # Of every modality: the feature of `datasets` and the usual names of its column, what loads its part of a processor,
@@ -233,7 +235,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             max_length = min(filter(None, lengths))
         extractor: Any = processor.feature_extractor
         sampling_rate = getattr(extractor, "sampling_rate", None)
-        audio_size = input_shape(config.audio_config) if "audio" in columns else None
+        audio_size = read_input_shape(config.audio_config) if "audio" in columns else None
         if audio_size is not None and len(audio_size) != 2:
             raise ValueError(
                 f"--audio_model must take (frames, mel bins), as an AST does; this one takes {audio_size}."

@@ -12,11 +12,12 @@ from typing import Any
 from datasets import Value
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
-from hf_lam import LearnableAttentionMask
-from hf_lam.modeling.injection_hf_lam import max_length_of
+from hf_lam.modeling.hosts_hf_lam import max_length_of
+from hf_lam.modeling.injection_hf_lam import injected_encoders, injection_of
 from hf_lam.training.arguments import DataArguments, ModelArguments
-from hf_lam.training.data import check_texts, columns_of, has_labels, limited
+from hf_lam.training.data import check_texts, columns_of, limited
 from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
+from hf_lam.training.labels import has_labels
 from hf_lam.training.models import load_config, load_model
 
 # What text columns are usually called, one or a pair.
@@ -77,9 +78,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             **task.arguments.hub_options(),
         )
         lengths = (task.data.max_seq_length, tokenizer.model_max_length, max_length_of(model.base_model))
-        masks = [module for module in model.modules() if isinstance(module, LearnableAttentionMask)]
-        # Low-rank masks take any length, and have 0.
-        max_length = min(filter(None, (*lengths, *(mask.max_length for mask in masks))))
+        mechanisms = [config for base in injected_encoders(model) for config in injection_of(base).configs.values()]
+        # Those that take any length have None.
+        max_length = min(filter(None, (*lengths, *(config.max_tokens for config in mechanisms))))
 
         def tokenize(batch: dict[str, list[Any]], is_labelled: bool) -> dict[str, Any]:
             texts = [batch[name] for name in text_columns]

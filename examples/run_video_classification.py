@@ -13,9 +13,10 @@ from datasets import Video
 from transformers import AutoModelForVideoClassification, DefaultDataCollator
 
 from hf_lam.training.arguments import MediaArguments, ModelArguments
-from hf_lam.training.data import columns_of, find_column, prepare_media
+from hf_lam.training.data import columns_of, find_column
 from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
 from hf_lam.training.media import read_video
+from hf_lam.training.media_data import prepare_media
 from hf_lam.training.models import load_config, load_image_processor, load_model
 
 

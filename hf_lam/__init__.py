@@ -5,28 +5,31 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto import modeling_auto
 
-from .attention2d import SttAttention2d
-from .calibration import calibrate_views
 from .conversion import convert
-from .fitting import fit_synthesizers
 from .flops import cost
-from .hardening import harden
 from .hub import push, verify
+from .locomt.calibration import calibrate_views
+from .locomt.views import set_views
 from .mechanism_files import load_mechanism, save_mechanism
-from .modeling.configuration_hf_lam import (
-    HfLamBertConfig,
-    HfLamVideoMAEConfig,
-    HfLamViTConfig,
-    LamConfig,
-    LocomtConfig,
-    SttConfig,
-    __version__,
-)
+from .mechanism_options import import_mechanism
+from .modeling.configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig
 from .modeling.configuration_hf_lam_fusion import HfLamFusionConfig
-from .modeling.functional_hf_lam import lam_attention
-from .modeling.injection_hf_lam import inject, remove, set_views
-from .modeling.locomt_hf_lam import locomt_attention
-from .modeling.mechanisms_hf_lam import LearnableAttentionMask
+from .modeling.functional import lam_attention, locomt_attention, stt_attention
+from .modeling.hosts_hf_lam import Host
+from .modeling.injection_hf_lam import inject, remove
+from .modeling.lam_hf_lam import LearnableAttentionMask
+from .modeling.mechanism_hf_lam import (
+    Attention,
+    LayerInput,
+    Mechanism,
+    MechanismConfig,
+    MechanismPart,
+    PassStart,
+    Picture,
+    ScoreChange,
+)
+from .modeling.mechanism_list_hf_lam import LamConfig, LocomtConfig, SttConfig
+from .modeling.mechanism_registry_hf_lam import register_mechanism
 from .modeling.modeling_hf_lam import (
     HfLamBertForMaskedLM,
     HfLamBertForMultipleChoice,
@@ -42,10 +45,14 @@ from .modeling.modeling_hf_lam import (
 )
 from .modeling.modeling_hf_lam_fusion import HfLamFusionForSequenceClassification, HfLamFusionModel
 from .modeling.processing_hf_lam import HfLamFusionProcessor
-from .modeling.stt_hf_lam import stt_attention
+from .modeling.version_hf_lam import __version__
 from .parameters import freeze_host, mechanism_parameters
+from .stt.attention2d import SttAttention2d
+from .stt.fitting import fit_synthesizers
+from .stt.hardening import harden
 
 __all__ = [
+    "Attention",
     "HfLamBertConfig",
     "HfLamBertForMaskedLM",
     "HfLamBertForMultipleChoice",
@@ -64,9 +71,17 @@ __all__ = [
     "HfLamVideoMAEConfig",
     "HfLamVideoMAEForVideoClassification",
     "HfLamVideoMAEModel",
+    "Host",
     "LamConfig",
+    "LayerInput",
     "LearnableAttentionMask",
     "LocomtConfig",
+    "Mechanism",
+    "MechanismConfig",
+    "MechanismPart",
+    "PassStart",
+    "Picture",
+    "ScoreChange",
     "SttAttention2d",
     "SttConfig",
     "__version__",
@@ -76,12 +91,14 @@ __all__ = [
     "fit_synthesizers",
     "freeze_host",
     "harden",
+    "import_mechanism",
     "inject",
     "lam_attention",
     "load_mechanism",
     "locomt_attention",
     "mechanism_parameters",
     "push",
+    "register_mechanism",
     "remove",
     "save_mechanism",
     "set_views",

@@ -8,15 +8,22 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .modeling import modeling_hf_lam
-from .modeling.configuration_hf_lam import (
-    HfLamBertConfig,
-    HfLamVideoMAEConfig,
-    HfLamViTConfig,
-    mechanism_block,
+from .modeling.configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig
+from .modeling.hosts_facts_hf_lam import read_structure
+from .modeling.hosts_hf_lam import read_implementation
+from .modeling.injection_hf_lam import (
+    container_of,
+    initialize_weights,
+    injected_encoders,
+    list_changes,
+    mark_as_initialised,
 )
-from .modeling.injection_hf_lam import injected_encoders, mark_as_initialised, say_what_changes
+from .modeling.mechanism_registry_hf_lam import mechanism_block
+
+logger = logging.get_logger(__name__)
 
 CONFIGS = {config.host_model_type: config for config in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig)}
 
@@ -47,6 +54,20 @@ def convert(
         ValueError: if there is no `HfLam…` class for the model, or it was converted before.
         RuntimeError: if the checkpoint lacks host weights, or their shapes differ.
     """
+    converted = convert_silently(model_or_id, *configs, auto_class=auto_class, **from_pretrained_kwargs)
+    # With `output_loading_info` it is a tuple.
+    for change in list_changes(converted[0] if isinstance(converted, tuple) else converted):
+        logger.warning(change)
+    return converted
+
+
+def convert_silently(
+    model_or_id: PreTrainedModel | str | os.PathLike[str],
+    *configs: Any,
+    auto_class: Any = None,
+    **from_pretrained_kwargs: Any,
+) -> Any:
+    """As `convert`, without a word about what changes the outputs: `list_changes` says it."""
     block = mechanism_block(configs)
     if isinstance(model_or_id, PreTrainedModel):
         if auto_class is not None or from_pretrained_kwargs:
@@ -54,7 +75,7 @@ def convert(
             raise ValueError(
                 f"{given} only have a meaning for a folder or a Hub id; a loaded model is taken as it is."
             )
-        return _saying_what_changes(_convert_loaded(model_or_id, block))
+        return _convert_loaded(model_or_id, block)
     if not isinstance(model_or_id, (str, os.PathLike)):
         raise TypeError(
             f"convert takes a transformers model, a folder or a Hub id, got {type(model_or_id).__name__}. (Convert "
@@ -62,34 +83,29 @@ def convert(
         )
     taken = sorted({"config", "hf_lam"} & from_pretrained_kwargs.keys())
     if taken:
-        raise ValueError(f"convert sets {taken} itself; give the mechanisms as configurations, such as LamConfig().")
+        raise ValueError(f"convert sets {taken} itself; give the mechanisms as configurations.")
     hub_options = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
     config = AutoConfig.from_pretrained(
         model_or_id, **{key: from_pretrained_kwargs[key] for key in hub_options if key in from_pretrained_kwargs}
     )
-    config_class = _config_class_for(config)
-    name = _auto_class_name(auto_class)
+    config_class = _find_config_class(config)
+    name = _name_auto_class(auto_class)
     if name not in config_class.auto_classes:
         raise ValueError(
             f"there is no {name} for a {config_class.host_model_type} with hf_lam; choose one of "
             f"{sorted(config_class.auto_classes)}."
         )
     model_class = getattr(modeling_hf_lam, config_class.auto_classes[name])
-    return _saying_what_changes(model_class.from_pretrained(model_or_id, hf_lam=block, **from_pretrained_kwargs))
+    return model_class.from_pretrained(model_or_id, hf_lam=block, **from_pretrained_kwargs)
 
 
-def _saying_what_changes(loaded: Any) -> Any:
-    say_what_changes(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple with output_loading_info
-    return loaded
-
-
-def _auto_class_name(auto_class: Any) -> str:
+def _name_auto_class(auto_class: Any) -> str:
     if auto_class is None:
         return "AutoModel"
     return auto_class if isinstance(auto_class, str) else getattr(auto_class, "__name__", repr(auto_class))
 
 
-def _config_class_for(config: Any) -> type[Any]:
+def _find_config_class(config: Any) -> type[Any]:
     if config.model_type.startswith("hf_lam_"):
         raise ValueError(
             f"this model is already a {config.model_type}; load it with from_pretrained. To change its mechanisms "
@@ -104,7 +120,7 @@ def _config_class_for(config: Any) -> type[Any]:
 
 
 def _convert_loaded(model: Any, block: dict[str, Any] | None) -> PreTrainedModel:
-    config_class = _config_class_for(model.config)
+    config_class = _find_config_class(model.config)
     if getattr(model, "is_quantized", False) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         raise ValueError(
             "convert cannot take a loaded model that is quantized or spread over several devices. Give it the folder "
@@ -123,15 +139,10 @@ def _convert_loaded(model: Any, block: dict[str, Any] | None) -> PreTrainedModel
     options = model.config.to_dict()
     for key in ("model_type", "auto_map", "architectures"):
         options.pop(key, None)
-    config = config_class(**options, hf_lam=block, attn_implementation=model.config._attn_implementation)
+    config = config_class(**options, hf_lam=block, attn_implementation=read_implementation(model.config))
     config.name_or_path = model.config.name_or_path
-    structure = {}
-    if stock in ("BertModel", "ViTModel"):
-        structure["add_pooling_layer"] = model.pooler is not None
-    if stock == "ViTModel":
-        structure["use_mask_token"] = model.embeddings.mask_token is not None
     with torch.device("meta"):
-        converted = model_class(config, **structure)
+        converted = model_class(config, **read_structure(model))
     _share_tensors(model, converted)
     converted.tie_weights()
     converted.train(model.training)
@@ -146,15 +157,17 @@ def _share_tensors(source: PreTrainedModel, target: Any) -> None:
     for path, module in source.named_modules():
         twin = target.get_submodule(path)
         if type(twin) is not type(module) and isinstance(twin, nn.Identity):
-            continue  # a projection that a pure STT does without
+            continue  # a projection that attention without scores does without
         checkpointing = ("gradient_checkpointing", "_gradient_checkpointing_func")
         twin.__dict__.update({key: value for key, value in module.__dict__.items() if key in checkpointing})
-        twin._parameters.update(module._parameters)
-        twin._buffers.update(module._buffers)
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            setattr(twin, name, parameter)
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+            setattr(twin, name, buffer)
     reference = next(source.base_model.parameters())
-    mechanisms = target.base_model.hf_lam
+    mechanisms = container_of(target.base_model)
     mechanisms.to_empty(device=reference.device).to(reference.dtype)
-    for module in mechanisms.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+    # Children first, as loading does: a parent may write what its `nn.Linear`s drew.
+    for module in reversed(list(mechanisms.modules())):
+        initialize_weights(target.base_model, module)
     mark_as_initialised(target)

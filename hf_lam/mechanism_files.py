@@ -14,19 +14,29 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from .modeling.configuration_hf_lam import __version__, mechanism_block
-from .modeling.injection_hf_lam import attach, mechanisms_of
+from .modeling.injection_hf_lam import container_of, injection_of, plan_injection
+from .modeling.mechanism_registry_hf_lam import (
+    block_of,
+    file_of,
+    is_own_file,
+    mechanism_block,
+    mechanism_names,
+    source_of,
+)
+from .modeling.version_hf_lam import __version__
 from .parameters import only_injected_encoder
 
 CONFIG_FILE = "mechanism_config.json"
 WEIGHTS_FILE = "mechanism_model.safetensors"
+# A key of the configuration: which file beside it registers a mechanism that is not hf_lam's own.
+FILES_KEY = "mechanism_files"
 
 
 def save_mechanism(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write the mechanisms of `model`, and nothing of its host, to `folder`.
 
-    The folder holds `mechanism_config.json` and `mechanism_model.safetensors`. They are written beside their final
-    place and moved there when complete.
+    The folder holds `mechanism_config.json` and `mechanism_model.safetensors`, and the file of a mechanism that is not
+    hf_lam's own, as it is. They are written beside their final place and moved there when complete.
 
     Raises:
         ValueError: if the model does not have mechanisms in exactly one encoder, or `folder` is a file.
@@ -35,19 +45,25 @@ def save_mechanism(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     target = Path(folder)
     if target.is_file():
         raise ValueError(f"{str(folder)!r} is a file; save_mechanism needs a folder.")
+    configs = injection_of(base).configs
     contents = {
         "hf_lam_version": __version__,
         "base_model_name_or_path": base.config.name_or_path,
         "host_model_type": _host_type(base),
-        "hf_lam": base._hf_lam_configs.block(),
+        "hf_lam": block_of(configs),
     }
-    tensors = {name: tensor.contiguous() for name, tensor in mechanisms_of(base).state_dict().items()}
+    files = {name: file_of(name) for name in configs if name in mechanism_names() and not is_own_file(file_of(name))}
+    if files:
+        contents[FILES_KEY] = {name: file.name for name, file in files.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in container_of(base).state_dict().items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as partial:
         Path(partial, CONFIG_FILE).write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(tensors, Path(partial, WEIGHTS_FILE), metadata={"format": "pt"})
+        for name, file in files.items():
+            Path(partial, file.name).write_text(source_of(name), encoding="utf-8")
         target.mkdir(exist_ok=True)
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
+        for name in (WEIGHTS_FILE, *(file.name for file in dict.fromkeys(files.values())), CONFIG_FILE):
             shutil.move(Path(partial, name), target / name)
 
 
@@ -60,8 +76,8 @@ def load_mechanism(host: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
 
     Raises:
         FileNotFoundError: if the folder lacks one of its two files.
-        ValueError: if a file is damaged, the mechanisms do not fit the host, or the host already has some. The host is
-            unchanged.
+        ValueError: if a file is damaged, the mechanisms do not fit the host, or the host already has some; if one is
+            not hf_lam's own, and its file was not imported. The host is unchanged.
     """
     contents, tensors = _read(Path(folder))
     if contents.get("host_model_type") != _host_type(host.base_model):
@@ -70,21 +86,31 @@ def load_mechanism(host: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
             f"{type(host).__name__} is a {_host_type(host.base_model)!r}."
         )
 
-    def load(container: nn.Module) -> None:
-        expected = {name: tuple(tensor.shape) for name, tensor in container.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if expected != found:
-            differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
-            name = differing[0]
-            raise ValueError(
-                f"the mechanisms in {str(folder)!r} do not fit {type(host).__name__}: {len(differing)} tensors "
-                f"differ, the first is {name!r} with shape {found.get(name)} in the file and {expected.get(name)} for "
-                "this host."
-            )
-        container.load_state_dict(tensors)
-
-    attach(host, mechanism_block(contents.get("hf_lam")), load)
+    _check_known(Path(folder), contents)
+    plan = plan_injection(host, mechanism_block(contents.get("hf_lam")))
+    expected = {name: tuple(tensor.shape) for name, tensor in plan.container.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != found:
+        differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+        name = differing[0]
+        raise ValueError(
+            f"the mechanisms in {str(folder)!r} do not fit {type(host).__name__}: {len(differing)} tensors "
+            f"differ, the first is {name!r} with shape {found.get(name)} in the file and {expected.get(name)} for "
+            "this host."
+        )
+    plan.container.load_state_dict(tensors)
+    plan.apply()
     return host
+
+
+def _check_known(folder: Path, contents: dict[str, Any]) -> None:
+    """Code from a folder is never run here; the error says which file is to be read and imported."""
+    files = contents.get(FILES_KEY) or {}
+    for name in sorted(set(files) - set(mechanism_names())):
+        raise ValueError(
+            f"{str(folder)!r} has a mechanism {name!r} that is not hf_lam's own. Read {str(folder / files[name])!r}, "
+            "which registers it, and import it with hf_lam.import_mechanism before loading."
+        )
 
 
 def _host_type(base: Any) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from .modeling.injection_hf_lam import CALL, MODALITY_TOKENS, ModalityTokens
-from .modeling.segments_hf_lam import is_fusion
+from .modeling.attention_pass_hf_lam import MODALITY_TOKENS, Observer
+from .modeling.hosts_facts_hf_lam import is_fusion
+from .modeling.hosts_hf_lam import ModalityTokens
+from .modeling.injection_hf_lam import InjectedEncoder, injection_of
+from .modeling.mechanism_hf_lam import Attention
+from .modeling.padding_hf_lam import valid_tokens
 
 
 @contextmanager
@@ -26,35 +30,35 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def observing(base: Any, stand_in: Callable[[Any], Any]) -> Iterator[None]:
-    """Replace the call of every attention layer of an encoder with mechanisms.
+def observing(base: InjectedEncoder, wrap: Observer) -> Iterator[None]:
+    """Stand in front of the attention of every layer of an encoder with mechanisms.
 
-    stand_in: gets the layer's `AttentionCall` and returns what has the same `attend`.
+    wrap: `wrap(attention, attend)` gets what a layer is about to do and what does it, and returns what `attend` does:
+        the context `(B, H, L, D)`, and the attention weights if they are wanted. It may hand `attend` another
+        attention (`attention._replace(want_weights=True)`). One within another stands in front of it.
     """
-
-    def observe(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        # Runs after the hook that made the call of this layer: hooks run in the order of their registration.
-        return args, {**kwargs, CALL: stand_in(kwargs[CALL])}
-
-    handles = [module.register_forward_pre_hook(observe, with_kwargs=True) for module in base._hf_lam_attentions]
+    injection = injection_of(base)
+    injection.observers = (*injection.observers, wrap)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        # By identity, and not the last: another thread may observe, too.
+        injection.observers = tuple(other for other in injection.observers if other is not wrap)
 
 
 @contextmanager
 def modality_tokens_of(base: Any) -> Iterator[list[ModalityTokens]]:
-    """Note what the tokens of a fusion model's layers are in every forward pass; for other models nothing comes in."""
+    """Note what the tokens of a fusion model's layers are in every forward pass; for other models nothing comes in.
+
+    It needs no mechanisms, and no layers: late fusion has none.
+    """
     found: list[ModalityTokens] = []
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found.append(kwargs[MODALITY_TOKENS])
 
-    # Before the hook of the mechanisms, which takes the modalities' tokens out.
     stacks = [base.encoder] if is_fusion(base.config) else []
-    handles = [stack.register_forward_pre_hook(enter, with_kwargs=True, prepend=True) for stack in stacks]
+    handles = [stack.register_forward_pre_hook(enter, with_kwargs=True) for stack in stacks]
     try:
         yield found
     finally:
@@ -72,3 +76,10 @@ def run_batches(model: nn.Module, base: Any, batches: Iterable[Mapping[str, Any]
                 f"[{{'input_ids': ...}}, ...]; one of them is {type(batch).__name__}."
             )
         model(**{name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()})
+
+
+def tokens_of(attention: Attention) -> Tensor | None:
+    """Which tokens are not padding, bool `(B, L)`, those that a mechanism appends included; None if all are."""
+    if attention.padding is None:
+        return None
+    return valid_tokens(attention.padding, attention.query.shape[0], attention.query.shape[2])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
-from .modeling.injection_hf_lam import injected_encoders, mechanisms_of
+from .modeling.injection_hf_lam import InjectedEncoder, container_of, injected_encoders
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
-def only_injected_encoder(model: nn.Module) -> Any:
+def only_injected_encoder(model: nn.Module) -> InjectedEncoder:
     """The one encoder of `model` that carries mechanisms; a `ValueError` if there is none or more than one."""
     encoders = injected_encoders(model)
     if len(encoders) != 1:
@@ -24,7 +24,7 @@ def only_injected_encoder(model: nn.Module) -> Any:
 
 
 def mechanism_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that hf_lam added to `model`, ready for an optimizer; attention views have none.
+    """The parameters that hf_lam added to `model`, ready for an optimizer; not every mechanism has some.
 
     Raises:
         ValueError: if the model has no mechanisms.
@@ -32,9 +32,9 @@ def mechanism_parameters(model: nn.Module) -> list[nn.Parameter]:
     encoders = injected_encoders(model)
     if not encoders:
         raise ValueError(
-            f"{type(model).__name__} has no hf_lam mechanisms; call hf_lam.inject(model, LamConfig()) first."
+            f"{type(model).__name__} has no hf_lam mechanisms; call hf_lam.inject or hf_lam.convert with some first."
         )
-    return [parameter for base in encoders for parameter in mechanisms_of(base).parameters()]
+    return [parameter for base in encoders for parameter in container_of(base).parameters()]
 
 
 def freeze_host(model: ModelT, train_head: bool = False) -> ModelT:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..modeling.configuration_hf_lam import __version__
+from ..modeling.version_hf_lam import __version__
 from . import convert, cost, demo, inspect, push, verify
 from .common import CHECK_FAILED, NETWORK_FAILED, WRONG_USE, exit_code_of, exit_codes, help_of, one_line
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..mechanism_options import ELSEWHERE
+
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -31,6 +33,15 @@ EXIT_CODES = {
 WIDE = 160  # columns of a table that does not go to a terminal
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")]
+Elsewhere = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mechanism",
+        metavar=ELSEWHERE,
+        help="Where a mechanism that the model has and hf_lam does not is registered. Its code is run: read it first. "
+        "May be repeated.",
+    ),
+]
 Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the Hub.")]
 
 
@@ -208,7 +219,7 @@ def load_processor(source: str, config: PreTrainedConfig, revision: str | None =
     import transformers
     from transformers.utils import has_file
 
-    from ..modeling.segments_hf_lam import is_fusion
+    from ..modeling.hosts_facts_hf_lam import is_fusion
 
     if is_fusion(config):
         auto_class, files = "AutoProcessor", ["processor_config.json"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..mechanism_options import mechanisms_from
-from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, MechanismConfig
+from ..mechanism_options import ELSEWHERE, read_mechanisms
+from ..modeling.mechanism_hf_lam import MechanismConfig
+from ..modeling.mechanism_registry_hf_lam import mechanism_names
 from .common import (
     CHECK_FAILED,
     WRONG_USE,
@@ -91,7 +91,11 @@ def convert(
     output: Annotated[Path, typer.Argument(help="The folder to write, new or empty.")],
     mechanism: Annotated[
         list[str],
-        typer.Option(metavar="|".join(MECHANISM_CONFIGS), help="What the attention gets. May be repeated."),
+        typer.Option(
+            metavar=f"NAME|{ELSEWHERE}",
+            help=f"What the attention gets: {', '.join(mechanism_names())}, or a mechanism of your own by where it is "
+            "registered, which is imported. May be repeated.",
+        ),
     ],
     mechanism_config: Annotated[
         str | None,
@@ -126,7 +130,7 @@ def convert(
     For private models, log in with `hf auth login`, or set HF_TOKEN; there is no option that would leave a token in
     the history of the shell.
     """
-    configs = mechanisms_from("--mechanism", mechanism, "--mechanism-config", mechanism_config)
+    configs = read_mechanisms("--mechanism", mechanism, "--mechanism-config", mechanism_config)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     source = model_source(model)
@@ -150,8 +154,9 @@ def _convert(
     dtype: str | None,
     check: bool,
 ) -> Conversion:
-    from .. import convert as convert_model
+    from ..conversion import convert_silently
     from ..hub.cards import write_card
+    from ..modeling.injection_hf_lam import list_changes
     from ..parameters import mechanism_parameters
 
     notes: list[str] = []
@@ -165,17 +170,17 @@ def _convert(
             raise ValueError(f"--num-labels is for a classification head, not for {auto_class}; see --auto-class.")
         options = {"revision": revision, "dtype": dtype, "num_labels": num_labels}
         options = {key: value for key, value in options.items() if value is not None}
-        with _changes_said() as changes:
-            try:
-                with loading_weights(source):
-                    converted = convert_model(source, *configs, auto_class=auto_class, **options)
-            except RuntimeError as error:
-                if num_labels is None or "ignore_mismatched_sizes" not in str(error):
-                    raise
-                raise ValueError(
-                    f"the head of {name!r} has another number of classes than --num-labels {num_labels}. Leave the "
-                    "option out to keep that head, or convert the encoder that it was trained from."
-                ) from error
+        try:
+            with loading_weights(source):
+                converted = convert_silently(source, *configs, auto_class=auto_class, **options)
+        except RuntimeError as error:
+            if num_labels is None or "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"the head of {name!r} has another number of classes than --num-labels {num_labels}. Leave the "
+                "option out to keep that head, or convert the encoder that it was trained from."
+            ) from error
+        changes = list_changes(converted)
         if num_labels is not None:
             config.num_labels = num_labels
         processor = load_processor(source, config, revision)
@@ -206,7 +211,7 @@ def _convert(
         output=str(output),
         model_class=type(converted).__name__,
         version=block["version"],
-        mechanisms={key: options for key, options in block.items() if key in MECHANISM_CONFIGS},
+        mechanisms={key: options for key, options in block.items() if key != "version"},
         parameters_before=_parameters_of(config, auto_class),
         parameters=converted.num_parameters(),
         mechanism_parameters=sum(parameter.numel() for parameter in mechanism_parameters(converted)),
@@ -246,26 +251,6 @@ def _why_no_head(config: PreTrainedConfig) -> list[str]:
 
 
 # --- What the conversion changed -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _changes_said() -> Iterator[list[str]]:
-    """Collect what hf_lam logs about mechanisms that change the outputs at once, in place of showing it."""
-    messages: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    logger = logging.getLogger("hf_lam.modeling.injection_hf_lam")
-    handler, propagates = Collect(level=logging.WARNING), logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield messages
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagates
 
 
 def _compare(

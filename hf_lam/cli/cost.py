@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..hub.cards import summarise_views
+from ..facts import count_each
+from ..mechanism_options import find_mechanisms
 from .common import (
     CHECK_FAILED,
     AsJson,
+    Elsewhere,
     Revision,
     epilog,
     is_local,
@@ -40,20 +42,22 @@ def cost(
     bottleneck_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of the bottleneck (MBT) that the views are compared with.")
     ] = 4,
+    mechanism: Elsewhere = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """FLOPs of an encoder's attention, by formula and as counted by torch.
 
     For every layer: full attention, segments that see themselves, these with a bottleneck, and the model's own views
-    or synthesised attention; what makes a synthesised map is counted beside its products. Of a fusion model, the
-    layers are those of fusion, and the segments its modalities.
+    or synthesised attention; what makes a synthesised map or a mask is counted beside these products. Of a fusion
+    model, the layers are those of fusion, and the segments its modalities.
 
     It reads the model's configuration alone, and builds the encoder with random weights.
     """
     from ..flops import cost as cost_of
     from ..flops import example_inputs
 
+    find_mechanisms("--mechanism", mechanism or [])
     source = model_source(model)
     with stdout_for(as_json), working(f"Counting the FLOPs of {model}", has_bars=not is_local(source)):
         encoder = random_model(load_config(source, revision))
@@ -83,7 +87,7 @@ def _cost_table(report: CostReport) -> Table:
         table.add_column(kind, justify="right", no_wrap=True)
     for index, layer in enumerate(report.layers):
         sums = {kind: sum(heads) for kind, heads in layer.formula.items()}
-        views = [summarise_views(layer.views)] if layer.views else []
+        views = [count_each(layer.views)] if layer.views else []
         synthesis = [_giga(layer.synthesis)] if report.synthesizer else []
         table.add_row(str(index), *views, *_cost_cells(sums, layer.forward), *synthesis)
     table.add_section()
@@ -113,18 +117,25 @@ def _cost_lines(report: CostReport) -> str:
         *([f"bottleneck: {report.bottleneck_tokens} tokens for each segment"] if segments else []),
         counted if report.layers else "late fusion: no fusion layers, so no attention between the modalities",
         *([_synthesis_line(report)] if report.synthesizer else []),
+        *(_added_line(name, flops, report.added_formula[name]) for name, flops in report.added.items()),
         f"whole model: {_giga(report.flops)} GFLOPs, {report.parameters:,} parameters{added}",
     ]
     return "\n".join(lines)
 
 
 def _synthesis_line(report: CostReport) -> str:
-    assert report.grid is not None
-    grid = "×".join(map(str, report.grid))
-    prefix = report.tokens - prod(report.grid)
-    before = f" after {prefix} prefix token{'s' if prefix > 1 else ''}" if prefix else ""
+    where = ""
+    if report.grid is not None:
+        prefix = report.tokens - prod(report.grid)
+        where = f", on a grid of {'×'.join(map(str, report.grid))}"
+        where += f" after {prefix} prefix token{'s' if prefix > 1 else ''}" if prefix else ""
     share = (report.forward_attention + report.synthesis) / report.attention["full"]
     return (
-        f"synthesised attention: {report.synthesizer}, on a grid of {grid}{before}; counted and synthesis are "
+        f"synthesised attention: {report.synthesizer}{where}; counted and synthesis are "
         f"{share:.3f} of full, without what projections cost"
     )
+
+
+def _added_line(name: str, counted: int, formula: int) -> str:
+    by_formula = "as by formula" if counted == formula else f"{_giga(formula)} by formula"
+    return f"{name}: {_giga(counted)} GFLOPs of its own, {by_formula}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -9,12 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..hub.cards import summarise_views
-from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, HfLamConfigMixin
+from ..facts import LayerFacts, count_each, list_facts, list_facts_of
+from ..mechanism_options import find_mechanisms
+from ..modeling.configuration_hf_lam import HfLamConfigMixin
+from ..modeling.injection_hf_lam import InjectedEncoder, injection_of
+from ..modeling.mechanism_registry_hf_lam import config_class_of, mechanism_class_of, mechanism_names
 from .common import (
     CHECK_FAILED,
     WRONG_USE,
     AsJson,
+    Elsewhere,
     Revision,
     epilog,
     is_local,
@@ -52,23 +57,8 @@ class Format(str, Enum):
     svg = "svg"
 
 
-@dataclass(frozen=True)
-class Layer:
-    """The mechanisms of one layer; what it does not have is None.
-
-    mask_parameters: of its own learnable mask; None also where all layers share one.
-    mask_deviation: mean of `|M − 1|` on the input, over tokens and, with masks of their own, heads.
-    mask_deviation_by_head: the same, one number for each mask.
-    views: one for each head.
-    mixing: `λ` of each head of a mixture.
-    """
-
-    index: int
-    mask_parameters: int | None = None
-    mask_deviation: float | None = None
-    mask_deviation_by_head: list[float] | None = None
-    views: list[str] | None = None
-    mixing: list[float] | None = None
+# The facts of one layer's mechanisms by their names, as JSON values, and its `index`.
+Layer = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,9 @@ class Inspection:
     mechanisms: their options by name, as in `config.json`.
     parameters: of the whole model.
     inputs: what the masks and pictures are of: `example`, or the names of the inputs that were given; None for none.
-    shared_mask: of all layers together, where they share one.
+    layers: the facts of each; one that it does not have is None, and so is one that all layers share.
+    shared_mask: the facts of what all layers share, where they share something.
+    input_facts: those of the facts that are of the inputs.
     pictures: captions by file.
     """
 
@@ -92,6 +84,7 @@ class Inspection:
     inputs: str | None = None
     layers: list[Layer] = field(default_factory=list)
     shared_mask: Layer | None = None
+    input_facts: list[str] = field(default_factory=list)
     pictures: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -107,6 +100,7 @@ def inspect(
     text: Annotated[str | None, typer.Option(help="Look at the model with this text.")] = None,
     text_pair: Annotated[str | None, typer.Option(help="The second text of a pair.")] = None,
     layer: Annotated[int | None, typer.Option(min=0, help="Show this layer alone, head by head.")] = None,
+    mechanism: Elsewhere = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
@@ -124,6 +118,7 @@ def inspect(
         place = next(path for path in (output, *output.absolute().parents) if path.exists())
         if not place.is_dir():
             raise ValueError(f"--output {str(output)!r}: {str(place)!r} is a file; the pictures need a folder.")
+    find_mechanisms("--mechanism", mechanism or [])
     source = model_source(model)
     with stdout_for(as_json), working(f"Inspecting {model}", has_bars=not is_local(source)):
         config = load_config(source, revision)
@@ -181,11 +176,16 @@ def _inspect(
     notes: list[str] = []
     model = _load(source, config, revision)
     base = only_injected_encoder(model)
-    layers = len(base._hf_lam_attentions)
+    layers = len(injection_of(base).attentions)
     if only_layer is not None and only_layer >= layers:
         raise ValueError(f"--layer {only_layer}: the model has {layers} layers with mechanisms, from 0.")
-    inputs, kind, tokens = _inputs_for(model, source, config, revision, given, notes)
-    rows, shared = _layers_of(model, base, inputs)
+    facts = list_facts(base)
+    inputs, kind, tokens = _inputs_for(model, base, source, config, revision, given, notes)
+    of_inputs = [] if inputs is None else list_facts_of(model, base, inputs)
+    for of_layer, added in zip(facts, of_inputs, strict=False):
+        for mechanism, values in added.items():
+            of_layer[mechanism] |= values
+    rows, shared = _layers_of(base, facts)
     pictures: dict[str, str] = {}
     if output is not None:
         from ..visualization import save_pictures
@@ -196,12 +196,13 @@ def _inspect(
         model=name,
         model_class=type(model).__name__,
         version=block["version"],
-        mechanisms={key: options for key, options in block.items() if key in MECHANISM_CONFIGS},
+        mechanisms={key: options for key, options in block.items() if key != "version"},
         parameters=model.num_parameters(),
         mechanism_parameters=sum(parameter.numel() for parameter in mechanism_parameters(model)),
         inputs=kind,
         layers=rows if only_layer is None else [rows[only_layer]],
         shared_mask=shared,
+        input_facts=sorted({fact for layer in of_inputs for values in layer.values() for fact in values}),
         pictures={str(output / file): caption for file, caption in pictures.items()} if output else {},
         notes=notes,
     )
@@ -229,7 +230,13 @@ def _load(source: str, config: Any, revision: str | None) -> Any:
 
 
 def _inputs_for(
-    model: Any, source: str, config: PreTrainedConfig, revision: str | None, given: _Given, notes: list[str]
+    model: Any,
+    base: InjectedEncoder,
+    source: str,
+    config: PreTrainedConfig,
+    revision: str | None,
+    given: _Given,
+    notes: list[str],
 ) -> tuple[dict[str, Any] | None, str | None, list[str] | None]:
     """A batch of one, what it is, and for a model of text alone its tokens; None if no example can be made.
 
@@ -237,7 +244,7 @@ def _inputs_for(
         ValueError: if the model does not take what was given, or has no processor to prepare it.
     """
     from ..flops import example_inputs
-    from ..modeling.segments_hf_lam import is_fusion
+    from ..modeling.hosts_facts_hf_lam import is_fusion
 
     names = [name for name, value in (("text", given.text), ("image", given.image)) if value is not None]
     try:
@@ -263,7 +270,7 @@ def _inputs_for(
         else:
             options |= {"text": given.text, "text_pair": given.text_pair}
         options |= {"truncation": True, "max_length": length}
-        if _needs_that_length(model):
+        if any(config.exact_tokens is not None for config in injection_of(base).configs.values()):
             options["padding"] = "max_length"
     if given.image is not None:
         options["images"] = _read_image(given.image)
@@ -277,7 +284,7 @@ def _inputs_for(
 
 
 def _check_taken(model: Any, names: list[str]) -> None:
-    from ..modeling.segments_hf_lam import is_fusion
+    from ..modeling.hosts_facts_hf_lam import is_fusion
 
     if is_fusion(model.config):
         taken = list(model.config.modalities)
@@ -288,15 +295,6 @@ def _check_taken(model: Any, names: list[str]) -> None:
     strange = [name for name in names if name not in taken]
     if strange:
         raise ValueError(f"--{strange[0]}: {type(model).__name__} takes {' and '.join(taken)}, no {strange[0]}.")
-
-
-def _needs_that_length(model: Any) -> bool:
-    """Whether a text must have one length: that which spans of tokens, as segments of views, add up to."""
-    from ..modeling.configuration_hf_lam import segment_kind
-    from ..parameters import only_injected_encoder
-
-    locomt = only_injected_encoder(model)._hf_lam_configs.locomt
-    return locomt is not None and all(segment_kind(extent) == "length" for _, extent in locomt.segments)
 
 
 def _read_image(path: Path) -> Any:
@@ -314,42 +312,50 @@ def _read_image(path: Path) -> Any:
 # --- Layers ----------------------------------------------------------------------------------------------------------
 
 
-def _layers_of(model: Any, base: Any, inputs: dict[str, Any] | None) -> tuple[list[Layer], Layer | None]:
-    from ..modeling.injection_hf_lam import mechanisms_of
-    from ..visualization import learned_masks
+def _layers_of(base: InjectedEncoder, found: Sequence[LayerFacts]) -> tuple[list[Layer], Layer | None]:
+    """The facts of every layer, and those of what all layers share; None if they share nothing."""
+    configs = injection_of(base).configs
+    shared = [name for name in configs if configs[name].is_shared]
+    own = [name for name in configs if name not in shared]
+    rows = [{"index": index, **_row(facts, own)} for index, facts in enumerate(found)]
+    return rows, {"index": 0, **_row(found[0], shared)} if shared else None
 
-    lam, locomt, stt = base._hf_lam_configs
-    container: Any = mechanisms_of(base)
-    masks: list[dict[str, Any]] = []
-    if lam is not None:
-        masks = [{"mask_parameters": sum(p.numel() for p in mask.parameters())} for mask in container.lam]
-        if inputs is not None:
-            for entry, mask in zip(masks, learned_masks(model, inputs), strict=True):
-                by_head = (mask - 1).abs().mean((0, 2, 3)).tolist()
-                entry["mask_deviation"] = sum(by_head) / len(by_head)
-                entry["mask_deviation_by_head"] = by_head
-    is_shared = lam is not None and lam.scope == "shared"
-    rows = []
-    for index in range(len(base._hf_lam_attentions)):
-        options: dict[str, Any] = dict(masks[index]) if masks and not is_shared else {}
-        if locomt is not None:
-            options["views"] = list(locomt.views[index])
-        if stt is not None and stt.is_mixture:
-            options["mixing"] = container.stt[index].mixing.detach().float().clamp(0, 1).tolist()
-        rows.append(Layer(index, **options))
-    return rows, Layer(0, **masks[0]) if is_shared else None
+
+def _row(layer: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """The facts of some mechanisms of a layer, with None for those that other mechanisms of hf_lam would have."""
+    row = dict.fromkeys(_titles())
+    for name in names:
+        # Two mechanisms of other people may call something alike.
+        row |= {fact if row.get(fact) is None else f"{name}.{fact}": value for fact, value in layer[name].items()}
+    return row
 
 
 # --- What people see -------------------------------------------------------------------------------------------------
+
+
+def _titles() -> dict[str, tuple[str, str]]:
+    """What the facts are called that mechanisms have titles for, in a table of layers and in one of heads."""
+    return {
+        fact: titles for name in mechanism_names() for fact, titles in mechanism_class_of(name).fact_titles.items()
+    }
+
+
+def _columns(rows: Sequence[Layer], by_head: bool = False) -> dict[str, str]:
+    """The titles of the facts that some row has, by the facts' names."""
+    known = _titles()
+    facts = dict.fromkeys(fact for row in rows for fact, value in row.items() if value is not None)
+    ordered = sorted(facts, key=lambda fact: list(known).index(fact) if fact in known else len(known))
+    titles = {fact: known[fact][by_head] if fact in known else fact.replace("_", " ") for fact in ordered}
+    return {fact: title for fact, title in titles.items() if title and fact != "index"}
 
 
 def _head_lines(found: Inspection) -> str:
     saved = f", saved by hf_lam {found.version}" if found.version is not None else ""
     added = f", {found.mechanism_parameters:,} of them of hf_lam" if found.mechanisms else ""
     lines = [f"{found.model}: {found.model_class}{saved}", f"{found.parameters:,} parameters{added}"]
+    in_table = {fact for layer in found.layers for fact in layer if isinstance(layer[fact], list)}
     for name, options in found.mechanisms.items():
-        # The table below has the views.
-        shown = {key: value for key, value in options.items() if value not in (None, False) and key != "views"}
+        shown = {key: value for key, value in options.items() if value not in (None, False) and key not in in_table}
         lines.append(f"{name}: {', '.join(f'{key} {value}' for key, value in shown.items()) or 'defaults'}")
     return "\n".join(lines)
 
@@ -357,23 +363,17 @@ def _head_lines(found: Inspection) -> str:
 def _table(found: Inspection) -> Table:
     from rich.table import Table
 
-    shared = found.shared_mask is not None
-    columns = {
-        "mask parameters": ["shared" if shared else _count(layer.mask_parameters) for layer in found.layers],
-        "mean |M − 1|": [_number(layer.mask_deviation) for layer in found.layers],
-        "views": [summarise_views(layer.views or ()) for layer in found.layers],
-        "λ by head": [" ".join(map(_number, layer.mixing or ())) for layer in found.layers],
-    }
-    columns = {title: cells for title, cells in columns.items() if any(cells)}
-    if "stt" in found.mechanisms:
-        stt = found.mechanisms["stt"]
-        columns["synthesised"] = [stt["synthesizer"] or stt["variant"]] * len(found.layers)
+    shared = found.shared_mask or {}
+    # What a shared mask is for the inputs stands below the table.
+    shared = {fact: value for fact, value in shared.items() if fact not in found.input_facts}
+    columns = _columns([*found.layers, shared])
     table = Table("layer")
-    for title in columns:
-        is_number = title.startswith("m")
+    for fact, title in columns.items():
+        is_number = any(isinstance(row.get(fact), (int, float)) for row in [shared, *found.layers])
         table.add_column(title, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
-    for index, layer in enumerate(found.layers):
-        table.add_row(str(layer.index), *(cells[index] for cells in columns.values()))
+    for layer in found.layers:
+        cells = ["shared" if shared.get(fact) is not None else _cell(layer.get(fact)) for fact in columns]
+        table.add_row(str(layer["index"]), *cells)
     return table
 
 
@@ -381,34 +381,50 @@ def _head_table(shared: Layer | None, layer: Layer) -> Table:
     """One layer, a row for each head."""
     from rich.table import Table
 
-    deviations = (shared or layer).mask_deviation_by_head or []
-    by_head = {"view": layer.views or [], "λ": [_number(value) for value in layer.mixing or ()]}
-    heads = max(len(deviations), *map(len, by_head.values()))
-    # A mask may be one for all heads.
-    columns = {"mean |M − 1|": [_number(value) for value in deviations] * (heads if len(deviations) == 1 else 1)}
-    columns = {title: cells for title, cells in {**columns, **by_head}.items() if cells}
-    table = Table("head", *columns, title=f"layer {layer.index}")
+    lists = {fact: value for row in (shared or {}, layer) for fact, value in row.items() if isinstance(value, list)}
+    heads = max((len(lists[fact]) for fact in _columns([lists], by_head=True)), default=0)
+    # A list may be of something else, and one of length 1 is for all heads.
+    by_head = {fact: value for fact, value in lists.items() if len(value) in (1, heads)}
+    columns = _columns([by_head], by_head=True)
+    table = Table("head", *columns.values(), title=f"layer {layer['index']}")
     for head in range(heads):
-        table.add_row("all" if heads == 1 else str(head), *(cells[head] for cells in columns.values()))
+        values = [by_head[fact] * (heads if len(by_head[fact]) == 1 else 1) for fact in columns]
+        table.add_row("all" if heads == 1 else str(head), *(_cell(value[head]) for value in values))
     return table
 
 
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def _cell(value: Any) -> str:
+    """A fact in a table: texts of a list are counted, its numbers stand beside each other."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        texts = [entry for entry in value if isinstance(entry, str)]
+        return count_each(texts) if texts else " ".join(map(_cell, value))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 def _tail_lines(found: Inspection) -> str:
     lines = []
     if found.shared_mask is not None:
-        mask = found.shared_mask
-        deviation = "" if mask.mask_deviation is None else f", mean |M − 1| {_number(mask.mask_deviation)}"
-        lines.append(f"one mask for all layers: {_count(mask.mask_parameters)} parameters{deviation}")
-    if found.inputs is not None and "lam" in found.mechanisms:
-        lines.append(f"|M − 1| is for {'an example' if found.inputs == 'example' else f'the {found.inputs} given'}")
+        lines.append(_shared_line(found, found.shared_mask))
+    titles = _columns([dict.fromkeys(found.input_facts, 0)])
+    if titles:
+        inputs = "an example" if found.inputs == "example" else f"the {found.inputs} given"
+        lines.append(f"{' and '.join(titles.values())} {'is' if len(titles) == 1 else 'are'} for {inputs}")
     lines += [f"{path}: {caption}" for path, caption in found.pictures.items()]
     lines += [f"note: {note}" for note in found.notes]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _shared_line(found: Inspection, shared: Layer) -> str:
+    names = [name for name, options in found.mechanisms.items() if config_class_of(name).from_dict(options).is_shared]
+    things = [mechanism_class_of(name).factor_name for name in names]
+    said = []
+    for fact, title in _columns([shared]).items():
+        for thing in things:  # "mask parameters" of "one mask"
+            title = title.removeprefix(f"{thing} ")
+        cell = _cell(shared[fact])
+        said.append(f"{cell} {title}" if isinstance(shared[fact], int) else f"{title} {cell}")
+    return f"one {' and one '.join(things)} for all layers: {', '.join(said)}"

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..mechanism_options import find_mechanisms
 from .common import (
     CHECK_FAILED,
     NETWORK_FAILED,
     WRONG_USE,
     AsJson,
+    Elsewhere,
     epilog,
     print_json,
     result_console,
@@ -60,6 +62,7 @@ def push(
         typer.Option(metavar="ID", help="What it was converted from, for the card. May be repeated."),
     ] = None,
     license: Annotated[str | None, typer.Option(metavar="ID", help="For the card, such as apache-2.0.")] = None,
+    mechanism: Elsewhere = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be uploaded, and upload nothing.")
     ] = False,
@@ -74,6 +77,7 @@ def push(
     """
     from ..hub import push as push_model
 
+    find_mechanisms("--mechanism", mechanism or [])
     what = f"Looking at what would go to {repo_id}" if dry_run else f"Pushing to {repo_id}"
     with stdout_for(as_json), working(what, has_bars=not dry_run):
         report = push_model(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby
@@ -18,40 +20,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from ..flops import CostReport, cost
-from ..modeling.configuration_hf_lam import (
-    MECHANISM_CONFIGS,
-    HfLamConfigMixin,
-    SttConfig,
-    __version__,
-    segment_kind,
-)
+from ..modeling.configuration_hf_lam import HfLamConfigMixin
 from ..modeling.configuration_hf_lam_fusion import MODALITIES
-from ..modeling.injection_hf_lam import injected_encoders, max_length_of, views_of
-from .earlier_cards import CARD_FILE, TEMPLATE, card_in, weights_of
-
-TITLES = {"lam": "Learnable attention mask", "locomt": "Attention views", "stt": "Synthesised attention"}
-ARXIV = {"lam": "2406.02761", "locomt": "2402.15096", "stt": "2201.01410"}
-CITATIONS = {
-    "lam": """@article{barrios2024lam,
-  title   = {Multi-layer Learnable Attention Mask for Multimodal Tasks},
-  author  = {Barrios, Wayner and Jin, SouYoung},
-  journal = {arXiv:2406.02761},
-  year    = {2024}
-}""",
-    "locomt": """@inproceedings{park2024locomt,
-  title     = {Multimodal Transformer With a Low-Computational-Cost Guarantee},
-  author    = {Park, Sungjin and Choi, Edward},
-  booktitle = {ICASSP},
-  note      = {arXiv:2402.15096},
-  year      = {2024}
-}""",
-    "stt": """@article{zhu2022stt,
-  title   = {Synthesizer Based Efficient Self-Attention for Vision Tasks},
-  author  = {Zhu, Guangyang and Zhang, Jianfeng and Feng, Yuanzhi and Lan, Hai},
-  journal = {arXiv:2201.01410},
-  year    = {2022}
-}""",
-}
+from ..modeling.injection_hf_lam import injected_encoders, injection_of, mechanism_of
+from ..modeling.mechanism_registry_hf_lam import mechanism_names
+from ..modeling.version_hf_lam import TRAVELLING_FILES, __version__
+from .earlier_cards import CARD_FILE, TEMPLATE, CardContent, card_in, weights_of
 
 # Metrics as `Trainer` and evaluate call them, and for readers.
 METRIC_NAMES = {"accuracy": "Accuracy", "f1": "F1", "map": "Mean average precision", "loss": "Loss"}
@@ -83,96 +57,78 @@ _LONGEST_OPTION = 80
 
 def model_card(
     model: Any,
+    content: CardContent | None = None,
     *,
     name: str,
     repository: str | None = None,
     processor: Any = None,
     auto_class: str | None = None,
-    bases: Sequence[str] = (),
-    license: Mapping[str, Any] | None = None,
-    language: Any = None,
-    datasets: Sequence[str] = (),
-    tags: Sequence[str] = (),
-    further: Mapping[str, Any] | None = None,
     task: str | None = None,
-    results: Sequence[EvalResult] = (),
-    origin: str | None = None,
-    data: str = "",
-    training: str = "",
-    pictures: Mapping[str, str] | None = None,
-    kept: Sequence[tuple[str, str]] = (),
     packages: Sequence[str] = (),
-    weights: str | None = None,
 ) -> ModelCard:
-    """The card of a model. Its only numbers are those of `results`, and sizes and FLOPs, which are counted here.
+    """The card of a model. Its only numbers are those of the results in `content`, and sizes and FLOPs, which are
+    counted here.
 
     Args:
         model: an `HfLam…` model, or one of transformers.
+        content: what cannot be read off the model. A loss among its results is shown, and left out of the metadata.
         name: the card's title.
         repository: what a reader loads: an id on the Hub, or a folder; `./name` unless given.
         processor: saved beside the model; decides which Auto class loads it.
         auto_class: what loads the model; an `HfLam…` model knows it.
-        bases: ids on the Hub that the weights come from.
-        license: its identifier on the Hub as `license`, and for `other` a `license_name` and a `license_link`.
-        language: one or several, as the Hub names them.
-        datasets: ids on the Hub.
-        tags: besides those of the mechanisms.
-        further: metadata that are taken as they are.
         task: the Hub's name of the task; an `HfLam…` model knows it.
-        results: what was measured. A loss is shown, and left out of the metadata.
-        origin: where the weights come from, in words; made of `bases` unless given.
-        data: about the data, Markdown.
-        training: about the training, Markdown.
-        pictures: captions of pictures, by the names of their files beside the card.
-        kept: titles and texts of further sections, Markdown.
         packages: what else the model was made with; their versions are listed.
-        weights: what `weights_of` gives for the folder of the model, by which the card is known to belong to it.
     """
+    content = CardContent() if content is None else content
     mechanisms = _mechanisms_in(model)
     has_code = hasattr(model.config, "auto_classes")
     modalities = getattr(model.config, "modalities", None)
     loaded_by = auto_class or _auto_class(model)
     # Those of a model that was here before are made anew, too.
-    tags = [tag for tag in tags if tag not in ("hf_lam", "multimodal", *MODALITIES, *MECHANISM_CONFIGS)]
+    made_anew = ("hf_lam", "multimodal", *MODALITIES, *mechanism_names(), *mechanisms)
+    tags = [tag for tag in content.tags if tag not in made_anew]
     own_tags = ["hf_lam", *mechanisms, *(["multimodal", *modalities] if modalities else [])]
-    metrics = [result for result in results if not result.metric_type.endswith("loss")]
+    bases = list(content.bases)
+    metrics = [result for result in content.results if not result.metric_type.endswith("loss")]
     metadata = ModelCardData(
-        base_model=bases[0] if len(bases) == 1 else list(bases) or None,
+        base_model=bases[0] if len(bases) == 1 else bases or None,
         base_model_relation="finetune" if bases else None,
         library_name="transformers",
-        language=language,
-        datasets=list(datasets) or None,
+        language=content.language,
+        datasets=list(content.datasets) or None,
         metrics=list(dict.fromkeys(result.metric_type for result in metrics)) or None,
         # The Hub wants it with results, and no other key of that name.
         model_name=name if metrics else None,
         pipeline_tag=task or task_of(model),
         tags=[*own_tags, *tags],
         eval_results=metrics or None,
-        **dict(license or {}),
-        **dict(further or {}),
+        **dict(content.license),
+        **dict(content.further),
     )
+    changes = [_describe(model, config) for config in mechanisms.values()]
     return ModelCard.from_template(
         metadata,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         name=name,
         repository=repository or f"./{name}",
         model_class=saved_class(model).__name__,
-        origin=origin or _origin(bases, is_trained=bool(training)),
+        origin=content.origin or _origin(bases, is_trained=bool(content.training)),
         has_code=has_code,
         remote_code=", trust_remote_code=True" if has_code else "",
-        changes=[_change(model, key, options) for key, options in mechanisms.items()],
-        layers=_views_by_layer(model),
-        results=[_result_row(result) for result in results],
+        changes=changes,
+        foreign=_group_by_file(changes),
+        tables=_tables_of_heads(model),
+        results=[_result_row(result) for result in content.results],
         sizes=_sizes(model) if has_code else None,
         auto_classes=[loaded_by, *([] if processor is None else [_processor_class(processor)])],
-        data=data,
-        training=training,
+        data=content.data,
+        training=content.training,
         limits=_limits(model, bases) if has_code else [],
-        pictures=[{"file": file, "caption": caption} for file, caption in (pictures or {}).items()],
-        kept=[{"title": title, "body": body} for title, body in kept],
-        weights=weights,
+        pictures=[{"file": file, "caption": caption} for file, caption in content.pictures.items()],
+        kept=[{"title": title, "body": body} for title, body in content.sections],
+        weights=content.weights,
         versions=_versions(model, packages),
-        citations=[CITATIONS[key] for key in mechanisms],
+        citations=[config.citation for config in mechanisms.values() if config.citation],
     )
 
 
@@ -199,27 +155,18 @@ def write_card(
     earlier = card_in(folder)
     pictures = earlier.pictures_in(folder) if inputs is None else {}
     pictures = pictures or draw_pictures(model, inputs, folder, processor)
-    origin = model.config._name_or_path
-    card = model_card(
-        model,
-        name=name or folder.resolve().name,
-        repository=repository,
-        processor=processor,
-        bases=earlier.bases if base_model is None else [base_model],
-        license=earlier.license or (card_in(origin).license if origin else None),
-        language=earlier.language,
-        datasets=earlier.datasets,
-        tags=earlier.tags,
-        further=earlier.further,
+    origin = model.config.name_or_path
+    content = replace(
+        earlier,
+        license=earlier.license or (card_in(origin).license if origin else {}),
         results=results or earlier.results,
-        origin=earlier.origin if base_model is None else None,
-        data=earlier.data,
-        training=earlier.training,
         pictures=pictures,
-        kept=earlier.sections,
         weights=weights_of(folder),
     )
-    card.save(path)
+    if base_model is not None:
+        content = replace(content, bases=[base_model], origin=None)
+    title = name or folder.resolve().name
+    model_card(model, content, name=title, repository=repository, processor=processor).save(path)
     return list(pictures)
 
 
@@ -249,10 +196,11 @@ def draw_pictures(model: Any, inputs: Mapping[str, Any] | None, folder: Path, pr
 # --- Metadata --------------------------------------------------------------------------------------------------------
 
 
-def _mechanisms_in(model: Any) -> dict[str, dict[str, Any]]:
-    """The options of every mechanism that the model has, by its name."""
-    block = getattr(model.config, "hf_lam", None) or {}
-    return {name: block[name] for name in MECHANISM_CONFIGS if name in block}
+def _mechanisms_in(model: Any) -> dict[str, Any]:
+    """The configuration of every mechanism that is saved with the model, by its name."""
+    if getattr(model.config, "hf_lam", None) is None:
+        return {}
+    return {name: config for base in injected_encoders(model) for name, config in injection_of(base).configs.items()}
 
 
 def saved_class(model: Any) -> type[Any]:
@@ -293,37 +241,75 @@ def _origin(bases: Sequence[str], is_trained: bool) -> str:
     return f"{made} from {' and '.join(map(link, bases))}" if bases else ""
 
 
-def _change(model: Any, key: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """One mechanism: what it is, where it is, and its options but for those that are off or left to the host."""
-    layers = sum(len(base._hf_lam_attentions) for base in injected_encoders(model))
+def _describe(model: Any, config: Any) -> dict[str, Any]:
+    """One mechanism: what it is, where it is, and its options but for those that are off or left to the host.
+
+    Of one that is not hf_lam's own, `file` is where its code is.
+    """
+    layers = sum(len(injection_of(base).attentions) for base in injected_encoders(model))
     where = "in its layer of attention" if layers == 1 else f"in each of its {layers} layers of attention"
-    if options.get("scope") == "shared":
+    if config.is_shared:
         where = f"one for all of its {layers} layers of attention"
-    shown = {name: json.dumps(value) for name, value in options.items() if value not in (None, False)}
+    shown = {name: json.dumps(value) for name, value in config.to_dict().items() if value not in (None, False)}
     said = [
         f"{name}={value}" if len(value) <= _LONGEST_OPTION else f"{name} as in config.json"
         for name, value in shown.items()
     ]
-    return {"key": key, "title": TITLES[key], "arxiv": ARXIV[key], "where": where, "options": said}
+    # Not what is registered here: a model may be of another copy of the code.
+    file = Path(inspect.getfile(type(config))).name
+    return {
+        "key": config.name,
+        "title": config.title or config.name,
+        "arxiv": config.arxiv,
+        "file": None if file in TRAVELLING_FILES else file,
+        "where": where,
+        "options": said,
+    }
 
 
-def _views_by_layer(model: Any) -> list[dict[str, str]]:
-    """How many heads have which view, one row for neighbouring layers that are the same."""
-    rows: list[dict[str, str]] = []
+def _group_by_file(changes: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The mechanisms that are not hf_lam's own, by their files."""
+    files: dict[str, list[str]] = {}
+    for change in changes:
+        if change["file"] is not None:
+            files.setdefault(change["file"], []).append(change["key"])
+    return files
+
+
+def _tables_of_heads(model: Any) -> list[dict[str, Any]]:
+    """What every mechanism says in words of its heads, one row for neighbouring layers that are the same."""
+    tables = []
     for base in injected_encoders(model):
-        if base._hf_lam_configs.locomt is None:
-            continue
-        table = [summarise_views(views) for views in views_of(base).config.views]
-        for text, group in groupby(enumerate(table), key=lambda row: row[1]):
-            numbers = [index for index, _ in group]
-            span = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-            rows.append({"numbers": span, "views": text})
+        for name in injection_of(base).configs:
+            mechanism = mechanism_of(base, name)
+            # With FSDP every process has a part of the weights, and reading them would wait for the others.
+            if any(hasattr(parameter, "full_tensor") for parameter in mechanism.parameters()):
+                continue
+            facts = [mechanism.list_facts(layer) for layer in range(len(injection_of(base).attentions))]
+            for fact in facts[0] if facts else ():
+                title, _ = mechanism.fact_titles.get(fact, (fact, ""))
+                if title and all(_are_words(of_layer.get(fact)) for of_layer in facts):
+                    texts = [_count_words(of_layer[fact]) for of_layer in facts]
+                    tables.append({"title": title, "layers": _join_layers(texts)})
+    return tables
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _join_layers(texts: Sequence[str]) -> list[dict[str, str]]:
+    rows = []
+    for text, group in groupby(enumerate(texts), key=lambda row: row[1]):
+        numbers = [index for index, _ in group]
+        span = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+        rows.append({"numbers": span, "heads": text})
     return rows
 
 
-def summarise_views(views: Sequence[str]) -> str:
-    """How many heads have which view: `6 self, 6 cross:a-b`."""
-    return ", ".join(f"{views.count(view)} {view}" for view in dict.fromkeys(views))
+def _count_words(of_heads: Sequence[str]) -> str:
+    """How many heads have which: `6 self, 6 cross:a-b`."""
+    return ", ".join(f"{of_heads.count(word)} {word}" for word in dict.fromkeys(of_heads))
 
 
 def _result_row(result: EvalResult) -> dict[str, Any]:
@@ -395,42 +381,16 @@ def _cost_of(model: Any, block: Mapping[str, Any] | None) -> CostReport | None:
 
 
 def _limits(model: Any, bases: Sequence[str]) -> list[str]:
-    limits = []
-    for base in injected_encoders(model):
-        configs = base._hf_lam_configs
-        if configs.lam is not None and configs.lam.rank is None:
-            length = configs.lam.max_length or max_length_of(base)
-            limits.append(
-                f"Sequences of at most {length:,} tokens: the masks have a column for every position. Padding belongs "
-                "on the right."
-            )
-        if configs.locomt is not None:
-            limits.append(_limit_of_segments(views_of(base).config))
-        if configs.stt is not None:
-            limits.append(_limit_of_grid(configs.stt))
+    limits = [
+        limit
+        for base in injected_encoders(model)
+        for config in injection_of(base).configs.values()
+        for limit in config.list_limits(injection_of(base).host)
+    ]
     sources = " and ".join(bases) or "the model it was made from"
     limits.append(f"Whatever {sources} cannot do, and whatever its data taught it wrongly, holds here, too.")
     limits.append("It needs transformers 5.18 or newer, below 6; `torch.nn.DataParallel` is refused, DDP is not.")
     return limits
-
-
-def _limit_of_segments(config: Any) -> str:
-    kinds = {segment_kind(extent) for _, extent in config.segments}
-    names = ", ".join(config.names)
-    if "token_type" in kinds:
-        return f"The segments of the views ({names}) are read from `token_type_ids`; leave them out and all is one."
-    if "modality" in kinds:
-        return f"The segments of the views are the modalities ({names}); a sample may lack some."
-    return f"The segments of the views ({names}) are cut for inputs of one size; another size is refused."
-
-
-def _limit_of_grid(config: SttConfig) -> str:
-    if config.grid is None:
-        return "Synthesised maps are made for inputs of one size; another size is refused."
-    if len(config.grid) == 1:
-        return f"Synthesised maps are made for at most {config.grid[0]:,} tokens. Padding belongs on the right."
-    grid = " × ".join(map(str, config.grid))
-    return f"Synthesised maps are made for a grid of {grid} tokens; inputs of another size are refused."
 
 
 def _versions(model: Any, packages: Iterable[str]) -> str:

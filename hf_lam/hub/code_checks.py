@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..modeling.travelling_hf_lam import ADDED, list_mechanisms
+from ..modeling.version_hf_lam import LIST_FILE
 from .file_checks import entries, suffix_of
 from .repository_files import Finding, RepositoryFiles, UnreadableError, leaves_folder
 
@@ -25,7 +27,7 @@ _SUSPICIOUS = re.compile(
     r"|torch\.(load|hub|jit\.load|ops\.load_library|utils\.cpp_extension|package)|(numpy|np)\.(load|fromfile))(\..*)?"
 )
 # Code that is not released is parsed if it is of such a size, one file and all of them together: parsing takes time
-# and memory. hf_lam's largest file has 60 kB.
+# and memory. hf_lam's largest file has 26 kB.
 _MOST_PARSED = 200_000
 _MOST_PARSED_IN_ALL = 1_000_000
 _LONGEST_NAME = 100
@@ -34,6 +36,10 @@ _ADDRESS = re.compile(r"(?:https?|wss?|ftp)://([^/\s\"'<>\\]+)")
 
 # Kept by `manifest.py`.
 MANIFEST = Path(__file__).with_name("manifest.json")
+# Files of hf_lam before its first release, which lie about in folders and repositories and are in no entry.
+UNRELEASED = frozenset(
+    f"{name}_hf_lam.py" for name in ("functional", "mechanisms", "segments", "synthesizers", "views")
+)
 
 
 def released_code(manifest: Path = MANIFEST) -> dict[str, dict[str, str]]:
@@ -49,6 +55,7 @@ class Module(NamedTuple):
     siblings: what it imports relatively: the number of dots, and the path.
     uses: what it imports and uses of what is worth a look, with the line.
     hosts: of the addresses in its texts.
+    mechanisms: the names of those that it registers.
     """
 
     classes: frozenset[str]
@@ -56,17 +63,19 @@ class Module(NamedTuple):
     siblings: frozenset[tuple[int, str]]
     uses: tuple[tuple[int, str], ...]
     hosts: frozenset[str]
+    mechanisms: tuple[str, ...] = ()
 
 
 @dataclass
 class Code:
     """The Python files of a repository.
 
-    version: the release of hf_lam that all of them are of; None if there is none.
+    version: the release of hf_lam that all of them are of, but for those from elsewhere; None if there is none.
     hashes: the SHA-256 of each file.
     modules: what is in each file that is Python.
     imports: the packages that they import, those of Python too.
     hosts: of the addresses in files that are of no release.
+    foreign: the files from elsewhere that the list of mechanisms imports.
     """
 
     version: str | None = None
@@ -74,7 +83,25 @@ class Code:
     modules: dict[str, Module] = field(default_factory=dict)
     imports: set[str] = field(default_factory=set)
     hosts: set[str] = field(default_factory=set)
+    foreign: tuple[str, ...] = ()
     findings: list[Finding] = field(default_factory=list)
+
+    def file_of(self, mechanism: str) -> str | None:
+        """The file from elsewhere that registers a mechanism; None if there is none."""
+        registering = (name for name in self.foreign if name in self.modules)
+        return next((name for name in registering if mechanism in self.modules[name].mechanisms), None)
+
+
+def split_list(text: str) -> tuple[str, list[str]]:
+    """The list of mechanisms in a model's folder as it was released, and the files that were added to it.
+
+    Whatever else was changed is left in the first.
+    """
+    own, _, added = text.partition(ADDED)
+    files = [Path(f"{name}.py") for name in re.findall(r"from \.([^\W\d]\w*) import ", added)]
+    if not files or list_mechanisms(own, files) != text:
+        return text, []
+    return own, [file.name for file in files]
 
 
 def check_code(files: RepositoryFiles, released: Mapping[str, Mapping[str, str]], expected: str | None) -> Code:
@@ -88,6 +115,9 @@ def check_code(files: RepositoryFiles, released: Mapping[str, Mapping[str, str]]
     code = Code()
     parsed = 0
     known = {digest for hashes in released.values() for digest in hashes.values()}
+    names = {name for hashes in released.values() for name in hashes}
+    # What is compared, where that is not the file as it is.
+    own: dict[str, str] = {}
     for name in files.sizes:
         if suffix_of(name) not in (".py", ".pyw", ".pyi"):
             continue
@@ -97,8 +127,13 @@ def check_code(files: RepositoryFiles, released: Mapping[str, Mapping[str, str]]
             code.hashes[name] = ""
             code.findings.append(Finding("size", name, str(error)))
             continue
-        code.hashes[name] = hashlib.sha256(source).hexdigest()
-        is_known = code.hashes[name] in known
+        code.hashes[name] = digest = hashlib.sha256(source).hexdigest()
+        if name == LIST_FILE and digest not in known:
+            text, foreign = split_list(source.decode("utf-8", "replace"))
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            if foreign and digest in known and names.isdisjoint(foreign):
+                own[name], code.foreign = digest, tuple(foreign)
+        is_known = name in own or digest in known
         if not is_known:
             if len(source) > min(_MOST_PARSED, _MOST_PARSED_IN_ALL - parsed):
                 code.findings.append(
@@ -119,12 +154,24 @@ def check_code(files: RepositoryFiles, released: Mapping[str, Mapping[str, str]]
     if not code.hashes:
         code.findings.append(Finding("code", "", "has no code of hf_lam, so there is nothing to be verified"))
         return code
-    code.version, changed = _version_of(code.hashes, released, expected)
-    code.findings = changed + code.findings
+    compared = {name: digest for name, digest in (code.hashes | own).items() if name not in code.foreign}
+    code.version, changed = _version_of(compared, released, expected)
+    elsewhere = [_name_foreign(name, code) for name in code.foreign if name in code.hashes]
+    code.findings = changed + elsewhere + code.findings
     return code
 
 
-@functools.lru_cache(maxsize=64)  # One release has a dozen files, and many repositories have the same ones.
+def _name_foreign(name: str, code: Code) -> Finding:
+    mechanisms = code.modules[name].mechanisms if name in code.modules else ()
+    what = f"mechanism {' and '.join(map(repr, mechanisms))}" if mechanisms else "no mechanism is found in it"
+    message = (
+        f"is code from elsewhere ({what}), not released by hf_lam: read it before you load the repository with "
+        "trust_remote_code=True"
+    )
+    return Finding("foreign", name, message)
+
+
+@functools.lru_cache(maxsize=64)  # Many repositories have the files of one release.
 def _parse(source: bytes) -> Module:
     nodes = list(ast.walk(tree := ast.parse(source)))
     classes = frozenset(node.name for node in tree.body if isinstance(node, ast.ClassDef))
@@ -134,6 +181,7 @@ def _parse(source: bytes) -> Module:
         frozenset(_siblings(nodes)),
         tuple(_uses(nodes)),
         frozenset(_hosts(nodes)),
+        tuple(dict.fromkeys(_mechanisms(nodes))),
     )
 
 
@@ -157,6 +205,8 @@ def _version_of(
             continue
         if others:
             message = f"is that of hf_lam {' and '.join(others)}, while other files are of {nearest}"
+        elif name in UNRELEASED:
+            message = "has the name of code before the first release; save the model again, into an empty folder"
         elif any(name in names for names in released.values()):
             message = f"is not that of a released hf_lam; most of the code is of {nearest}"
             if not matches[nearest]:
@@ -262,6 +312,14 @@ def _hosts(nodes: list[ast.AST]) -> Iterator[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes)):
             text = node.value if isinstance(node.value, str) else node.value.decode("utf-8", "replace")
             yield from _ADDRESS.findall(text)
+
+
+def _mechanisms(nodes: list[ast.AST]) -> Iterator[str]:
+    """The names that are registered, where they stand in the call."""
+    for node in nodes:
+        if isinstance(node, ast.Call) and (_dotted(node.func) or "").rpartition(".")[2] == "register_mechanism":
+            named = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "name")]
+            yield from (x.value for x in named if isinstance(x, ast.Constant) and isinstance(x.value, str))
 
 
 def _uses(nodes: list[ast.AST]) -> list[tuple[int, str]]:

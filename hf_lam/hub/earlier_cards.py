@@ -1,10 +1,10 @@
-"""What of a card that is there already goes into a new one, whoever wrote it."""
+"""What a card says beyond its model, and what of one that is there already goes into a new one, whoever wrote it."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,29 +44,34 @@ _WEIGHTS = re.compile(r"^<!-- of the weights sha256:([0-9a-f]{64}) -->$", flags=
 
 
 @dataclass(frozen=True)
-class EarlierCard:
-    """What of a card that is there already goes into a new one.
+class CardContent:
+    """What a card says that cannot be read off its model: given, or taken over from a card that is there already.
 
-    bases, datasets: ids on the Hub.
-    license: those of `LICENSE_KEYS` that it has.
-    language: as it is there.
-    tags: all of them.
-    further: metadata that a new card does not make.
-    sections: titles and texts that somebody wrote: not what this or transformers' templates say.
-    weights: what `weights_of` gave when it was written; None if it does not say.
-    results, origin, data, training, pictures: what belongs to these weights: what was measured; where they come from,
-        in words; the sections of these names; captions by the names of files.
+    bases: ids on the Hub that the weights come from.
+    license: its identifier on the Hub as `license`, and for `other` a `license_name` and a `license_link`.
+    language: one or several, as the Hub names them.
+    datasets: ids on the Hub.
+    tags: besides those of the mechanisms; of a card that is there, all of them.
+    further: metadata that are taken as they are; of a card that is there, those that a new one does not make.
+    sections: titles and texts of further sections, Markdown; of a card that is there, those that somebody wrote, not
+        what this or transformers' templates say.
+    weights: what `weights_of` gives for the folder of the model, by which the card is known to belong to it; None if
+        it does not say.
+    results: what was measured on these weights.
+    origin: where they come from, in words; made of `bases` unless given.
+    data, training: the sections of these names, Markdown.
+    pictures: captions of pictures of these weights, by the names of their files beside the card.
     """
 
-    bases: list[str] = field(default_factory=list)
+    bases: Sequence[str] = field(default_factory=list)
     license: Mapping[str, Any] = field(default_factory=dict)
     language: Any = None
-    datasets: list[str] = field(default_factory=list)
-    tags: list[str] = field(default_factory=list)
+    datasets: Sequence[str] = field(default_factory=list)
+    tags: Sequence[str] = field(default_factory=list)
     further: Mapping[str, Any] = field(default_factory=dict)
-    sections: tuple[tuple[str, str], ...] = ()
+    sections: Sequence[tuple[str, str]] = ()
     weights: str | None = None
-    results: list[EvalResult] = field(default_factory=list)
+    results: Sequence[EvalResult] = field(default_factory=list)
     origin: str | None = None
     data: str = ""
     training: str = ""
@@ -76,28 +81,28 @@ class EarlierCard:
         """Those whose files are in a folder."""
         return {file: caption for file, caption in self.pictures.items() if (folder / file).is_file()}
 
-    def of_another_model(self) -> EarlierCard:
+    def of_another_model(self) -> CardContent:
         """Without what belongs to its weights."""
         further = {key: value for key, value in self.further.items() if key != "co2_eq_emissions"}
         return replace(self, further=further, weights=None, results=[], origin=None, data="", training="", pictures={})
 
-    def of_the_base(self) -> EarlierCard:
+    def of_the_base(self) -> CardContent:
         """What a model that was loaded from where the card is has in common with it."""
-        return EarlierCard(bases=self.bases, license=self.license, language=self.language)
+        return CardContent(bases=self.bases, license=self.license, language=self.language)
 
 
-def read_card(text: str) -> EarlierCard:
+def read_card(text: str) -> CardContent:
     """What a card says; metadata that cannot be read are passed over."""
     try:
         card = ModelCard(text, ignore_metadata_errors=True)
     except (ValueError, TypeError, yaml.YAMLError):
-        return EarlierCard()
+        return CardContent()
     data: dict[str, Any] = dict(card.data.__dict__)
     written = _sections_in(card.text)
     filled = {title: body for title, body in written if not _is_unfilled(body)}
     own = {title for title, _ in _sections_in(TEMPLATE.read_text(encoding="utf-8"))}
     origin, weights = _ORIGIN.search(card.text), _WEIGHTS.search(card.text)
-    return EarlierCard(
+    return CardContent(
         bases=[name for name in _strings(data.get("base_model")) if looks_like_hub_id(name)],
         license={key: data[key] for key in LICENSE_KEYS if data.get(key)},
         language=data.get("language"),
@@ -118,7 +123,7 @@ def read_card(text: str) -> EarlierCard:
     )
 
 
-def card_in(folder: str | Path) -> EarlierCard:
+def card_in(folder: str | Path) -> CardContent:
     """The card in a folder; an empty one if there is none.
 
     What it says of weights that are not those in the folder is left out, their hash too: a model may have been trained
@@ -126,7 +131,7 @@ def card_in(folder: str | Path) -> EarlierCard:
     """
     path = Path(folder, CARD_FILE)
     if not path.is_file():
-        return EarlierCard()
+        return CardContent()
     card = read_card(path.read_text(encoding="utf-8", errors="replace"))
     if card.weights is not None:
         belongs = card.weights == weights_of(path.parent)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from ..modeling.license_hf_lam import LICENSE, LICENSE_FILE
 from .repository_files import Finding, RepositoryFiles, UnreadableError, leaves_folder
 
 HARMLESS = re.compile(
@@ -83,7 +84,16 @@ def check_kinds(files: RepositoryFiles) -> list[Finding]:
     for name in files.sizes:
         found = check_name(name)
         findings += _check_contents(files, name) if found is None else [found]
+    if LICENSE_FILE in files.sizes and not _is_our_license(files):
+        findings.append(Finding("file", LICENSE_FILE, "is not the licence that hf_lam comes with"))
     return findings
+
+
+def _is_our_license(files: RepositoryFiles) -> bool:
+    try:
+        return files.read(LICENSE_FILE, len(LICENSE)) == LICENSE.encode()
+    except UnreadableError:
+        return False
 
 
 def check_name(name: str) -> Finding | None:

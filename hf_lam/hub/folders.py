@@ -101,8 +101,8 @@ def copy_processor(source: Path, folder: Path) -> Any:
     return processor
 
 
-def copy_results(source: Path, folder: Path, is_described: bool, notes: list[str]) -> list[Measured]:
-    """The metrics of a run of `Trainer`, from files that go along.
+def copy_results(source: Path, folder: Path, is_described: bool) -> tuple[list[Measured], list[str]]:
+    """The metrics of a run of `Trainer`, from files that go along, and what the user should know of what does not.
 
     A checkpoint has no such files; what its run measured at the same step is in the state of the trainer.
 
@@ -111,9 +111,9 @@ def copy_results(source: Path, folder: Path, is_described: bool, notes: list[str
         folder: where the files go.
         is_described: whether the card in `source` is known to be that of its weights. If not, files that are older
             than the weights may be of another model, and are left out.
-        notes: what is left out is said there.
     """
     found: dict[str, Any] = {}
+    notes = []
     saved = max((path.stat().st_mtime_ns for path in source.glob("*.safetensors") if not is_described), default=0)
     for name in _RESULT_FILES:
         path = source / name
@@ -126,7 +126,7 @@ def copy_results(source: Path, folder: Path, is_described: bool, notes: list[str
     if not found and source.name.startswith("checkpoint-") and state.is_file():
         content = _json_in(state)
         found = logged_at(content.get("log_history") or (), content.get("global_step") or 0)
-    return evaluated(found)
+    return evaluated(found), notes
 
 
 def _json_in(path: Path) -> dict[str, Any]:

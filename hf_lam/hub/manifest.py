@@ -5,7 +5,7 @@ never changes: repositories out there have that code. Until its release, the ent
 
     make manifest
 
-which is `python -m hf_lam.hub.manifest`, writes the entry of the version in `configuration_hf_lam.py` anew and leaves
+which is `python -m hf_lam.hub.manifest`, writes the entry of the version in `version_hf_lam.py` anew and leaves
 the others as they are.
 """
 
@@ -16,7 +16,7 @@ import json
 import os
 from pathlib import Path
 
-from ..modeling.configuration_hf_lam import TRAVELLING_FILES, __version__
+from ..modeling.version_hf_lam import TRAVELLING_FILES, __version__
 from .code_checks import MANIFEST, released_code
 
 CODE = Path(__file__).parent.parent / "modeling"

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, EvalResult, get_token
+from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..flops import example_inputs
-from ..modeling.configuration_hf_lam import __version__
+from ..modeling.version_hf_lam import LIST_FILE, __version__
 from .cards import draw_pictures, model_card, saved_class, task_of
-from .code_checks import MANIFEST, released_code
-from .earlier_cards import CARD_FILE, EarlierCard, card_in, weights_of
+from .code_checks import MANIFEST, UNRELEASED, released_code, split_list
+from .earlier_cards import CARD_FILE, CardContent, card_in, weights_of
 from .file_checks import check_name
 from .folders import Measured, as_results, copy_processor, copy_results, load_model, measured
 from .names import looks_like_hub_id
@@ -131,10 +132,10 @@ def push(
     _check_model(loaded)
     hub = Branch(repo_id, revision, create_pr, token, is_needed=not dry_run)
     with tempfile.TemporaryDirectory(prefix="hf-lam-push-") as scratch, limited_waiting():
-        hub.look()
+        notes = hub.look()
         if private is not None and hub.is_private not in (None, private):
             stays = "private" if hub.is_private else "public"
-            hub.notes.append(f"The repository stays {stays}; private= is for a new one.")
+            notes.append(f"The repository stays {stays}; private= is for a new one.")
         folder = Path(scratch)
         if processor is not None:
             processor.save_pretrained(folder)
@@ -142,14 +143,14 @@ def push(
             processor = copy_processor(source, folder)
         # After the processor, which brings code of its own: the model's has to be complete.
         loaded.save_pretrained(folder, max_shard_size=max_shard_size)
-        _write_card(loaded, processor, source, folder, said, hub)
+        notes += _write_card(loaded, processor, source, folder, said, hub)
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         title = commit_message or f"Upload {saved_class(loaded).__name__} with hf_lam {__version__}"
         _refuse_tokens(files, f"{title}\n{commit_description or ''}", token)
-        released = {name for code in released_code(MANIFEST).values() for name in code}
-        deleted = tuple(sorted(path for path in hub.files if _is_own(path, released) and path not in files))
+        own = {name for code in released_code(MANIFEST).values() for name in code} | UNRELEASED | _foreign_code(hub)
+        deleted = tuple(sorted(path for path in hub.files if _is_own(path, own) and path not in files))
         others = filter(None, map(check_name, sorted(set(hub.files) - set(files) - set(deleted))))
-        hub.notes += [f"`hf-lam verify` will say: {x.file}: {x.message}." for x in (*verify(folder).findings, *others)]
+        notes += [f"`hf-lam verify` will say: {x.file}: {x.message}." for x in (*verify(folder).findings, *others)]
         commit = None if dry_run else hub.commit(files, deleted, title, commit_description, private)
         opened = None if commit is None else commit.pr_revision
         return PushReport(
@@ -157,7 +158,7 @@ def push(
             revision=opened or revision or "main",
             files={name: path.stat().st_size for name, path in files.items()},
             deleted=deleted,
-            notes=tuple(hub.notes),
+            notes=tuple(notes),
             commit=commit,
         )
 
@@ -174,39 +175,60 @@ class _Said:
     tags: Sequence[str]
 
 
-def _write_card(model: Any, processor: Any, source: Path | None, folder: Path, said: _Said, hub: Branch) -> None:
-    """Write the card and its pictures into `folder`, where the model is, with what a run has left in `source`."""
-    earlier, published = _earlier_card(model, source), hub.card()
-    found = [] if source is None else copy_results(source, folder, earlier.weights is not None, hub.notes)
+def _write_card(model: Any, processor: Any, source: Path | None, folder: Path, said: _Said, hub: Branch) -> list[str]:
+    """Write the card and its pictures into `folder`, where the model is, with what a run has left in `source`.
+
+    Returns:
+        What the user should know about it.
+    """
+    earlier = _earlier_card(model, source)
+    published, notes = hub.card()
+    found: list[Measured] = []
+    if source is not None:
+        found, left_out = copy_results(source, folder, is_described=earlier.weights is not None)
+        notes += left_out
     titles = {title for title, _ in earlier.sections}
     kept = [(title, body) for title, body in published.sections if title not in titles]
     if kept:
-        hub.notes.append(f"Kept of the card in the repository: {', '.join(title for title, _ in kept)}.")
+        notes.append(f"Kept of the card in the repository: {', '.join(title for title, _ in kept)}.")
     bases = _bases(model, said.base_model, earlier, published, hub)
-    card = model_card(
-        model,
-        name=hub.repo_id.split("/")[-1],
-        repository=hub.repo_id,
-        processor=processor,
+    if not bases and earlier.origin is None and said.base_model is None:
+        notes.append("The card names no base model, since that is not known; give base_model=.")
+    terms, about_terms = _license(said.license, earlier, published, bases, hub)
+    pictures, about_pictures = _draw(model, processor, said.inputs, folder, source, earlier)
+    content = CardContent(
         bases=bases,
-        license=_license(said.license, earlier, published, bases, hub),
+        license=terms,
         language=earlier.language or published.language,
         datasets=_datasets(earlier, said.dataset),
         tags=[*said.tags, *earlier.tags, *published.tags],
         further={**published.further, **earlier.further},
+        sections=[*kept, *earlier.sections],
+        weights=weights_of(folder),
         results=_results(said, earlier, found, task_of(model)),
         origin=earlier.origin if said.base_model is None else None,
         data=earlier.data,
         training=earlier.training,
-        pictures=_draw(model, processor, said.inputs, folder, source, earlier, hub.notes),
-        kept=[*kept, *earlier.sections],
-        weights=weights_of(folder),
+        pictures=pictures,
     )
+    card = model_card(model, content, name=hub.repo_id.split("/")[-1], repository=hub.repo_id, processor=processor)
     card.save(folder / CARD_FILE)
+    return notes + about_terms + about_pictures
 
 
-def _is_own(path: str, released: Collection[str]) -> bool:
-    return _WEIGHTS.fullmatch(path) is not None or path in released
+def _is_own(path: str, code: Collection[str]) -> bool:
+    return _WEIGHTS.fullmatch(path) is not None or path in code
+
+
+def _foreign_code(hub: Branch) -> set[str]:
+    """The files of mechanisms from elsewhere that an earlier push brought."""
+    if LIST_FILE not in hub.files:
+        return set()
+    try:
+        _, foreign = split_list(hub.read(LIST_FILE))
+    except (HTTPError, OSError):  # then they stay, and `verify` names them
+        return set()
+    return set(foreign)
 
 
 # --- What is checked before anything is done -------------------------------------------------------------------------
@@ -298,7 +320,7 @@ def _refuse_tokens(files: Mapping[str, Path], message: str, token: str | bool | 
 # --- What comes with the model ---------------------------------------------------------------------------------------
 
 
-def _results(said: _Said, earlier: EarlierCard, found: list[Measured], task: str | None) -> list[EvalResult]:
+def _results(said: _Said, earlier: CardContent, found: list[Measured], task: str | None) -> list[EvalResult]:
     if said.metrics is not None and not isinstance(said.metrics, Mapping):
         # Of numpy's numbers, YAML would write the bytes.
         return [
@@ -306,7 +328,7 @@ def _results(said: _Said, earlier: EarlierCard, found: list[Measured], task: str
             for x in said.metrics
         ]
     if said.metrics is None and not found:
-        return earlier.results
+        return list(earlier.results)
     numbers = found if said.metrics is None else measured(said.metrics)
     made = as_results(numbers, said.dataset or next(iter(earlier.datasets), None), task)
     if said.metrics is not None or said.dataset is not None:
@@ -316,17 +338,17 @@ def _results(said: _Said, earlier: EarlierCard, found: list[Measured], task: str
     return [known.get((x.metric_type, x.dataset_split, x.metric_value), x) for x in made]
 
 
-def _earlier_card(model: Any, source: Path | None) -> EarlierCard:
+def _earlier_card(model: Any, source: Path | None) -> CardContent:
     """The card in the folder that is pushed; of a model or a checkpoint, what that of its origin says of the base."""
     if source is None:
-        return card_in(model.config._name_or_path or os.devnull).of_the_base()
+        return card_in(model.config.name_or_path or os.devnull).of_the_base()
     if not (source / CARD_FILE).is_file() and source.name.startswith("checkpoint-"):
         return card_in(source.parent).of_the_base()
     return card_in(source)
 
 
 def _bases(
-    model: Any, given: str | Sequence[str] | None, earlier: EarlierCard, published: EarlierCard, hub: Branch
+    model: Any, given: str | Sequence[str] | None, earlier: CardContent, published: CardContent, hub: Branch
 ) -> list[str]:
     """The ids on the Hub that the weights come from."""
     if given is not None:
@@ -335,44 +357,50 @@ def _bases(
             validate_repo_id(name)
         return names
     # Loaded from the repository that it goes back to, its base is the same.
-    names = earlier.bases or (published.bases if model.config._name_or_path == hub.repo_id else [])
+    names = list(earlier.bases or (published.bases if model.config.name_or_path == hub.repo_id else []))
     if not names:
         encoders = [getattr(model.config, f"{name}_config") for name in getattr(model.config, "modalities", ())]
-        names = [config._name_or_path or "" for config in (model.config, *encoders)]
+        names = [config.name_or_path or "" for config in (model.config, *encoders)]
         names = [name for name in names if looks_like_hub_id(name) and name != hub.repo_id]
-    if not names and earlier.origin is None:
-        hub.notes.append("The card names no base model, since that is not known; give base_model=.")
     return list(dict.fromkeys(names))
 
 
 def _license(
-    given: str | None, earlier: EarlierCard, published: EarlierCard, bases: Sequence[str], hub: Branch
-) -> Mapping[str, Any]:
-    """That of the base, unless somebody has said another."""
-    terms = {"license": given} if given is not None else earlier.license or hub.license_of(bases) or published.license
+    given: str | None, earlier: CardContent, published: CardContent, bases: Sequence[str], hub: Branch
+) -> tuple[Mapping[str, Any], list[str]]:
+    """That of the base, unless somebody has said another; and what the user should know about it."""
+    terms: Mapping[str, Any] = earlier.license if given is None else {"license": given}
+    notes: list[str] = []
     if not terms:
-        hub.notes.append("The card names no licence, since that of the base is not known; give license=.")
-    return terms
+        terms, notes = hub.license_of(bases)
+    terms = terms or published.license
+    if not terms:
+        notes.append("The card names no licence, since that of the base is not known; give license=.")
+    return terms, notes
 
 
-def _datasets(earlier: EarlierCard, dataset: str | None) -> list[str]:
+def _datasets(earlier: CardContent, dataset: str | None) -> Sequence[str]:
     if dataset is not None:
         return [dataset] if looks_like_hub_id(dataset) and "/" in dataset else []
     return earlier.datasets
 
 
 def _draw(
-    model: Any, processor: Any, inputs: Any, folder: Path, source: Path | None, earlier: EarlierCard, notes: list[str]
-) -> dict[str, str]:
-    """The pictures on the card: of the inputs, those that the folder has, or of a sentence or an input of zeros."""
+    model: Any, processor: Any, inputs: Any, folder: Path, source: Path | None, earlier: CardContent
+) -> tuple[Mapping[str, str], list[str]]:
+    """The pictures on the card: of the inputs, those that the folder has, or of a sentence or an input of zeros.
+
+    Beside them, what the user should know about it.
+    """
     tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None
     if inputs is not None:
-        return draw_pictures(model, inputs, folder, processor)
+        return draw_pictures(model, inputs, folder, processor), []
     kept = {} if source is None else earlier.pictures_in(source)
     if source is not None and kept:
         for name in kept:
             shutil.copyfile(source / name, folder / name)
-        return kept
+        return kept, []
+    notes = []
     if find_spec("matplotlib") is None:
         notes.append('No pictures on the card, since matplotlib is not installed: `pip install "hf-lam[viz]"`.')
     try:
@@ -382,6 +410,7 @@ def _draw(
         notes.append(
             f"No pictures on the card, since the model did not run on a sample of its own: {error}. Give inputs=."
         )
-        return {}
+        return {}, notes
     said = "(The input is a blank one.)" if tokenizer is None else f"(The input is “{_SENTENCE}”)"
-    return {name: caption if name.startswith("view") else f"{caption} {said}" for name, caption in drawn.items()}
+    without_input = draw_pictures(model, None, folder, processor)
+    return {name: caption if name in without_input else f"{caption} {said}" for name, caption in drawn.items()}, notes

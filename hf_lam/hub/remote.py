@@ -29,8 +29,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from transformers.utils import logging
 
-from ..modeling.configuration_hf_lam import __version__
-from .earlier_cards import CARD_FILE, LICENSE_KEYS, EarlierCard, read_card
+from ..modeling.version_hf_lam import __version__
+from .earlier_cards import CARD_FILE, LICENSE_KEYS, CardContent, read_card
 from .names import git_name_of, sha256_of
 
 logger = logging.get_logger(__name__)
@@ -49,14 +49,14 @@ class PushError(RuntimeError):
 
 
 class Branch:
-    """One branch of one repository.
+    """One branch of one repository. What the user should know of what was read of it is returned beside it.
 
     Args:
         repo_id: `you/name`, or `name` in the namespace of the token's owner.
         revision: its name; None is the main one.
         create_pr: commit to a pull request instead.
         token: of the Hub, as everywhere in huggingface_hub.
-        is_needed: whether a Hub that cannot be reached is an error, and not only a note.
+        is_needed: whether a Hub that cannot be reached is an error.
     """
 
     def __init__(
@@ -64,7 +64,6 @@ class Branch:
     ) -> None:
         self.repo_id, self.revision, self.create_pr, self.is_needed = repo_id, revision, create_pr, is_needed
         self.api = HfApi(token=token, library_name="hf_lam", library_version=__version__)
-        self.notes: list[str] = []
         # Its last commit and the files in it; None if there is no repository yet.
         self.commit_before: str | None = None
         self.files: list[str] = []
@@ -75,7 +74,7 @@ class Branch:
 
     # --- what can be read --------------------------------------------------------------------------------------------
 
-    def look(self) -> None:
+    def look(self) -> list[str]:
         """Find out the full name, the last commit and its files."""
         try:
             with self._explained("looking at the repository"):
@@ -83,7 +82,8 @@ class Branch:
         except PushError as error:
             if self.is_needed:
                 raise
-            self.notes.append(f"What is in the repository is not known. {error}")
+            return [f"What is in the repository is not known. {error}"]
+        return []
 
     def _look(self) -> None:
         waits = WAITS if self.is_needed else ()
@@ -102,34 +102,35 @@ class Branch:
         # Left out, the timeout would be none at all.
         return self.api.model_info(self.repo_id, revision=revision, timeout=TIMEOUT)
 
-    def card(self) -> EarlierCard:
+    def read(self, path: str) -> str:
+        """The text of a file in the repository; an `HTTPError` or an `OSError` if it cannot be read."""
+        local = self.api.hf_hub_download(self.repo_id, path, revision=self.commit_before)
+        return Path(local).read_text(encoding="utf-8", errors="replace")
+
+    def card(self) -> tuple[CardContent, list[str]]:
         """The card in the repository, but for what belongs to the model that was there."""
         if CARD_FILE not in self.files:
-            return EarlierCard()
+            return CardContent(), []
         try:
-            path = self.api.hf_hub_download(self.repo_id, CARD_FILE, revision=self.commit_before)
+            text = self.read(CARD_FILE)
         except (HTTPError, OSError) as error:
-            self._note(f"The card in the repository could not be read, and is written anew: {_reason(error)}.")
-            return EarlierCard()
-        return read_card(Path(path).read_text(encoding="utf-8", errors="replace")).of_another_model()
+            note = f"The card in the repository could not be read, and is written anew: {_reason(error)}."
+            return CardContent(), [self._without_token(note)]
+        return read_card(text).of_another_model(), []
 
-    def license_of(self, bases: Sequence[str]) -> dict[str, Any]:
+    def license_of(self, bases: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         """What the bases' metadata say of their licence, if all say the same; empty if that is not known."""
         found = []
         for base in bases:
             try:
                 data = self.api.model_info(base, timeout=TIMEOUT).card_data
             except (HTTPError, OSError) as error:
-                self._note(f"The licence of {base} is not known: {_reason(error)}.")
-                return {}
+                return {}, [self._without_token(f"The licence of {base} is not known: {_reason(error)}.")]
             terms = {key: data.get(key) for key in LICENSE_KEYS if data and data.get(key)}
             if "license_link" in terms and "://" not in str(terms["license_link"]):
                 terms["license_link"] = f"{self.api.endpoint}/{base}/blob/main/{terms['license_link']}"
             found.append(terms)
-        return found[0] if found and all(terms == found[0] for terms in found) else {}
-
-    def _note(self, text: str) -> None:
-        self.notes.append(self._without_token(text))
+        return (found[0] if found and all(terms == found[0] for terms in found) else {}), []
 
     # --- what is written ---------------------------------------------------------------------------------------------
 

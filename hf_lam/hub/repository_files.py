@@ -46,8 +46,8 @@ _NOT_OF_THE_REPOSITORY = (".git", ".cache")
 class Finding:
     """Something that is wrong with a repository.
 
-    kind: `"code"`, `"call"`, `"auto_map"`, `"repository"`, `"pickle"`, `"binary"`, `"file"`, `"path"`, `"size"`,
-        `"config"` or `"weights"`.
+    kind: `"code"`, `"foreign"` (code from elsewhere), `"call"`, `"auto_map"`, `"repository"`, `"pickle"`, `"binary"`,
+        `"file"`, `"path"`, `"size"`, `"config"` or `"weights"`.
     file: the path in the repository; of several, the one that shows it; empty for the repository as a whole.
     message: what it is and what was expected.
     """

@@ -42,7 +42,8 @@ class Verification:
 
     source: the folder or the repository id that was asked about.
     revision: the commit that was looked at; None for a folder.
-    version: the release of hf_lam whose code it is, byte for byte; None if it is that of none.
+    version: the release of hf_lam whose code it is, byte for byte; None if it is that of none, or if there is code
+        from elsewhere.
     code: the SHA-256 of each Python file.
     imports: the packages that the code imports besides its own files, those of Python too.
     hosts: the hosts that loading it with `trust_remote_code=True` would reach, as far as its files tell; the Hub
@@ -82,8 +83,9 @@ def verify(
     Checked are, by their contents: that every Python file is byte for byte that of one released hf_lam, and that all
     are there which loading needs; that no file names code or weights elsewhere; that the weights are safetensors,
     whole, and those of the model that the configuration describes; and that there are no pickles, programs, files of
-    unknown kinds, or paths and links that leave the repository. What verify does not know is a finding too: classes
-    of processors and encoders of fusion models that were not looked through, and what is too large to be read.
+    unknown kinds, or paths and links that leave the repository. What verify does not know is a finding too: mechanisms
+    from elsewhere, whose code is in no release, classes of processors and encoders of fusion models that were not
+    looked through, and what is too large to be read.
 
     A folder in the repository with a configuration, and code or weights beside it, is looked at as a model of its own.
     Of a repository on the Hub, the files that nothing here reads, such as a vocabulary or a picture, are judged by
@@ -117,7 +119,7 @@ def verify(
     hosts = {host for model in models for host in model.code.hosts}
     if isinstance(files, HubFiles) or any(finding.kind == "repository" for finding in findings):
         hosts.add(hub_host())
-    versions = {model.code.version for model in models}
+    versions = {None if model.code.foreign else model.code.version for model in models}
     return Verification(
         source=os.fspath(source),
         revision=files.revision,
@@ -153,7 +155,7 @@ def _look_at(files: ModelFiles, released: Mapping[str, Mapping[str, str]]) -> _M
     findings += check_auto_maps(files, configs, code)
     findings += check_references(configs)
     findings += check_kinds(files)
-    loaded, weight_findings = check_weights(files, configs, findings)
+    loaded, weight_findings = check_weights(files, configs, findings, code.file_of)
     findings += weight_findings
     if named is not None and code.version is not None and named != code.version:
         message = f"was written by hf_lam {named}, but the code is that of {code.version}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from ..modeling import modeling_hf_lam, modeling_hf_lam_fusion
 from ..modeling.configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig
 from ..modeling.configuration_hf_lam_fusion import HfLamFusionConfig
+from ..modeling.hosts_facts_hf_lam import COMPLETE_STRUCTURE, OPTIONAL_PARTS, SELF_CONTAINED
+from ..modeling.mechanism_registry_hf_lam import mechanism_names
 from .file_checks import entries
 from .repository_files import Finding, RepositoryFiles, StoredTensor, UnreadableError, leaves_folder
 
@@ -24,13 +26,6 @@ INDEX = "model.safetensors.index.json"
 _CONFIGS: dict[str, Any] = {
     config.model_type: config for config in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig, HfLamFusionConfig)
 }
-# The encoders of which verify builds fusion models. Others may fetch something while they are built, as those of timm.
-_ENCODERS = frozenset(
-    [
-        *("albert", "bert", "camembert", "clip_text_model", "distilbert", "electra", "roberta", "xlm-roberta"),
-        *("clip_vision_model", "deit", "dinov2", "vit", "videomae", "audio-spectrogram-transformer"),
-    ]
-)
 # What a configuration may not make the model that is built here do, and does not need for its shapes.
 _NOT_FOR_SHAPES = re.compile(r"auto_map|custom_pipelines|quantization_config|transformers_weights|.*_implementation")
 # No configuration may make the check slow: its sizes are bound by those of the tensors in the file, and by these.
@@ -41,7 +36,10 @@ _MOST_TOKENS = 65_536
 
 
 def check_weights(
-    files: RepositoryFiles, configs: Mapping[str, Any], earlier: Sequence[Finding]
+    files: RepositoryFiles,
+    configs: Mapping[str, Any],
+    earlier: Sequence[Finding],
+    file_of: Callable[[str], str | None],
 ) -> tuple[tuple[str, ...], list[Finding]]:
     """The files that loading reads weights from, and findings: files that are damaged, and tensors that do not fit.
 
@@ -50,6 +48,7 @@ def check_weights(
         configs: its JSON files, those that can be read.
         earlier: what was found before. No model is built of a configuration that reaches out, and a file that cannot
             be read is not reported again.
+        file_of: the file of the repository that registers a mechanism from elsewhere, by its name; None if none does.
     """
     unread = {finding.file for finding in earlier if finding.kind in ("config", "size")} - set(configs)
     config = configs.get("config.json")
@@ -71,10 +70,32 @@ def check_weights(
         return loaded, [*findings, Finding("config", "config.json", refusal)]
     if any(finding.kind in ("repository", "path") and finding.file == "config.json" for finding in earlier):
         return loaded, findings
+    config, foreign = _without_foreign(config, file_of)
+    findings += [
+        Finding(
+            "foreign",
+            "config.json",
+            f"has the mechanism {name!r}, which is not of hf_lam but comes from {file}; its weights are not looked at",
+        )
+        for name, file in foreign.items()
+    ]
     model, refusal = _build(config, stored)
     if model is None:
         return loaded, [*findings, Finding("config", "config.json", refusal)]
-    return loaded, findings + (_compare(model, stored, loaded[0]) if stored else [])
+    return loaded, findings + (_compare(model, stored, loaded[0], list(foreign)) if stored else [])
+
+
+def _without_foreign(
+    config: dict[str, Any], file_of: Callable[[str], str | None]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """A configuration without the mechanisms that only the code beside it knows, and their files by their names."""
+    block = config.get("hf_lam")
+    unknown = [name for name in block if name not in mechanism_names()] if isinstance(block, dict) else []
+    foreign = {name: file for name in unknown if (file := file_of(name)) is not None}
+    if not foreign:
+        return config, {}
+    kept = {name: value for name, value in config["hf_lam"].items() if name not in foreign}
+    return {**config, "hf_lam": kept}, foreign
 
 
 def _loaded_tensors(
@@ -155,7 +176,7 @@ def _other_model(config: dict[str, Any]) -> str:
     if not isinstance(names, list) or len(names) != 1 or names[0] not in classes:
         return f"architectures is {names!r}, not one of {', '.join(classes)}"
     for key, value in entries({key: value for key, value in config.items() if key != "model_type"}):
-        if key == "model_type" and not (isinstance(value, str) and value in _ENCODERS):
+        if key == "model_type" and not (isinstance(value, str) and value in SELF_CONTAINED):
             return f"has an encoder of type {value!r}, which verify does not build"
     return _replaced_part(config)
 
@@ -185,13 +206,10 @@ def _build(config: dict[str, Any], stored: Mapping[str, StoredTensor]) -> tuple[
         return None, absurd
     model_class = getattr(modeling_hf_lam, name, None) or getattr(modeling_hf_lam_fusion, name)
     # The parts that a configuration does not mention; see `_is_optional`.
-    structure = {"use_mask_token": True} if name == "HfLamViTModel" else {}
+    structure = COMPLETE_STRUCTURE.get(name.removeprefix("HfLam"), {})
     try:
-        made = config_class.from_dict(_without(copy.deepcopy(config), _NOT_FOR_SHAPES))
         # Whatever it says, no kernel is looked for.
-        for part in (made, *(getattr(made, key, None) for key in made.sub_configs)):
-            if part is not None:
-                part._attn_implementation = "eager"
+        made = config_class.from_dict(_without(copy.deepcopy(config), _NOT_FOR_SHAPES), attn_implementation="eager")
         with torch.device("meta"):
             model = model_class(made, **structure)
         model.tie_weights()
@@ -270,16 +288,22 @@ def _numbers(value: Any) -> list[float]:
     return [number for number in numbers if abs(number) < 2**63]
 
 
-def _compare(model: Any, stored: dict[str, StoredTensor], file: str) -> list[Finding]:
-    """Findings for tensors that are missing, too many, or of another shape or kind than those of `model`."""
+def _compare(model: Any, stored: dict[str, StoredTensor], file: str, foreign: Sequence[str]) -> list[Finding]:
+    """Findings for tensors that are missing, too many, or of another shape or kind than those of `model`.
+
+    foreign: mechanisms that the model should have, and has not. They may also do without parts of it, so that with
+        them nothing is said to be missing.
+    """
     expected = nn.Module.state_dict(model)
     present: dict[str, Any] = dict(stored)
     # It looks at names only.
-    modeling_hf_lam._rename_legacy_keys(model, present, "")
+    modeling_hf_lam.rename_legacy_keys(model, present, "")
     problems = []
     if len(present) < len(stored):
         problems.append(f"{len(stored) - len(present)} tensors are there twice, under an old name and a new one")
     for name, tensor in present.items():
+        if name not in expected and any(f".hf_lam.{mechanism}." in f".{name}" for mechanism in foreign):
+            continue
         if name not in expected:
             problems.append(f"{name} with shape {list(tensor.shape)} is no tensor of {type(model).__name__}")
             continue
@@ -289,9 +313,9 @@ def _compare(model: Any, stored: dict[str, StoredTensor], file: str) -> list[Fin
         elif wanted.is_floating_point() != tensor.dtype.startswith(("F", "BF")):
             problems.append(f"{name} is stored as {tensor.dtype}, but is {wanted.dtype} in the model")
     twins: dict[int, set[str]] = {}
-    for name, tensor in model.named_parameters(remove_duplicate=False):
-        twins.setdefault(id(tensor), set()).add(name)
-    for names in [*twins.values(), *({name} for name, _ in model.named_buffers())]:
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        twins.setdefault(id(parameter), set()).add(name)
+    for names in [] if foreign else [*twins.values(), *({name} for name, _ in model.named_buffers())]:
         wanted_names = sorted(names & set(expected))
         if wanted_names and not names & set(present) and not all(_is_optional(model, name) for name in names):
             name = wanted_names[0]
@@ -301,4 +325,4 @@ def _compare(model: Any, stored: dict[str, StoredTensor], file: str) -> list[Fin
 
 def _is_optional(model: Any, name: str) -> bool:
     """Whether loading does without: an encoder's pooler and mask token, which no configuration mentions."""
-    return model.base_model is model and name.startswith(("pooler.", "embeddings.mask_token"))
+    return model.base_model is model and name.removeprefix("embeddings.").startswith(OPTIONAL_PARTS)

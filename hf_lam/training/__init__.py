@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .callbacks import ReportingCallback, SttAnnealingCallback, ViewAnnealingCallback, penalty_at
+from .annealing import SttAnnealingCallback, ViewAnnealingCallback, penalty_at
+from .callbacks import ReportingCallback
 from .collators import FusionCollator
 from .mechanism_logging import MechanismLoggingCallback
 from .metrics import F1, Accuracy, MeanAveragePrecision, classification_metrics

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser
 
-from ..mechanism_options import json_object, mechanisms_from
-from ..modeling.configuration_hf_lam import MECHANISM_CONFIGS, MechanismConfig
+from ..mechanism_options import json_object, read_mechanisms
+from ..modeling.mechanism_hf_lam import MechanismConfig
+from ..modeling.mechanism_registry_hf_lam import mechanism_names
 from .trainer import HfLamTrainingArguments
 
 DataT = TypeVar("DataT", bound="DataArguments")
@@ -41,7 +42,8 @@ class ModelArguments:
         metadata={
             # Given twice, argparse would keep the last one and forget the first.
             "action": "extend",
-            "help": f"What the attention gets: {', '.join(MECHANISM_CONFIGS)}. May be repeated.",
+            "help": f"What the attention gets: {', '.join(mechanism_names())}, or a mechanism of your own by where it "
+            "is registered: path/to/file.py or package.module:ConfigClass, which is imported. May be repeated.",
         },
     )
     mechanism_config: str | None = field(
@@ -78,7 +80,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "A fine-tuned model of the same task, whose logits are learnt from besides the labels; for "
-            "conversions that change what the model computes (locomt, stt). See --distillation_weight."
+            "conversions that change what the model computes. See --distillation_weight."
         },
     )
     annealing_end: float | None = field(
@@ -89,7 +91,7 @@ class ModelArguments:
         },
     )
     harden: bool = field(
-        default=False, metadata={"help": "After training, drop the queries and keys of an annealed mixture (stt)."}
+        default=False, metadata={"help": "After training, drop the queries and keys of an annealed mixture."}
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
@@ -137,7 +139,7 @@ class ModelArguments:
 
     def mechanisms(self) -> list[MechanismConfig]:
         """The mechanisms' configurations, in the order they were named."""
-        return mechanisms_from("--mechanism", self.mechanism, "--mechanism_config", self.mechanism_config)
+        return read_mechanisms("--mechanism", self.mechanism, "--mechanism_config", self.mechanism_config)
 
     def overrides(self) -> dict[str, Any]:
         """What `--config_overrides` says."""

@@ -20,7 +20,8 @@ from transformers.utils import logging
 
 from ..modeling.injection_hf_lam import injected_encoders
 from .arguments import DataArguments, ModelArguments, parse_arguments
-from .data import AnyDataset, Labels, find_labels, load_splits
+from .data import AnyDataset, load_splits
+from .labels import Labels, find_labels
 from .metrics import classification_metrics
 from .model_card import write_model_card
 from .models import finished, load_config, load_teacher, mechanism_callbacks, prepare_for_training

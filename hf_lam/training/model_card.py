@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..hub.cards import METRIC_NAMES, draw_pictures, link, model_card, task_of
-from ..hub.earlier_cards import CARD_FILE, card_in, weights_of
+from ..hub.earlier_cards import CARD_FILE, CardContent, card_in, weights_of
 from ..hub.folders import evaluated
 from .arguments import DataArguments, ModelArguments, looks_local
 
@@ -47,23 +47,26 @@ def write_model_card(
     assert isinstance(model, PreTrainedModel)
     sources = _sources(arguments)
     bases = [] if arguments.from_scratch else [name for name in sources if not _is_local(name)]
-    card = model_card(
-        model,
-        name=_name(trainer),
-        repository=_repository(trainer),
-        processor=trainer.processing_class,
-        auto_class=AUTO_CLASSES[task_name],
+    content = CardContent(
         bases=bases,
-        license=card_in(sources[0]).license if len(sources) == 1 and not arguments.from_scratch else None,
+        license=card_in(sources[0]).license if len(sources) == 1 and not arguments.from_scratch else {},
         datasets=[data.dataset_name] if data.dataset_name and not _is_local(data.dataset_name) else [],
-        task=None if task_name == "multimodal-classification" else task_name,
+        weights=weights_of(Path(folder)),
         results=_results(task, task_of(model) or task_name, results),
         origin=_origin(arguments),
         data=_about_data(task, results),
         training=_hyperparameters(trainer, task),
         pictures=_pictures(trainer, Path(folder)),
+    )
+    card = model_card(
+        model,
+        content,
+        name=_name(trainer),
+        repository=_repository(trainer),
+        processor=trainer.processing_class,
+        auto_class=AUTO_CLASSES[task_name],
+        task=None if task_name == "multimodal-classification" else task_name,
         packages=["datasets", *(["peft"] if arguments.lora_rank else [])],
-        weights=weights_of(Path(folder)),
     )
     card.save(Path(folder, CARD_FILE))
 

@@ -9,12 +9,13 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from ..conversion import convert
-from ..hardening import encoders_with_mixture, harden, hardened, mixing_of
-from ..modeling.injection_hf_lam import _self_attentions, injected_encoders
+from ..modeling.hosts_facts_hf_lam import PROJECTION_NAMES
+from ..modeling.hosts_hf_lam import find_attentions
+from ..modeling.injection_hf_lam import injected_encoders
 from ..parameters import freeze_host, head_parameters
+from .annealing import ANNEALING_CALLBACKS, check_hardening, harden
 from .arguments import ModelArguments
-from .callbacks import SttAnnealingCallback, ViewAnnealingCallback
-from .data import Labels
+from .labels import Labels
 from .mechanism_logging import MechanismLoggingCallback
 
 
@@ -112,14 +113,15 @@ def _with_lora(model: Any, rank: int) -> Any:
         import peft
     except ImportError as error:
         raise ImportError('--lora_rank needs peft. Run `pip install "hf-lam[peft]"`.') from error
-    attentions = _self_attentions(model.base_model)
-    # A pure STT has no queries; what stands in for them has no weights.
+    attentions = find_attentions(model.base_model)
+    # Attention without scores has no queries; what stands in for them has no weights.
+    adapted = {name for query, _, value in PROJECTION_NAMES for name in (query, value)}
     targets = [
         f"{name}.{child}"
         for name, module in model.named_modules()
         if module in attentions
         for child, projection in module.named_modules()
-        if child.rsplit(".", 1)[-1] in ("query", "value", "q_proj", "v_proj") and isinstance(projection, nn.Linear)
+        if child.rsplit(".", 1)[-1] in adapted and isinstance(projection, nn.Linear)
     ]
     head = [name for name, child in model.named_children() if child is not model.base_model and _has_parameters(child)]
     kept = [*head, *(name for name in ("hf_lam", "pooler") if _has_parameters(getattr(model.base_model, name, None)))]
@@ -142,30 +144,14 @@ def mechanism_callbacks(model: nn.Module, arguments: ModelArguments, inputs: Any
     Raises:
         ValueError: if the model has nothing to anneal or to harden, and the arguments say so.
     """
-    encoders = injected_encoders(model)
     end = {} if arguments.annealing_end is None else {"end": arguments.annealing_end}
-    callbacks: list[TrainerCallback] = [MechanismLoggingCallback(inputs)] if encoders else []
-    if any(base._hf_lam_configs.locomt is not None and base._hf_lam_configs.locomt.annealing for base in encoders):
-        callbacks.append(ViewAnnealingCallback(**end))
-    mixtures = encoders_with_mixture(model)
-    is_annealed = any(not base._hf_lam_configs.stt.train_mixing for base in mixtures)
-    # One that has arrived at its synthetic map stays there.
-    if is_annealed and any(bool((mixing_of(base) < 1).any()) for base in mixtures):
-        callbacks.append(SttAnnealingCallback(**end))
+    annealing = [kind(**end) for kind in ANNEALING_CALLBACKS if kind.is_needed(model)]
     if arguments.harden:
-        if not is_annealed:
-            raise ValueError(
-                "--harden drops the queries and keys of an annealed mixture, which this model does not have: "
-                '--mechanism stt --mechanism_config \'{"variant": "mixture"}\'.'
-            )
-        for base in mixtures:
-            hardened(base)  # says now what would be refused after the training
-    if end and len(callbacks) <= 1:
-        raise ValueError(
-            "--annealing_end: nothing of this model is annealed. Views are with '{\"annealing\": true}', synthetic "
-            'maps with \'{"variant": "mixture"}\'.'
-        )
-    return callbacks
+        check_hardening(model)
+    if end and not annealing:
+        ways = ", ".join(kind.needs for kind in ANNEALING_CALLBACKS)
+        raise ValueError(f"--annealing_end: nothing of this model is annealed. {ways[0].upper()}{ways[1:]}.")
+    return [MechanismLoggingCallback(inputs), *annealing] if injected_encoders(model) else []
 
 
 def finished(model: Any, arguments: ModelArguments) -> PreTrainedModel:

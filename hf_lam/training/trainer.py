@@ -24,8 +24,9 @@ from transformers.utils import logging
 from ..flops import cost, example_inputs
 from ..hub.cards import task_of, write_card
 from ..hub.folders import as_results, evaluated, logged_at
-from ..modeling.injection_hf_lam import injected_encoders, mechanisms_of
-from ..modeling.modeling_hf_lam import HfLamMixin, _rename_legacy_keys
+from ..modeling.hosts_hf_lam import read_whole_modules
+from ..modeling.injection_hf_lam import container_of, injected_encoders, injection_of
+from ..modeling.modeling_hf_lam import HfLamMixin, rename_legacy_keys
 from .callbacks import ReportingCallback
 
 logger = logging.get_logger(__name__)
@@ -160,7 +161,7 @@ class HfLamTrainer(Trainer):
         if isinstance(model, PreTrainedModel) and not isinstance(model, HfLamMixin):
             # `Trainer` restores a checkpoint, and the best one, by the names in its file. Where transformers keeps
             # those of older releases in it (ViT), it would restore nothing and say nothing. Our classes have this.
-            model.register_load_state_dict_pre_hook(_rename_legacy_keys)
+            model.register_load_state_dict_pre_hook(rename_legacy_keys)
         self._move_reporting_callbacks()
         # By the shapes of a sample: what a forward pass of it takes, None where that cannot be counted.
         self._flops: dict[Any, float | None] = {}
@@ -317,7 +318,7 @@ class HfLamTrainer(Trainer):
         if not tensors:
             return None
         # Views that were annealed cost less from one step to the next.
-        mechanisms = [repr(base._hf_lam_configs) for base in injected_encoders(model)]
+        mechanisms = [repr(injection_of(base).configs) for base in injected_encoders(model)]
         key = (*mechanisms, *((name, value.shape[1:]) for name, value in tensors.items()))
         if key not in self._flops:
             self._flops[key] = self._count({name: value[:1] for name, value in tensors.items()})
@@ -414,14 +415,14 @@ def _choose_sharded_layers(plugin: Any, model: Any) -> None:
     if plugin.transformer_cls_names_to_wrap is None:
         inputs = model.get_input_embeddings()
         around = {type(module).__name__ for module in model.modules() if any(x is inputs for x in module.modules())}
-        plugin.transformer_cls_names_to_wrap = sorted(set(model._no_split_modules or ()) - around)
+        plugin.transformer_cls_names_to_wrap = sorted(set(read_whole_modules(model)) - around)
 
 
 def _trained_mechanisms(model: Any) -> list[nn.Parameter]:
     return [
         parameter
         for base in injected_encoders(model)
-        for parameter in mechanisms_of(base).parameters()
+        for parameter in container_of(base).parameters()
         if parameter.requires_grad
     ]
 

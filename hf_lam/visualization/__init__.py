@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from .attention import attention_with_and_without_mask, plot_attention, plot_attention_on_image
+from .heatmap import plot_picture
 from .maps import plot_map_on_image, plot_synthetic_maps, synthetic_axes, synthetic_maps
 from .masks import learned_masks, plot_mask_on_image, plot_masks
 from .pictures import save_pictures
@@ -19,6 +20,7 @@ __all__ = [
     "plot_map_on_image",
     "plot_mask_on_image",
     "plot_masks",
+    "plot_picture",
     "plot_synthetic_maps",
     "plot_view_blocks",
     "plot_views",

@@ -2,95 +2,51 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ..modeling.injection_hf_lam import AttentionCall, ModalityTokens, injected_encoders
+from ..modeling.hosts_hf_lam import ModalityTokens
+from ..modeling.injection_hf_lam import InjectedEncoder, encoders_with, injection_of
+from ..modeling.mechanism_hf_lam import Attended, Attention
+from ..modeling.mechanism_registry_hf_lam import config_class_of
 from ..observing import evaluation_mode, observing
 
-_MECHANISMS = {
-    "lam": ("learnable attention masks", "LamConfig"),
-    "locomt": ("attention views", "LocomtConfig"),
-    "stt": ("synthesised attention", "SttConfig"),
-}
 
+def encoder_with(model: nn.Module, name: str, description: str) -> Any:
+    """The one encoder of `model` that has the mechanism `name`; a `ValueError` if there is none or more than one.
 
-def encoders_with(model: nn.Module, mechanism: str) -> list[Any]:
-    """The encoders inside `model` that have a mechanism: "lam", "locomt" or "stt"."""
-    return [base for base in injected_encoders(model) if getattr(base._hf_lam_configs, mechanism) is not None]
-
-
-def encoder_with(model: nn.Module, mechanism: str) -> Any:
-    """The one encoder of `model` that has a mechanism; a `ValueError` if there is none or more than one."""
-    encoders = encoders_with(model, mechanism)
+    description: what the mechanism gives a model, for the message.
+    """
+    encoders = encoders_with(model, name)
     if len(encoders) != 1:
-        kind, config = _MECHANISMS[mechanism]
         raise ValueError(
-            f"expected a model with {kind} in one encoder, {type(model).__name__} has them in {len(encoders)}. Use "
-            f"hf_lam.convert or hf_lam.inject with {config}(...) first, or pass the encoder you mean."
+            f"expected a model with {description} in one encoder, {type(model).__name__} has them in {len(encoders)}. "
+            f"Use hf_lam.convert or hf_lam.inject with {config_class_of(name).__name__}(...) first, or pass the "
+            "encoder you mean."
         )
     return encoders[0]
 
 
-def number_of_layers(base: Any) -> int:
-    return len(base._hf_lam_attentions)
-
-
-class Attending(NamedTuple):
-    """What one attention layer is about to do: its call, and what the call gets.
-
-    query, key, value: `(B, H, L, D)`; those of a pure STT have other sizes, and of the query no meaning.
-    attention_mask: the padding, in the form in which the host hands it over.
-    """
-
-    call: AttentionCall
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    attention_mask: Any
-    scaling: float | None
+def number_of_layers(base: InjectedEncoder) -> int:
+    return len(injection_of(base).layers)
 
 
 def of_each_layer(
-    model: nn.Module, base: Any, inputs: Mapping[str, Any], take: Callable[[Attending], Any]
+    model: nn.Module, base: InjectedEncoder, inputs: Mapping[str, Any], take: Callable[[Attention], Any]
 ) -> list[Any]:
     """Run `model`, in evaluation mode and without gradients, and return what `take` makes of every layer of `base`."""
     taken: dict[int, Any] = {}
 
-    class Taking:
-        """Stands in for the call of one attention layer."""
+    def take_and_attend(attention: Attention, attend: Callable[[Attention], Attended]) -> Attended:
+        taken[attention.layer] = take(attention)
+        return attend(attention)
 
-        def __init__(self, call: AttentionCall) -> None:
-            self.call = call
-
-        def attend(
-            self,
-            query: torch.Tensor,
-            key: torch.Tensor,
-            value: torch.Tensor,
-            attention_mask: Any,
-            scaling: float | None,
-            dropout: float,
-        ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            attending = Attending(self.call, query, key, value, attention_mask, scaling)
-            taken[self.call.layer_index] = take(attending)
-            return self.call.attend(query, key, value, attention_mask, scaling, dropout)
-
-    with torch.no_grad(), evaluation_mode(model), observing(base, Taking):
+    with torch.no_grad(), evaluation_mode(model), observing(base, take_and_attend):
         model(**inputs)
     return [taken[index] for index in sorted(taken)]
-
-
-def returning_weights(call: AttentionCall) -> AttentionCall:
-    """The same call, asked for its attention weights."""
-    twin = copy.copy(call)
-    twin.forward_call = copy.copy(call.forward_call)
-    twin.forward_call.output_attentions = True
-    return twin
 
 
 def chosen_layers(layers: Sequence[int] | None, count: int) -> list[int]:
@@ -144,6 +100,12 @@ class ShownTokens(NamedTuple):
         """`(L, L)` without the other rows and columns."""
         return matrix[self.kept][:, self.kept]
 
+    def describe(self) -> str:
+        """How many there are, in words."""
+        number = int(self.kept.sum())
+        parts = ", ".join(f"{number} of {name}" for name, number in self.modalities.items())
+        return f"{number} tokens ({parts})" if parts else f"{number} tokens"
+
     def names(self, tokens: Sequence[str] | None) -> list[str] | None:
         """The names of those that are kept; a `ValueError` unless `tokens` names all `L`."""
         if tokens is None:
@@ -155,7 +117,7 @@ class ShownTokens(NamedTuple):
 
 
 def shown_tokens(
-    base: Any, inputs: Mapping[str, Any], sample: int, length: int, fused: Sequence[ModalityTokens]
+    base: InjectedEncoder, inputs: Mapping[str, Any], sample: int, length: int, fused: Sequence[ModalityTokens]
 ) -> ShownTokens:
     """What to show of a sample of `length` tokens.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..modeling.injection_hf_lam import AttentionCall
+from ..modeling.attention_pass_hf_lam import attend
+from ..modeling.injection_hf_lam import InjectedEncoder
+from ..modeling.lam_hf_lam import LamConfig
+from ..modeling.mechanism_hf_lam import Attention
 from ..observing import modality_tokens_of
 from ._drawing import (
     WEIGHT_COLOURS,
@@ -22,19 +24,18 @@ from ._drawing import (
     panel_size,
     weight_colours,
 )
+from ._examples import Drawn, Example, register_pictures
 from ._samples import (
-    Attending,
     chosen_layers,
-    encoder_with,
     number_of_layers,
     of_each_layer,
     of_sample,
     patch_grid,
     pixels_of,
-    returning_weights,
     shown_tokens,
     spread_layers,
 )
+from .masks import encoder_with_masks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,42 +67,38 @@ def attention_with_and_without_mask(model: nn.Module, inputs: Mapping[str, Any])
     Raises:
         ValueError: if the model does not have masks in exactly one encoder.
     """
-    base = encoder_with(model, "lam")
+    base = encoder_with_masks(model)
     return _pairs(model, base, inputs, range(number_of_layers(base)), lambda weights: weights)
 
 
 def _pairs(
-    model: nn.Module, base: Any, inputs: Mapping[str, Any], layers: Sequence[int], reduce: Callable[[Tensor], Tensor]
+    model: nn.Module,
+    base: InjectedEncoder,
+    inputs: Mapping[str, Any],
+    layers: Sequence[int],
+    reduce: Callable[[Tensor], Tensor],
 ) -> list[tuple[Tensor, Tensor]]:
     """What `reduce` makes of the weights `(B, H, L, L)` of some layers, with their masks and without."""
 
-    def both(attending: Attending) -> tuple[Tensor, Tensor] | None:
-        call = attending.call
-        if call.layer_index not in layers:
+    def both(attention: Attention) -> tuple[Tensor, Tensor] | None:
+        if attention.layer not in layers:
             return None
-        return reduce(_weights(attending, call)), reduce(_weights(attending, _without_mask(call)))
+        others = [name for name in attention.of_pass.injection.order if name != LamConfig.name]
+        without = attention._replace(change=attention.of_pass.change_scores(attention, others))
+        return reduce(_weigh(attention)), reduce(_weigh(without))
 
     pairs = of_each_layer(model, base, inputs, both)
     return [pairs[layer] for layer in layers]
 
 
-def _without_mask(call: AttentionCall) -> AttentionCall:
-    """The same call with a mask that changes nothing."""
-    assert call.mask is not None
-    twin = copy.copy(call)
-    twin.mask = torch.ones_like(call.mask[:1, :1])
-    return twin
-
-
-def _weights(attending: Attending, call: AttentionCall) -> Tensor:
+def _weigh(attention: Attention) -> Tensor:
+    """The attention weights of a layer."""
     # A model of half precision would round the two to weights whose difference is mostly rounding.
     query, key, value = (
         tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        for tensor in (attending.query, attending.key, attending.value)
+        for tensor in (attention.query, attention.key, attention.value)
     )
-    _, weights = returning_weights(call).attend(
-        query, key, value, attending.attention_mask, attending.scaling, dropout=0.0
-    )
+    _, weights = attend(attention._replace(query=query, key=key, value=value, dropout=0.0, want_weights=True))
     assert weights is not None
     return weights.float().cpu()
 
@@ -135,7 +132,7 @@ def plot_attention(
         ValueError: if the model has no masks, or there is no such sample, head, layer or number of tokens.
     """
     figure_class = matplotlib_figure()
-    base = encoder_with(model, "lam")
+    base = encoder_with_masks(model)
     chosen = _chosen(base, layers, MOST_LAYERS)
     with modality_tokens_of(base) as fused:
         with_mask, without = _of_layers(model, base, inputs, chosen, sample, head)
@@ -189,7 +186,7 @@ def plot_attention_on_image(
         ValueError: if the tokens are not the patches of one image, or there is no such sample, head, layer or query.
     """
     figure_class = matplotlib_figure()
-    base = encoder_with(model, "lam")
+    base = encoder_with_masks(model)
     chosen = _chosen(base, layers, MOST_LAYERS)
     with_mask, without = _of_layers(model, base, inputs, chosen, sample, head)
     pixels = pixels_of(inputs, sample)
@@ -209,16 +206,48 @@ def plot_attention_on_image(
     return figure
 
 
-def _chosen(base: Any, layers: Sequence[int] | None, most: int) -> list[int]:
+def _chosen(base: InjectedEncoder, layers: Sequence[int] | None, most: int) -> list[int]:
     count = number_of_layers(base)
     return spread_layers(count, most) if layers is None else chosen_layers(layers, count)
 
 
 def _of_layers(
-    model: nn.Module, base: Any, inputs: Mapping[str, Any], layers: list[int], sample: int, head: int | None
+    model: nn.Module,
+    base: InjectedEncoder,
+    inputs: Mapping[str, Any],
+    layers: list[int],
+    sample: int,
+    head: int | None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The weights `(L, L)` of one sample and head, or of the mean over heads, with the mask and without."""
 
     pairs = _pairs(model, base, inputs, layers, lambda weights: of_sample(weights, sample, head, per_head=True))
     with_mask, without = zip(*pairs, strict=True)
     return list(with_mask), list(without)
+
+
+def _draw(example: Example) -> dict[str, Drawn]:
+    """The pictures of attention that `save_pictures` draws."""
+    model, inputs = example.model, example.inputs
+    if inputs is None:
+        return {}
+    layers, described = example.choose_layers(MOST_LAYERS)
+    pictures = {
+        "attention": (
+            plot_attention(model, inputs, layers=layers, tokens=example.tokens),
+            f"Attention of {described}, mean over heads, for an example of {example.shown.describe()}: with the "
+            "learnable mask, without it, and the difference (red is more weight with the mask, blue is less, white is "
+            "the same).",
+        )
+    }
+    grid = example.grid
+    if grid is not None:
+        pictures["attention_on_image"] = (
+            plot_attention_on_image(model, inputs, layers=layers),
+            f"Where the first token looks in {described}, mean over heads, on the {grid[0]} × {grid[1]} patches of an "
+            "image, with the learnable mask (above) and without it (below): pink is much weight, light blue is none.",
+        )
+    return pictures
+
+
+register_pictures(LamConfig.name, _draw)

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..modeling.injection_hf_lam import _dense_padding_mask
+from ..modeling.injection_hf_lam import injection_of
+from ..modeling.mechanism_hf_lam import Attention
+from ..modeling.stt_config_hf_lam import SttConfig
+from ..modeling.stt_synthesizers_hf_lam import SyntheticLogits
 from ._drawing import (
     WEIGHT_COLOURS,
     WEIGHT_COLOURS_ON_IMAGE,
@@ -20,8 +23,8 @@ from ._drawing import (
     panel_size,
     weight_colours,
 )
+from ._examples import Drawn, Example, register_pictures
 from ._samples import (
-    Attending,
     ShownTokens,
     chosen_layers,
     encoder_with,
@@ -29,7 +32,6 @@ from ._samples import (
     of_sample,
     patch_grid,
     pixels_of,
-    returning_weights,
     unpadded,
 )
 
@@ -57,13 +59,12 @@ def synthetic_maps(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Te
         ValueError: if the model does not have synthesised attention in exactly one encoder.
     """
 
-    def whole(attending: Attending) -> torch.Tensor:
-        call = returning_weights(attending.call)
-        _, weights = call._attend_synthetic(attending.value, _padding(attending), dropout=0.0)
+    def take(attention: Attention) -> torch.Tensor:
+        _, weights = _synthesize(attention).attend(attention._replace(dropout=0.0, want_weights=True))
         assert weights is not None
         return weights.float().cpu()
 
-    return of_each_layer(model, encoder_with(model, "stt"), inputs, whole)
+    return of_each_layer(model, _encoder_with_maps(model), inputs, take)
 
 
 def synthetic_axes(model: nn.Module, inputs: Mapping[str, Any]) -> list[list[torch.Tensor]]:
@@ -76,15 +77,21 @@ def synthetic_axes(model: nn.Module, inputs: Mapping[str, Any]) -> list[list[tor
         then one for every place on the axis. Rows sum to one. Places with nothing but padding get no weight.
     """
 
-    def axes(attending: Attending) -> list[torch.Tensor]:
-        weights, _ = attending.call.synthesize(_padding(attending)).weights()
-        return [axis.float().cpu().expand(attending.value.shape[0], -1, -1, -1) for axis in weights]
+    def take(attention: Attention) -> list[torch.Tensor]:
+        axes, _ = _synthesize(attention).weights()
+        return [axis.float().cpu().expand(attention.value.shape[0], -1, -1, -1) for axis in axes]
 
-    return of_each_layer(model, encoder_with(model, "stt"), inputs, axes)
+    return of_each_layer(model, _encoder_with_maps(model), inputs, take)
 
 
-def _padding(attending: Attending) -> torch.Tensor | None:
-    return _dense_padding_mask(attending.attention_mask, attending.query, attending.key)
+def _synthesize(attention: Attention) -> SyntheticLogits:
+    """The map of a layer; of a mixture, too, it is what would take the place of the scores."""
+    of_pass = attention.of_pass
+    return of_pass.dispatch.replace_scores(SttConfig.name, of_pass.read_layer(SttConfig.name, attention))
+
+
+def _encoder_with_maps(model: nn.Module) -> Any:
+    return encoder_with(model, SttConfig.name, "synthesised attention")
 
 
 def plot_synthetic_maps(
@@ -232,3 +239,36 @@ def _token_of(query: int | tuple[int, int] | None, rows: int, columns: int, pref
     if len(query) != 2 or not (0 <= query[0] < rows and 0 <= query[1] < columns):
         raise ValueError(f"query must be (row, column) of one of the {rows} × {columns} patches, got {query}.")
     return prefix + query[0] * columns + query[1]
+
+
+def _draw(example: Example) -> dict[str, Drawn]:
+    """The pictures of synthetic maps that `save_pictures` draws."""
+    model, inputs = example.model, example.inputs
+    if inputs is None:
+        return {}
+    places = injection_of(example.base).configs[SttConfig.name].grid
+    layers, described = example.choose_layers()
+    of = f"of {described}"
+    is_text = len(places) == 1
+    factors = "" if is_text else f" as factors along the axes of the {' × '.join(map(str, places))} grid,"
+    pictures = {
+        "synthetic_maps": (
+            plot_synthetic_maps(model, inputs, layers=layers, tokens=example.tokens if is_text else None),
+            f"The synthetic attention maps {of},{factors} mean over heads, for an example of "
+            f"{example.shown.describe()}: rows look, columns are seen; yellow is much weight, dark blue is none.",
+        )
+    }
+    grid = example.grid
+    if grid is not None and tuple(places) == grid:
+        middle = grid[0] // 2, grid[1] // 2
+        has_prefix = len(example.shown.kept) > grid[0] * grid[1]
+        share = "; titles say how much of it goes to patches at all" if has_prefix else ""
+        pictures["synthetic_map_on_image"] = (
+            plot_map_on_image(model, inputs, query=middle, layers=layers),
+            f"Where the framed patch looks in the synthetic attention maps {of}, mean over heads, on the {grid[0]} × "
+            f"{grid[1]} patches of an image: pink is much weight, light blue is none{share}.",
+        )
+    return pictures
+
+
+register_pictures(SttConfig.name, _draw)

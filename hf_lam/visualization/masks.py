@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..observing import evaluation_mode, modality_tokens_of
+from ..modeling.injection_hf_lam import injection_of
+from ..modeling.lam_hf_lam import LamConfig
+from ..modeling.mechanism_hf_lam import Attention
+from ..observing import modality_tokens_of
 from ._drawing import (
     diverging_colours,
     draw_matrix,
@@ -17,10 +20,24 @@ from ._drawing import (
     name_tokens,
     panel_size,
 )
-from ._samples import chosen_layers, encoder_with, of_sample, patch_grid, pixels_of, shown_tokens
+from ._examples import Drawn, Example, register_pictures
+from ._samples import (
+    chosen_layers,
+    encoder_with,
+    of_each_layer,
+    of_sample,
+    patch_grid,
+    pixels_of,
+    shown_tokens,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def encoder_with_masks(model: nn.Module) -> Any:
+    """The one encoder of `model` that has learnable attention masks; a `ValueError` if there is none or more."""
+    return encoder_with(model, LamConfig.name, "learnable attention masks")
 
 
 def learned_masks(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
@@ -37,20 +54,17 @@ def learned_masks(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Ten
     Raises:
         ValueError: if the model does not have masks in exactly one encoder.
     """
-    mechanisms: Any = encoder_with(model, "lam").hf_lam
-    masks: dict[int, torch.Tensor] = {}
 
-    def keep(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if args[0] == "mask":
-            masks[args[2]] = output.float().cpu()
+    def take(attention: Attention) -> torch.Tensor | None:
+        if is_shared and attention.layer:
+            return None
+        mask: Any = attention.of_pass.change_scores(attention, [LamConfig.name]).factor
+        return mask.float().cpu()
 
-    handle = mechanisms.register_forward_hook(keep)
-    try:
-        with torch.no_grad(), evaluation_mode(model):
-            model(**inputs)
-    finally:
-        handle.remove()
-    return [masks[index] for index in sorted(masks)]
+    base = encoder_with_masks(model)
+    is_shared = injection_of(base).configs[LamConfig.name].is_shared
+    masks = of_each_layer(model, base, inputs, take)
+    return masks[:1] if is_shared else masks
 
 
 def plot_masks(
@@ -82,7 +96,7 @@ def plot_masks(
         ValueError: if the model has no masks, or there is no such sample, head, layer or number of tokens.
     """
     figure_class = matplotlib_figure()
-    base = encoder_with(model, "lam")
+    base = encoder_with_masks(model)
     with modality_tokens_of(base) as fused:
         masks = [of_sample(mask, sample, head) for mask in learned_masks(model, inputs)]
     titles = _titles(len(masks))
@@ -152,3 +166,32 @@ def plot_mask_on_image(
 
 def _titles(masks: int) -> list[str]:
     return ["all layers"] if masks == 1 else [f"layer {index}" for index in range(masks)]
+
+
+def _draw(example: Example) -> dict[str, Drawn]:
+    """The pictures of masks that `save_pictures` draws."""
+    model, inputs = example.model, example.inputs
+    if inputs is None:
+        return {}
+    config: LamConfig = injection_of(example.base).configs[LamConfig.name]
+    layers, described = ([0], "that all layers share") if config.is_shared else example.choose_layers()
+    whose = described if config.is_shared else f"of {described}"
+    heads, and_heads = (", mean over heads", " and heads") if config.per_head else ("", "")
+    pictures = {
+        "masks": (
+            plot_masks(model, inputs, layers=layers, tokens=example.tokens),
+            f"The learnable mask {whose}{heads}, for an example of {example.shown.describe()}: white is 1 and leaves "
+            "an attention score as it is, red strengthens it, blue weakens it.",
+        )
+    }
+    grid = example.grid
+    if grid is not None:
+        pictures["masks_on_image"] = (
+            plot_mask_on_image(model, inputs, layers=layers),
+            f"The learnable mask {whose}, mean over queries{and_heads}, on the {grid[0]} × {grid[1]} patches of an "
+            "image: red patches have their scores strengthened, blue ones weakened, white ones left as they are.",
+        )
+    return pictures
+
+
+register_pictures(LamConfig.name, _draw)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..modeling.configuration_hf_lam import LocomtConfig, segment_kind
-from ..modeling.injection_hf_lam import views_of
-from ..modeling.segments_hf_lam import has_modalities, has_token_types, span_length
-from ..modeling.views_hf_lam import View, parse_view
+from ..modeling.injection_hf_lam import mechanism_of
+from ..modeling.locomt_hf_lam import AttentionViews, LocomtConfig
+from ..modeling.locomt_segments_hf_lam import Rectangle, Span
+from ..modeling.locomt_views_hf_lam import View
+from ..modeling.mechanism_hf_lam import Attention
 from ._drawing import matplotlib_figure, name_segments
-from ._samples import encoder_with
+from ._examples import Drawn, Example, register_pictures
+from ._samples import encoder_with, of_each_layer
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -38,10 +40,10 @@ def plot_views(model_or_config: nn.Module | LocomtConfig) -> Figure:
     from matplotlib.patches import Patch
 
     config, _ = views_in(model_or_config)
-    names = distinct_views(config)
+    names = _distinct_views(config)
     colours = _view_colours(len(names))
     numbers = {view: number for number, view in enumerate(names)}
-    table = [[numbers[view] for view in row] for row in _parsed(config)]
+    table = [[numbers[view] for view in row] for row in config.parsed_views]
     layers, heads = len(table), len(table[0])
 
     width = 0.32 * heads + 1.6 + 0.08 * max(map(len, names.values()))
@@ -86,9 +88,9 @@ def plot_view_blocks(
     from matplotlib.patches import Patch
 
     config, known = views_in(model_or_config)
-    sizes = _checked_lengths(config, known, lengths)
-    views = distinct_views(config)
-    counts = {view: sum(row.count(view) for row in _parsed(config)) for view in views}
+    sizes = _check_lengths(config, known, lengths)
+    views = _distinct_views(config)
+    counts = {view: sum(row.count(view) for row in config.parsed_views) for view in views}
     # Sorting is stable: views of equally many heads stay in order.
     drawn = sorted(views, key=lambda view: -counts[view])[:most]
     views = {view: name for view, name in views.items() if view in drawn}
@@ -124,27 +126,27 @@ def views_in(model_or_config: nn.Module | LocomtConfig) -> tuple[LocomtConfig, t
                 "or no table of views yet; pass a model that was made with it."
             )
         return config, _lengths_in(config)
-    views = views_of(encoder_with(model_or_config, "locomt"))
-    differs = has_token_types(views.config) or has_modalities(views.config)
-    return views.config, None if differs else views.lengths
+    base = encoder_with(model_or_config, LocomtConfig.name, "attention views")
+    views: AttentionViews = mechanism_of(base, LocomtConfig.name)
+    return views.config, None if views.fixed_segments is None else views.lengths
 
 
 def _lengths_in(config: LocomtConfig) -> tuple[int, ...] | None:
     """Tokens of each segment, bottleneck included, or None if the configuration alone does not say."""
     lengths = []
-    for (_, extent), everywhere in zip(config.segments, config.is_global, strict=True):
-        kind = segment_kind(extent)
-        if kind == "length":
-            length = span_length(extent)
-        elif kind == "rectangle":
-            length = extent[kind][2] * extent[kind][3]
+    for segment in config.parsed_segments:
+        extent = segment.extent
+        if isinstance(extent, Span):
+            length = extent.length
+        elif isinstance(extent, Rectangle):
+            length = extent.height * extent.width
         else:
             return None
-        lengths.append(length if everywhere else length + config.bottleneck_tokens)
+        lengths.append(length if segment.is_global else length + config.bottleneck_tokens)
     return tuple(lengths)
 
 
-def _checked_lengths(
+def _check_lengths(
     config: LocomtConfig, known: tuple[int, ...] | None, given: Sequence[int] | None
 ) -> tuple[int, ...]:
     if given is None:
@@ -164,15 +166,10 @@ def _checked_lengths(
     return tuple(given)
 
 
-def _parsed(config: LocomtConfig) -> list[list[View]]:
-    """The table of views; two names of the same view are one."""
-    return [[parse_view(view, config.names, config.is_global) for view in row] for row in config.views]
-
-
-def distinct_views(config: LocomtConfig) -> dict[View, str]:
+def _distinct_views(config: LocomtConfig) -> dict[View, str]:
     """Every view once, with its name, in the order in which they come."""
     found: dict[View, str] = {}
-    for row, names in zip(_parsed(config), config.views, strict=True):
+    for row, names in zip(config.parsed_views, config.views, strict=True):
         for view, name in zip(row, names, strict=True):
             found.setdefault(view, name)
     return found
@@ -199,3 +196,45 @@ def _pattern(view: View, lengths: Sequence[int]) -> torch.Tensor:
     # A segment without tokens is no key either.
     table[(table * sizes).sum(1) == 0] = 2
     return table.repeat_interleave(sizes, 0).repeat_interleave(sizes, 1)
+
+
+def _draw(example: Example) -> dict[str, Drawn]:
+    """The pictures of views that `save_pictures` draws."""
+    config, known = views_in(example.base)
+    _, layers = example.choose_layers(len(config.parsed_views))
+    pictures = {
+        "views": (
+            plot_views(example.base),
+            f"The attention view of every head in {layers}: which of the segments {', '.join(config.names)} attend to "
+            "which, in one colour for each view.",
+        )
+    }
+    lengths: Sequence[int] | None = known
+    if known is None and example.inputs is not None:
+        lengths = _measure_lengths(config, example, example.inputs)
+    if lengths is not None:
+        views, most = len(_distinct_views(config)), example.most_panels
+        which = f"the {views} views" if views > 1 else "the only view"
+        if views > most:
+            which = f"{most} of the {views} views, those of the most heads"
+        example_of = "" if known is not None else "an example of "
+        pictures["view_blocks"] = (
+            plot_view_blocks(example.base, None if known is not None else lengths, most=most),
+            f"Which tokens see which under {which}, for {example_of}{sum(lengths)} tokens in {len(lengths)} segments: "
+            "blue is seen, grey is not, orange is a query that sees nothing.",
+        )
+    return pictures
+
+
+def _measure_lengths(config: LocomtConfig, example: Example, inputs: Mapping[str, Any]) -> list[int]:
+    """Tokens of each segment in the example, without padding; those of the bottleneck are no padding."""
+
+    def take(attention: Attention) -> torch.Tensor:
+        return attention.of_pass.begun[LocomtConfig.name].layout.ids()[0].cpu()
+
+    segments = of_each_layer(example.model, example.base, inputs, take)[0]
+    appended = torch.ones(config.appended_tokens, dtype=torch.bool)
+    return segments[torch.cat([example.shown.kept, appended])].bincount(minlength=len(config.names)).tolist()
+
+
+register_pictures(LocomtConfig.name, _draw)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..modeling.attention_pass_hf_lam import attend_changed
+from ..modeling.injection_hf_lam import InjectedEncoder, injection_of, mechanism_of
+from ..modeling.mechanism_hf_lam import Attended, Attention, ScoreChange, compose
+from ..modeling.numerics_hf_lam import without_autocast
+from ..modeling.padding_hf_lam import additive
+from ..modeling.stt_attention_hf_lam import log_synthetic_map
+from ..modeling.stt_config_hf_lam import SttConfig
+from ..observing import evaluation_mode, observing, run_batches, tokens_of
 from .hardening import encoders_with_mixture
-from .modeling.functional_hf_lam import _additive, lam_attention_with_weights, without_autocast
-from .modeling.injection_hf_lam import _dense_padding_mask, _valid_tokens, mechanisms_of
-from .modeling.stt_hf_lam import log_synthetic_map
-from .observing import evaluation_mode, observing, run_batches
 
 
 @dataclass(frozen=True)
@@ -81,26 +85,30 @@ def fit_synthesizers(
             "of its host left to fit to."
         )
     (base,) = encoders
-    if base._hf_lam_configs.stt.frozen:
-        raise ValueError(f"the {base._hf_lam_configs.stt.synthesizer} synthesizer is frozen; leave out frozen=True.")
+    config: SttConfig = injection_of(base).configs[SttConfig.name]
+    if config.frozen:
+        raise ValueError(f"the {config.synthesizer} synthesizer is frozen; leave out frozen=True.")
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"epochs must be an integer of at least 1, got {epochs!r}.")
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate!r}.")
     batches = list(batches) if isinstance(batches, Iterator) else batches
 
-    container: Any = mechanisms_of(base)
-    layers = [_Layer(synthesizer) for synthesizer in container.stt]
+    layers = [_Layer(synthesizer) for synthesizer in mechanism_of(base, SttConfig.name)]
     trained = {parameter for layer in layers for parameter in layer.parameters}
     required = {parameter: parameter.requires_grad for parameter in trained}
+
+    def fit(attention: Attention, attend: Callable[[Attention], Attended]) -> Attended:
+        return _attend_and_fit(attention, layers[attention.layer]), None
+
     with (
         torch.inference_mode(False),
         torch.no_grad(),
         without_autocast(base.device.type),  # its cache would go on with the weights of before
         evaluation_mode(model),
-        observing(base, lambda call: _FittingCall(call, layers)),
+        observing(base, fit),
     ):
-        before, rows, samples = _measured(model, base, batches, layers)
+        before, rows, samples = _measure(model, base, batches, layers)
         if rows == 0:
             raise ValueError("batches held no token to fit to; give at least one that is not padding.")
         try:
@@ -115,7 +123,7 @@ def fit_synthesizers(
                 layer.optimizer = None
             for parameter, value in required.items():
                 parameter.requires_grad_(value)
-        after, _, _ = _measured(model, base, batches, layers)
+        after, _, _ = _measure(model, base, batches, layers)
     return FitReport(before, after, samples, epochs)
 
 
@@ -151,8 +159,8 @@ class _Layer:
                 parameter.copy_(copy)
 
 
-def _measured(
-    model: nn.Module, base: Any, batches: Iterable[Mapping[str, Any]], layers: list[_Layer]
+def _measure(
+    model: nn.Module, base: InjectedEncoder, batches: Iterable[Mapping[str, Any]], layers: list[_Layer]
 ) -> tuple[list[float], int, int]:
     """The divergence of every layer, and how many rows and samples it is a mean of."""
     for layer in layers:
@@ -161,52 +169,45 @@ def _measured(
     return [layer.total / max(1, layer.rows) for layer in layers], layers[0].rows, layers[0].samples
 
 
-class _FittingCall:
-    """Stands in for the call of one attention layer: its dot products alone, which its synthesizer learns from."""
+def _attend_and_fit(attention: Attention, layer: _Layer) -> Tensor:
+    """The context of the dot products alone, full attention, which the layer's synthesizer learns from."""
+    batch, heads, length, _ = attention.query.shape
+    names = attention.of_pass.injection.order
+    place = names.index(SttConfig.name)
+    before, after = (attention.of_pass.change_scores(attention, part) for part in (names[:place], names[place + 1 :]))
+    context, weights = attend_changed(attention._replace(want_weights=True, dropout=0.0), compose([before, after]))
+    assert weights is not None
+    is_token, device = tokens_of(attention), attention.query.device
+    is_row = torch.ones(batch, length, dtype=torch.bool, device=device) if is_token is None else is_token
+    rows = int(is_row.sum()) * heads
+    is_fitting = layer.optimizer is not None
+    if rows:
+        with torch.set_grad_enabled(is_fitting):
+            divergence = _diverge(attention, after, weights.float(), is_row)
+            if is_fitting:
+                layer.step(divergence / rows)
+        layer.total += float(divergence.detach())
+    layer.rows += rows
+    layer.samples += batch
+    return context
 
-    def __init__(self, call: Any, layers: list[_Layer]) -> None:
-        self.call = call
-        self.layer = layers[call.layer_index]
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any,
-        scaling: float | None,
-        dropout: float,
-    ) -> tuple[Tensor, None]:
-        batch, heads, length, _ = query.shape
-        padding = _dense_padding_mask(attention_mask, query, key)
-        mask = query.new_ones(1, 1, 1, 1) if self.call.mask is None else self.call.mask.to(query.device)
-        context, weights = lam_attention_with_weights(
-            query, key, value, mask.expand(*mask.shape[:2], length, length), attention_mask=padding, scaling=scaling
-        )
-        is_row = query.new_ones(batch, length, dtype=torch.bool)
-        if padding is not None:
-            is_row = _valid_tokens(padding, batch, length)
-        rows = int(is_row.sum()) * heads
-        is_fitting = self.layer.optimizer is not None
-        if rows:
-            with torch.set_grad_enabled(is_fitting):
-                divergence = self._divergence(weights.float(), padding, is_row)
-                if is_fitting:
-                    self.layer.step(divergence / rows)
-            self.layer.total += float(divergence.detach())
-        self.layer.rows += rows
-        self.layer.samples += batch
-        return context.transpose(1, 2).contiguous(), None
+def _diverge(attention: Attention, after: ScoreChange, weights: Tensor, is_row: Tensor) -> Tensor:
+    """The divergence of a layer's synthetic map from `weights`, summed over heads and the rows that count.
 
-    def _divergence(self, weights: Tensor, padding: Tensor | None, is_row: Tensor) -> Tensor:
-        """Summed over heads and the rows that count."""
-        log_map = log_synthetic_map(*self.call.synthesize(padding).log_weights()).to(weights.device)
-        if self.call.mask is not None:
-            log_map = log_map * self.call.mask.to(log_map)  # as in the mixture
-        if padding is not None:
-            addend, _ = _additive(padding, log_map.dtype)
-            log_map = log_map + addend
-        if self.call.mask is not None or padding is not None:
-            log_map = log_map.log_softmax(-1)
-        by_row = (torch.xlogy(weights, weights) - weights * log_map).sum(-1)
-        return (by_row * is_row[:, None]).sum()
+    after: what changes the scores of the mixture.
+    """
+    # What the mixture mixes in is what a pure STT would have in place of scores.
+    of_pass, padding = attention.of_pass, attention.padding
+    logits = of_pass.dispatch.replace_scores(SttConfig.name, of_pass.read_layer(SttConfig.name, attention))
+    log_map = log_synthetic_map(*logits.log_weights()).to(weights.device)
+    if after.factor is not None:
+        log_map = log_map * after.factor.to(log_map)
+    if after.addend is not None:
+        log_map = log_map + after.addend.to(log_map)
+    if padding is not None:
+        log_map = log_map + additive(padding, log_map.dtype)[0]
+    if not (after.factor is None and after.addend is None and padding is None):
+        log_map = log_map.log_softmax(-1)
+    by_row = (torch.xlogy(weights, weights) - weights * log_map).sum(-1)
+    return (by_row * is_row[:, None]).sum()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .modeling.configuration_hf_lam import LocomtConfig
-from .modeling.functional_hf_lam import lam_attention_with_weights
-from .modeling.injection_hf_lam import _valid_tokens, injected_encoders
-from .modeling.segments_hf_lam import has_token_types
-from .modeling.views_hf_lam import parse_view
-from .observing import evaluation_mode, observing, run_batches
+from ..modeling.attention_pass_hf_lam import attend_changed
+from ..modeling.injection_hf_lam import InjectedEncoder, encoders_with, injection_of
+from ..modeling.locomt_hf_lam import LocomtConfig
+from ..modeling.locomt_views_hf_lam import parse_view
+from ..modeling.mechanism_hf_lam import Attended, Attention, ScoreChange
+from ..observing import evaluation_mode, observing, run_batches, tokens_of
 
 # Most attention weights that the measurement forms at once.
 _CHUNK = 2**22
@@ -129,7 +129,7 @@ def calibrate_views(
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
         raise ValueError(f"budget must be a fraction of the attention FLOPs in (0, 1], got {budget!r}.")
     base = _encoder_with_views(model)
-    config: LocomtConfig = base._hf_lam_configs.locomt
+    config: LocomtConfig = injection_of(base).configs[LocomtConfig.name]
     if isinstance(candidates, str):
         raise TypeError(f"candidates must be a list of views, got the string {candidates!r}; write [{candidates!r}].")
     names, is_global = config.names, config.is_global
@@ -138,7 +138,7 @@ def calibrate_views(
         raise ValueError("candidates is empty; give at least one view, such as 'self'.")
     views = [parse_view(candidate, names, is_global) for candidate in candidates]
 
-    mass = _measured(model, base, batches)
+    mass = _measure(model, base, config, batches)
     local = [i for i, everywhere in enumerate(is_global) if not everywhere]
     pairs = (mass.pairs / mass.rows).tolist()
     costs = [sum(mass.products[i][j] for i, j in view) for view in views]
@@ -184,13 +184,13 @@ def calibrate_views(
 
 
 def _encoder_with_views(model: nn.Module) -> Any:
-    encoders = [base for base in injected_encoders(model) if base._hf_lam_configs.locomt is not None]
+    encoders = encoders_with(model, LocomtConfig.name)
     if len(encoders) != 1:
         raise ValueError(
             f"{type(model).__name__} has attention views in {len(encoders)} encoders, calibrate_views needs one; call "
             "hf_lam.inject(model, LocomtConfig(...)) or hf_lam.convert first."
         )
-    tokens = encoders[0]._hf_lam_configs.locomt.bottleneck_tokens
+    tokens = injection_of(encoders[0]).configs[LocomtConfig.name].bottleneck_tokens
     if tokens:
         raise ValueError(
             f"{type(model).__name__} has bottleneck_tokens={tokens}, which only go with views='self'. Calibrate the "
@@ -213,7 +213,7 @@ class _Mass:
     def __init__(self, config: LocomtConfig) -> None:
         segments = len(config.names)
         self.is_local = torch.tensor([not everywhere for everywhere in config.is_global])
-        self.counts_padding = not has_token_types(config)
+        self.counts_padding = not config.has_token_types
         self.pairs = torch.zeros(len(config.views), len(config.views[0]), segments, segments, dtype=torch.float64)
         self.rows = 0
         self.samples = 0
@@ -232,75 +232,69 @@ class _Mass:
         ]
 
 
-class _ObservingCall:
-    """Stands in for the call of one attention layer: full attention, some rows at a time, whose weights it adds up."""
+def _measure(
+    model: nn.Module, base: InjectedEncoder, config: LocomtConfig, batches: Iterable[Mapping[str, Any]]
+) -> _Mass:
+    mass = _Mass(config)
 
-    def __init__(self, call: Any, mass: _Mass) -> None:
-        self.call = call
-        self.layer = call.layer_index
-        self.mass = mass
+    def add_up(attention: Attention, attend: Callable[[Attention], Attended]) -> Attended:
+        return _attend_to_all(attention, mass), None
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any,
-        scaling: float | None,
-        dropout: float,
-    ) -> tuple[Tensor, None]:
-        batch, heads, length, _ = query.shape
-        mask, padding = self.call.modifiers(query, key, attention_mask)
-        segment_of = self._segment_of(batch, length, query.device)
-        is_valid = query.new_ones(batch, length, dtype=torch.bool)
-        if padding is not None:
-            is_valid = _valid_tokens(padding, batch, length)
-        if self.layer == 0:
-            self.mass.count(segment_of, is_valid)
-        is_local = self.mass.is_local.to(query.device)
-        counted_keys = segment_of * is_local
-        counted_rows = counted_keys * is_valid.unsqueeze(-1)
-        mask = query.new_ones(1, 1, 1, 1) if mask is None else mask
-        mask = mask.expand(*mask.shape[:2], length, length)
-        total = segment_of.new_zeros(heads, *self.mass.pairs.shape[2:])
-        contexts = []
-        step = max(1, _CHUNK // max(1, batch * heads * length))
-        for start in range(0, length, step):
-            rows = slice(start, start + step)
-            context, weights = lam_attention_with_weights(
-                query[:, :, rows],
-                key,
-                value,
-                mask[:, :, rows],
-                attention_mask=padding if padding is None or padding.shape[-2] == 1 else padding[..., rows, :],
-                scaling=scaling,
-            )
-            contexts.append(context)
-            on_segments = weights.float() @ counted_keys.unsqueeze(1)  # (B, H, rows, m)
-            total += torch.einsum("bri,bhrj->hij", counted_rows[:, rows], on_segments)
-        self.mass.pairs[self.layer] += total.double().cpu()
-        return torch.cat(contexts, dim=2).transpose(1, 2).contiguous(), None
-
-    def _segment_of(self, batch: int, length: int, device: torch.device) -> Tensor:
-        layout = self.call.forward_call.layout
-        if layout.length != length:
-            raise ValueError(
-                f"the segments {self.call.forward_call.configs.locomt.segments} add up to {layout.length} tokens, but "
-                f"the sequence has {length}. Calibrate on batches of the length that the segments were made for."
-            )
-        segments = torch.arange(len(layout.lengths), device=device)
-        return (layout.ids().to(device).unsqueeze(-1) == segments).float().expand(batch, -1, -1)
-
-
-def _measured(model: nn.Module, base: Any, batches: Iterable[Mapping[str, Any]]) -> _Mass:
-    mass = _Mass(base._hf_lam_configs.locomt)
-    with torch.no_grad(), evaluation_mode(model), observing(base, lambda call: _ObservingCall(call, mass)):
+    with torch.no_grad(), evaluation_mode(model), observing(base, add_up):
         run_batches(model, base, batches)
     if mass.rows == 0:
         raise ValueError(
             f"batches held {mass.samples} samples without any token to measure; give at least one that is not padding."
         )
     return mass
+
+
+def _attend_to_all(attention: Attention, mass: _Mass) -> Tensor:
+    """The context of full attention, whatever the views are; its weights, some rows at a time, go to `mass`."""
+    batch, heads, length, _ = attention.query.shape
+    padding, device = attention.padding, attention.query.device
+    change = attention.of_pass.change_scores(attention)
+    segment_of = _segments_of(attention)
+    is_token = tokens_of(attention)
+    is_valid = torch.ones(batch, length, dtype=torch.bool, device=device) if is_token is None else is_token
+    if attention.layer == 0:
+        mass.count(segment_of, is_valid)
+    counted_keys = segment_of * mass.is_local.to(device)
+    counted_rows = counted_keys * is_valid.unsqueeze(-1)
+    total = segment_of.new_zeros(heads, *mass.pairs.shape[2:])
+    contexts = []
+    step = max(1, _CHUNK // max(1, batch * heads * length))
+    for start in range(0, length, step):
+        rows = slice(start, start + step)
+        part = attention._replace(
+            query=attention.query[:, :, rows], padding=_cut(padding, rows), dropout=0.0, want_weights=True
+        )
+        context, weights = attend_changed(part, ScoreChange(_cut(change.factor, rows), _cut(change.addend, rows)))
+        assert weights is not None
+        contexts.append(context)
+        on_segments = weights.float() @ counted_keys.unsqueeze(1)  # (B, H, rows, m)
+        total += torch.einsum("bri,bhrj->hij", counted_rows[:, rows], on_segments)
+    mass.pairs[attention.layer] += total.double().cpu()
+    return torch.cat(contexts, dim=2)
+
+
+def _cut(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    """Some query rows of what is the same for all of them, or has one for each."""
+    return tensor if tensor is None or tensor.shape[-2] == 1 else tensor[..., rows, :]
+
+
+def _segments_of(attention: Attention) -> Tensor:
+    """The segment of every token, `(B, L, m)` one-hot."""
+    batch, _, length, _ = attention.query.shape
+    pattern = attention.of_pass.begun[LocomtConfig.name]
+    layout, device = pattern.layout, attention.query.device
+    if layout.length != length:
+        raise ValueError(
+            f"the segments {pattern.config.segments} add up to {layout.length} tokens, but the sequence has {length}. "
+            "Calibrate on batches of the length that the segments were made for."
+        )
+    segments = torch.arange(len(layout.lengths), device=device)
+    return (layout.ids().to(device).unsqueeze(-1) == segments).float().expand(batch, -1, -1)
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
@@ -340,7 +334,7 @@ def choose(values: Sequence[Sequence[float]], costs: Sequence[int], capacity: in
             choices[head] = high
             room -= costs[high] - costs[low]
             climbed += values[head][high] - values[head][low]
-    choices = _improved(values, costs, choices, room)
+    choices = _improve(values, costs, choices, room)
     kept = sum(value[choice] for value, choice in zip(values, choices, strict=True))
     return choices, kept if upper_bound is None else max(kept, upper_bound)
 
@@ -363,7 +357,7 @@ def _is_below(middle: int, low: int, high: int, value: Sequence[float], costs: S
     return (value[middle] - value[low]) * run <= rise * (costs[middle] - costs[low])
 
 
-def _improved(values: Sequence[Sequence[float]], costs: Sequence[int], choices: Sequence[int], room: int) -> list[int]:
+def _improve(values: Sequence[Sequence[float]], costs: Sequence[int], choices: Sequence[int], room: int) -> list[int]:
     """Change one head, or two at once, to other options for as long as the value grows and the costs fit."""
     choices = list(choices)
     while True:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .modeling.configuration_hf_lam import SYNTHESIZERS, SttConfig
-from .modeling.segments_hf_lam import HostTokens
-from .modeling.stt_hf_lam import IMPLEMENTATIONS, stt_attention
-from .modeling.synthesizers_hf_lam import AttentionSynthesizer, resolve_stt
+from ..modeling.hosts_hf_lam import Host, HostTokens
+from ..modeling.stt_attention_hf_lam import IMPLEMENTATIONS, stt_attention
+from ..modeling.stt_config_hf_lam import SYNTHESIZERS, SttConfig
+from ..modeling.stt_synthesizers_hf_lam import AttentionSynthesizer
 
 
 class SttAttention2d(nn.Module):
@@ -63,12 +63,22 @@ class SttAttention2d(nn.Module):
         config = SttConfig(
             variant, grid=list(max_size), prefix_tokens=0, bottleneck_size=bottleneck_size, rank=rank, frozen=frozen
         )
-        self.config = resolve_stt(config, HostTokens("SttAttention2d", None), channels // num_heads)
+        name = type(self).__name__
+        host = Host(
+            name=name,
+            hidden_size=channels,
+            num_heads=num_heads,
+            head_size=channels // num_heads,
+            num_layers=1,
+            initializer_range=0.02,
+            tokens=HostTokens(name, None),
+        )
+        self.config = config.resolve(host)
         self.num_heads = num_heads
         self.implementation = implementation
         self.value = nn.Conv2d(channels, channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
-        self.synthesis = AttentionSynthesizer(self.config, channels, num_heads)
+        self.synthesis = AttentionSynthesizer(self.config, channels, num_heads, host.initializer_range)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

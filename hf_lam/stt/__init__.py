@@ -1,0 +1,1 @@
+"""Tools for synthesised attention (STT): fitting, hardening, and a block for convolutional networks."""

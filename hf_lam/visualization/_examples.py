@@ -1,0 +1,96 @@
+"""What `save_pictures` draws from: one sample, and the functions that draw what fits a mechanism."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..modeling.injection_hf_lam import injection_of
+from ..observing import modality_tokens_of
+from ._samples import (
+    ShownTokens,
+    find_patch_grid,
+    is_of_patches,
+    number_of_layers,
+    of_each_layer,
+    pixels_of,
+    shown_tokens,
+    spread_layers,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# A picture and its caption.
+Drawn = tuple["Figure", str]
+
+
+class Example:
+    """The sample that is drawn for one encoder.
+
+    Args:
+        model: what is called with the inputs.
+        base: its encoder with mechanisms.
+        inputs: the sample, the only one of them; None for pictures that need none.
+        tokens: names of its tokens.
+        most_panels: layers, or what else there is one panel for, in one picture.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: Any,
+        inputs: Mapping[str, Any] | None,
+        tokens: Sequence[str] | None,
+        most_panels: int,
+    ) -> None:
+        self.model = model
+        self.base = base
+        self.inputs = inputs
+        self.tokens = tokens
+        self.most_panels = most_panels
+
+    @cached_property
+    def shown(self) -> ShownTokens:
+        """The tokens that the encoder sees, without those that a mechanism appends. Needs inputs."""
+        assert self.inputs is not None
+        with modality_tokens_of(self.base) as fused:
+            length = of_each_layer(self.model, self.base, self.inputs, lambda given: given.hidden_states.shape[1])[0]
+        appended = sum(config.appended_tokens for config in injection_of(self.base).configs.values())
+        return shown_tokens(self.base, self.inputs, 0, length - appended, fused)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """The patches of the image whose tokens the encoder sees; None if there is no such image. Needs inputs."""
+        assert self.inputs is not None
+        if self.inputs.get("pixel_values") is None:
+            return None
+        grid = find_patch_grid(self.model, pixels_of(self.inputs, 0))
+        return grid if grid is not None and is_of_patches(len(self.shown.kept), grid) else None
+
+    def choose_layers(self, most: int | None = None) -> tuple[list[int], str]:
+        """At most so many layers, `most_panels` unless given, spread from the first to the last; and in words."""
+        count = number_of_layers(self.base)
+        layers = spread_layers(count, self.most_panels if most is None else most)
+        if count == 1:
+            return layers, "the only layer"
+        return layers, f"{'' if len(layers) == count else f'{len(layers)} of '}the {count} layers, layer by layer"
+
+
+_DRAWING: dict[str, list[Callable[[Example], dict[str, Drawn]]]] = {}
+
+
+def register_pictures(name: str, draw: Callable[[Example], dict[str, Drawn]]) -> None:
+    """Have `save_pictures` draw something for models with the mechanism `name`: pictures by the names of their files.
+
+    What needs inputs is left out where there are none.
+    """
+    _DRAWING.setdefault(name, []).append(draw)
+
+
+def draw_registered(name: str, example: Example) -> dict[str, Drawn]:
+    """The registered pictures of the mechanism `name`."""
+    return {file: picture for draw in _DRAWING.get(name, ()) for file, picture in draw(example).items()}

@@ -1,0 +1,75 @@
+"""What the weights of any mechanism look like: the picture that it gives of itself, as a heat map."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..modeling.mechanism_hf_lam import Picture
+from ._drawing import WEIGHT_COLOURS, diverging_colours, draw_matrix, matplotlib_figure
+
+if TYPE_CHECKING:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+# Inches of a cell; the least and the most of a panel.
+_CELL = 0.32
+_WIDTH, _HEIGHT = (2.6, 9.0), (2.2, 7.0)
+# Numbers along an axis, and letters in a line of its name, that a small panel has room for.
+_MOST_NUMBERS = 12
+_LETTERS = 30
+# Of cells without a finite value.
+_NO_VALUE = "#bbbbbb"
+
+
+def plot_picture(picture: Picture) -> Figure:
+    """A heat map of what a mechanism's weights look like (`Mechanism.draw`).
+
+    White is `picture.neutral` where the values lie around it, red is more and blue is less, equally strong on both
+    sides. Where all of them lie on one side of it, yellow is the largest and dark blue the smallest. What is not
+    finite is grey.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if the values are not `(R, C)`, or there are none.
+    """
+    figure_class = matplotlib_figure()
+    values = picture.values.detach()
+    # A DTensor has a part in every process (FSDP2).
+    values = values.full_tensor() if hasattr(values, "full_tensor") else values
+    values = values.float().cpu()
+    if values.dim() != 2 or not values.numel():
+        raise ValueError(
+            f"the values of a Picture must be a tensor of rows and columns, got one of shape {tuple(values.shape)}."
+        )
+    rows, columns = values.shape
+    width, height = (
+        min(max(least, _CELL * cells), most) for cells, (least, most) in ((columns, _WIDTH), (rows, _HEIGHT))
+    )
+    figure = figure_class(figsize=(width + 1.7, height + 0.7), layout="constrained", dpi=150)
+    panel = figure.subplots()
+    colours = _choose_colours(values, picture.neutral)
+    draw_matrix(panel, values.masked_fill(~values.isfinite(), torch.nan), colours)
+    panel.set_aspect("auto")
+    panel.set_facecolor(_NO_VALUE)
+    panel.locator_params(integer=True, nbins=_MOST_NUMBERS, min_n_ticks=1)
+    panel.tick_params(labelsize=7)
+    panel.set_xlabel(textwrap.fill(picture.columns, _LETTERS), fontsize=9)
+    panel.set_ylabel(textwrap.fill(picture.rows, _LETTERS), fontsize=9)
+    bar = figure.colorbar(colours, ax=panel, pad=0.02)
+    bar.set_label(textwrap.fill(picture.label, _LETTERS), fontsize=9)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def _choose_colours(values: torch.Tensor, neutral: float) -> ScalarMappable:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    finite = values[values.isfinite()]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (neutral, neutral)
+    if low <= neutral <= high:
+        return diverging_colours([finite if len(finite) else torch.tensor([neutral])], neutral)
+    return ScalarMappable(Normalize(low, high), WEIGHT_COLOURS)
