@@ -1,10 +1,12 @@
-"""Save every model class with one environment, load it with another. Run by `.ci/cross_version.py` and the slow tests.
+"""Save every model class with one environment, load it with another. Run by `.ci/cross_version.py`.
 
     python make_and_check.py save FOLDER        with hf_lam: make stock and converted models, save them all
     python make_and_check.py load FOLDER        without hf_lam: load each by its Auto class from the code in its folder
     python make_and_check.py load-stock FOLDER  with hf_lam: load the stock checkpoints into the HfLam classes
 
-The commands are separate processes, and may run under different versions of transformers. What FOLDER holds:
+The commands are separate processes, and may run under different versions of transformers; `save` also looks for the
+private names of transformers that hf_lam relies on. One mechanism is not hf_lam's own, so that its file has to travel;
+where models are loaded, its original cannot be imported either. What FOLDER holds:
 
     models/CASE/                 a converted model with mechanisms that are not the identity, as a user would push it
     references/CASE.safetensors  its inputs and outputs
@@ -21,6 +23,10 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+TESTS = Path(__file__).resolve().parent.parent
+# What must not be imported where models are loaded without hf_lam.
+ORIGINALS = {"hf_lam", "helpers"}
+
 # Same machine, same torch, same kernels: only the order of a few operations may differ between versions.
 LOAD_TOLERANCE = 2e-6
 # A converted model takes other kernels than its stock original.
@@ -36,6 +42,8 @@ class Case:
     lam: dict | None = field(default_factory=dict)
     locomt: dict | None = None
     stt: dict | None = None
+    # The mechanism from elsewhere.
+    head_factor: dict | None = None
 
     @property
     def hf_lam_class(self):
@@ -50,11 +58,14 @@ class Case:
         if self.stt is not None:
             options |= {"stt": self.stt.get("variant", "mixture"), **self.stt}
             options.pop("variant", None)
+        if self.head_factor is not None:
+            options = {"lam": "too", **options} if self.lam is not None else options
+            options |= {"head_factor": "given", **self.head_factor}
         return "-".join([self.hf_lam_class, *(f"{key}_{value}" for key, value in options.items())])
 
     @property
     def block(self):
-        given = {"lam": self.lam, "locomt": self.locomt, "stt": self.stt}
+        given = {"lam": self.lam, "locomt": self.locomt, "stt": self.stt, "head_factor": self.head_factor}
         return {key: dict(options) for key, options in given.items() if options is not None}
 
     @property
@@ -133,6 +144,12 @@ CASES += [
         (None, None, {"synthesizer": "random", "train_mixing": True}),
         ({"per_head": True}, {"views": "half", "annealing": True}, {"synthesizer": "factorized_dense"}),
     ]
+]
+# A mechanism from elsewhere, alone and with the others.
+CASES += [
+    Case(stock, CLASSES[stock], lam, locomt, head_factor=options)
+    for stock in HEADS
+    for lam, locomt, options in [(None, None, {}), ({}, {"views": "half"}, {"most": 1.5})]
 ]
 
 
@@ -256,12 +273,38 @@ def read_reference(path):
     return groups
 
 
+def import_foreign():
+    """Register the mechanism from elsewhere, whose file is beside this folder."""
+    sys.path.insert(0, str(TESTS))
+    from helpers import foreign_mechanism
+
+    sys.path.remove(str(TESTS))
+    return foreign_mechanism
+
+
+def check_private_names():
+    import transformers
+
+    from hf_lam.modeling.hosts_facts_hf_lam import PRIVATE_NAMES
+
+    sys.path.insert(0, str(TESTS))
+    from helpers.private_names import exists
+
+    sys.path.remove(str(TESTS))
+    gone = [f"{private.where} {private.name}" for private in PRIVATE_NAMES if not exists(private)]
+    if gone:
+        raise AssertionError(f"transformers {transformers.__version__} lacks {', '.join(gone)}")
+    print(f"all {len(PRIVATE_NAMES)} private names are there, transformers {transformers.__version__}")
+
+
 def save(folder):
     import torch
     import transformers
 
     import hf_lam
 
+    check_private_names()
+    import_foreign()
     stock_models = {}
     for seed, stock_class in enumerate([*CLASSES, "ASTModel"]):
         case = Case(stock_class, CLASSES.get(stock_class, "AutoModel"))
@@ -280,8 +323,7 @@ def save(folder):
         reference = read_reference(folder / "references" / f"{case.stock_class}.safetensors")
         inputs = reference["inputs"]
         stock = getattr(transformers, case.stock_class).from_pretrained(folder / "stock" / case.stock_class)
-        kinds = {"lam": hf_lam.LamConfig, "locomt": hf_lam.LocomtConfig, "stt": hf_lam.SttConfig}
-        model = hf_lam.convert(stock, *(kinds[key](**options) for key, options in case.block.items())).eval()
+        model = hf_lam.convert(stock, *configs_of(case)).eval()
         if type(model).__name__ != case.hf_lam_class:
             raise AssertionError(f"convert made a {type(model).__name__}, expected {case.hf_lam_class}")
         error = difference(outputs_of(model, inputs), reference["outputs"])
@@ -289,7 +331,7 @@ def save(folder):
             raise AssertionError(f"{case.name}: {error:.1e} from the stock model right after convert()")
 
         add_noise(hf_lam.mechanism_parameters(model), seed=200 + seed)
-        for layer, synthesizer in enumerate(model.base_model.hf_lam.stt or ()):
+        for layer, synthesizer in enumerate(getattr(model.base_model.hf_lam, "stt", ())):
             if not case.is_pure_stt:
                 synthesizer.mixing.data.copy_(torch.linspace(0.2, 0.6, 4) + 0.2 * layer)
         outputs = outputs_of(model, inputs)
@@ -307,6 +349,12 @@ def save(folder):
         f"saved {len(stock_models)} stock, {len(CASES)} converted and {len(FUSION_CASES)} fusion models, "
         f"transformers {transformers.__version__}"
     )
+
+
+def configs_of(case):
+    from hf_lam.modeling.mechanism_registry_hf_lam import config_class_of
+
+    return [config_class_of(name)(**options) for name, options in case.block.items()]
 
 
 def make_fusion(folder, case):
@@ -352,9 +400,11 @@ def base_inputs(case, inputs):
     return inputs
 
 
-class BlockHfLam(importlib.abc.MetaPathFinder):
+class BlockOriginals(importlib.abc.MetaPathFinder):
+    """Neither hf_lam nor the file of the mechanism from elsewhere is there."""
+
     def find_spec(self, fullname, path=None, target=None):
-        if fullname.partition(".")[0] == "hf_lam":
+        if fullname.partition(".")[0] in ORIGINALS:
             raise ModuleNotFoundError(f"{fullname} is blocked here: a pushed model must not need it", name=fullname)
         return None
 
@@ -367,7 +417,7 @@ def clean(info):
 
 
 def load(folder):
-    sys.meta_path.insert(0, BlockHfLam())
+    sys.meta_path.insert(0, BlockOriginals())
     import transformers
 
     def check(case):
@@ -392,15 +442,23 @@ def load(folder):
             base = transformers.AutoModel.from_pretrained(path, trust_remote_code=True, **options).eval()
             hidden = outputs_of(base, base_inputs(case, reference["inputs"]))["last_hidden_state"]
             errors.append(difference({"hidden": hidden}, reference["base"]))
+        if "head_factor" in case.block:
+            with tempfile.TemporaryDirectory() as again:
+                model.save_pretrained(again)
+                model = auto_class.from_pretrained(again, trust_remote_code=True)
+            errors.append(difference(outputs_of(model.eval(), reference["inputs"]), reference["outputs"]))
         return max(errors)
 
     report("loaded without hf_lam", [*CASES, *FUSION_CASES], check, LOAD_TOLERANCE)
-    if any(name.partition(".")[0] == "hf_lam" for name in sys.modules):
-        raise AssertionError("hf_lam was imported")
+    imported = ORIGINALS & {name.partition(".")[0] for name in sys.modules}
+    if imported:
+        raise AssertionError(f"{', '.join(imported)} was imported")
 
 
 def load_stock(folder):
     import hf_lam
+
+    import_foreign()
 
     def check(case):
         reference = read_reference(folder / "references" / f"{case.stock_class}.safetensors")
