@@ -19,6 +19,7 @@ from helpers.hub_server import TOKEN, HubServer
 from helpers.lam_models import make_lam
 from helpers.processes import run_code
 from hf_lam.hub import pushing
+from hf_lam.modeling.license_hf_lam import LICENSE_FILE
 from hf_lam.modeling.version_hf_lam import TRAVELLING_FILES
 
 # Repository, stock class, host, Auto class of what is pushed.
@@ -144,8 +145,9 @@ def pushed(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_a_pushed_repository_has_code_auto_map_and_safetensors(hub: HubServer, pushed) -> None:
     for repo, _, _, auto_class in CASES:
         files = hub.repos[repo].files()
-        assert {"README.md", "config.json", "model.safetensors", *TRAVELLING_FILES} <= set(files)
-        others = set(files) - {"README.md", "config.json", "model.safetensors", ".gitattributes", *TRAVELLING_FILES}
+        expected = {"README.md", "config.json", "model.safetensors", LICENSE_FILE, *TRAVELLING_FILES}
+        assert expected <= set(files)
+        others = set(files) - expected - {".gitattributes"}
         assert [name for name in others if not name.endswith((".png", ".svg"))] == []
         assert len(hub.repos[repo].log) == (3 if repo == "user/lam-bert" else 2)
         auto_map = json.loads(files["config.json"])["auto_map"]
