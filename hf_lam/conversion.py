@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -167,7 +168,6 @@ def _share_tensors(source: PreTrainedModel, target: Any) -> None:
     reference = next(source.base_model.parameters())
     mechanisms = container_of(target.base_model)
     mechanisms.to_empty(device=reference.device).to(reference.dtype)
-    # Children first, as loading does: a parent may write what its `nn.Linear`s drew.
-    for module in reversed(list(mechanisms.modules())):
-        initialize_weights(target.base_model, module)
+    # `apply` goes to children first, as loading does: a parent may write what its `nn.Linear`s drew.
+    mechanisms.apply(partial(initialize_weights, target.base_model))
     mark_as_initialised(target)

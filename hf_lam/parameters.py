@@ -56,7 +56,7 @@ def freeze_host(model: ModelT, train_head: bool = False) -> ModelT:
     return model
 
 
-def head_parameters(model: nn.Module, encoders: Iterable[nn.Module]) -> list[nn.Parameter]:
+def head_parameters(model: nn.Module, encoders: Iterable[InjectedEncoder | nn.Module]) -> list[nn.Parameter]:
     """The parameters of a task model outside of its encoders, and those of the encoders' poolers."""
     body = {
         id(parameter)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..modeling.hosts_facts_hf_lam import is_fusion
 from ..modeling.hosts_hf_lam import find_attentions, head_size_of
-from ..modeling.injection_hf_lam import injected_encoders, injection_of, mechanism_of
+from ..modeling.injection_hf_lam import InjectedEncoder, injected_encoders, injection_of, mechanism_of
 from ..modeling.mechanism_hf_lam import Attended, Attention, ScoreChange, SegmentSize, compose
 from ..observing import evaluation_mode, observing
 from .counting import Meter, count_flops
@@ -72,7 +72,7 @@ class _MechanismWatch:
         meter: what counts.
     """
 
-    def __init__(self, base: Any, meter: Meter) -> None:
+    def __init__(self, base: InjectedEncoder, meter: Meter) -> None:
         self.base = base
         self.injection = injection_of(base)
         self.meter = meter

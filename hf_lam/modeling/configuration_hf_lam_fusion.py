@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .configuration_hf_lam import HfLamConfigMixin
+from .injection_hf_lam import check_grid
 from .locomt_hf_lam import baseline_block, find_baseline
 from .mechanism_registry_hf_lam import configs_in, mechanism_block
 
@@ -234,18 +235,9 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         return getattr(self, f"{name}_config")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        needing = [type(config).__name__ for config in _configs_of(name, value) if config.needs_grid]
-        if needing:
-            raise ValueError(
-                f"HfLamFusionConfig: {needing[0]} needs tokens on one grid, which a sequence of several modalities is "
-                "not. Leave it out."
-            )
+        if name == "hf_lam":
+            check_grid(type(self).__name__, configs_in(mechanism_block(value)))
         super().__setattr__(name, value)
-
-
-def _configs_of(name: str, value: Any) -> list[Any]:
-    """The mechanisms behind a value that is about to be set."""
-    return list(configs_in(mechanism_block(value)).values()) if name == "hf_lam" else []
 
 
 def _is_of_model(config: Any) -> bool:

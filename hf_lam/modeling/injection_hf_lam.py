@@ -172,7 +172,8 @@ def plan_injection(model: PreTrainedModel, block: dict[str, Any] | None) -> Plan
     stack, layers = find_layers(base, attentions)
     if any(config.needs_places for config in configs.values()):
         check_keeps_tokens(base)
-    check_grid(type(base).__name__, base.config, configs)
+    if is_fusion(base.config):
+        check_grid(type(base).__name__, configs)
     host = read_host(base, len(attentions))
     configs = {name: config.resolve(host) for name, config in configs.items()}
     check_combination(configs)
@@ -193,10 +194,10 @@ def plan_injection(model: PreTrainedModel, block: dict[str, Any] | None) -> Plan
     return Plan(base, injection, container, projections)
 
 
-def check_grid(name: str, host_config: Any, configs: dict[str, Any]) -> None:
+def check_grid(name: str, configs: dict[str, Any]) -> None:
     """Raises a `ValueError` for mechanisms on a grid in a model of several modalities, which have none."""
     needing = [type(config).__name__ for config in configs.values() if config.needs_grid]
-    if needing and is_fusion(host_config):
+    if needing:
         raise ValueError(
             f"{needing[0]} needs tokens on one grid, which the sequence of several modalities of {name} is not. Leave "
             "it out."
@@ -369,7 +370,7 @@ def remove(model: ModelT) -> ModelT:
 # --- what is there ---------------------------------------------------------------------------------------------------
 
 
-def injected_encoders(model: nn.Module) -> list[Any]:
+def injected_encoders(model: nn.Module) -> list[InjectedEncoder]:
     """The encoders inside `model` that carry mechanisms, by whichever copy of this code they were attached."""
     return [module for module in model.modules() if getattr(module.__dict__.get("_hf_lam"), "base", None) is module]
 
@@ -379,7 +380,7 @@ def injection_of(base: InjectedEncoder) -> Injection:
     return base._hf_lam
 
 
-def encoders_with(model: nn.Module, name: str) -> list[Any]:
+def encoders_with(model: nn.Module, name: str) -> list[InjectedEncoder]:
     """The encoders inside `model` that have the mechanism `name`."""
     return [base for base in injected_encoders(model) if name in injection_of(base).configs]
 

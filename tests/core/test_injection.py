@@ -54,6 +54,7 @@ from hf_lam import (
 )
 from hf_lam.modeling import attention_hooks_hf_lam, attention_pass_hf_lam, injection_hf_lam, locomt_hf_lam
 from hf_lam.modeling.injection_hf_lam import injection_of
+from hf_lam.modeling.mechanism_hf_lam import MechanismPart
 
 BACKBONES = ("bert", "vit", "videomae")
 IMPLEMENTATIONS = ("eager", "sdpa", "hf_lam")
@@ -506,3 +507,18 @@ def test_views_on_hosts_with_registers_and_with_tubelets_of_three_sizes() -> Non
             if isinstance(config, LocomtConfig):
                 assert injection_of(model).configs["locomt"].segments[0][1] == {"length": prefix, "global": True}
             remove(model)
+
+
+@pytest.mark.parametrize("name", ["per_layer", "rank", "dense", "factorized_random", "mixture_all"])
+def test_a_seed_gives_convert_the_weights_of_one_layer_after_the_other(name: str) -> None:
+    model = make_host("vit")
+    torch.manual_seed(5)
+    found = convert(model, *mechanisms(name, "vit")).hf_lam.state_dict()
+    container = inject(make_host("vit"), *mechanisms(name, "vit")).hf_lam
+    torch.manual_seed(5)
+    for part in container.modules():
+        if isinstance(part, MechanismPart):
+            part.reset_parameters()
+    expected = container.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
