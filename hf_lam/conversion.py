@@ -15,13 +15,8 @@ from .modeling import modeling_hf_lam
 from .modeling.configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig
 from .modeling.hosts_facts_hf_lam import read_structure
 from .modeling.hosts_hf_lam import read_implementation
-from .modeling.injection_hf_lam import (
-    container_of,
-    initialize_weights,
-    injected_encoders,
-    list_changes,
-    mark_as_initialised,
-)
+from .modeling.injection_hf_lam import initialize_weights, injected_encoders, list_changes
+from .modeling.layers_hf_lam import container_of, mark_as_initialised
 from .modeling.mechanism_registry_hf_lam import mechanism_block
 
 logger = logging.get_logger(__name__)
@@ -36,6 +31,9 @@ def convert(
     **from_pretrained_kwargs: Any,
 ) -> Any:
     """Turn a BERT, ViT or VideoMAE model into the matching `HfLam…` model with the same weights.
+
+    What lies beside a model (its tokenizer or processor, the modules of sentence-transformers) is no part of it; the
+    command `hf-lam convert` takes that along, too.
 
     Args:
         model_or_id: a loaded transformers model, a local folder, or a Hub id.
@@ -85,9 +83,9 @@ def convert_silently(
     taken = sorted({"config", "hf_lam"} & from_pretrained_kwargs.keys())
     if taken:
         raise ValueError(f"convert sets {taken} itself; give the mechanisms as configurations.")
-    hub_options = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
     config = AutoConfig.from_pretrained(
-        model_or_id, **{key: from_pretrained_kwargs[key] for key in hub_options if key in from_pretrained_kwargs}
+        model_or_id,
+        **{key: from_pretrained_kwargs[key] for key in modeling_hf_lam.HUB_OPTIONS if key in from_pretrained_kwargs},
     )
     config_class = _find_config_class(config)
     name = _name_auto_class(auto_class)

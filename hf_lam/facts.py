@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .modeling.injection_hf_lam import InjectedEncoder, container_of, injection_of, mechanism_of
+from .modeling.injection_hf_lam import InjectedEncoder, injection_of, mechanism_of
+from .modeling.layers_hf_lam import container_of
 from .modeling.mechanism_hf_lam import Attended, Attention, overrides
 from .observing import evaluation_mode, observing, run_batches, tokens_of
 

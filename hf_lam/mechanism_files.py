@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from .modeling.injection_hf_lam import container_of, injection_of, plan_injection
+from .modeling.injection_hf_lam import injection_of, plan_injection
+from .modeling.layers_hf_lam import container_of, explain_layers
+from .modeling.mechanism_hf_lam import MARK
 from .modeling.mechanism_registry_hf_lam import (
     block_of,
     file_of,
     is_own_file,
+    is_version,
     mechanism_block,
     mechanism_names,
     source_of,
 )
+from .modeling.saving_hf_lam import staging
 from .modeling.version_hf_lam import __version__
 from .parameters import only_injected_encoder
 
@@ -39,9 +42,13 @@ def save_mechanism(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     hf_lam's own, as it is. They are written beside their final place and moved there when complete.
 
     Raises:
-        ValueError: if the model does not have mechanisms in exactly one encoder, or `folder` is a file.
+        ValueError: if the model does not have mechanisms in exactly one encoder, its layers were changed in a way
+            that they cannot follow, or `folder` is a file.
     """
     base = only_injected_encoder(model)
+    problem = explain_layers(base)
+    if problem is not None:
+        raise ValueError(problem)
     target = Path(folder)
     if target.is_file():
         raise ValueError(f"{str(folder)!r} is a file; save_mechanism needs a folder.")
@@ -57,7 +64,7 @@ def save_mechanism(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         contents[FILES_KEY] = {name: file.name for name, file in files.items()}
     tensors = {name: tensor.contiguous() for name, tensor in container_of(base).state_dict().items()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as partial:
+    with staging(target.parent, f".{target.name}.") as partial:
         Path(partial, CONFIG_FILE).write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(tensors, Path(partial, WEIGHTS_FILE), metadata={"format": "pt"})
         for name, file in files.items():
@@ -88,7 +95,10 @@ def load_mechanism(host: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
 
     _check_known(Path(folder), contents)
     plan = plan_injection(host, mechanism_block(contents.get("hf_lam")))
-    expected = {name: tuple(tensor.shape) for name, tensor in plan.container.state_dict().items()}
+    state = plan.container.state_dict()
+    # Folders that were saved before there were marks have none.
+    tensors |= {name: state[name] for name in state if name.rpartition(".")[2] == MARK and name not in tensors}
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
         differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
@@ -127,6 +137,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{str(folder / CONFIG_FILE)!r} is not valid JSON: {error}") from error
     if not isinstance(contents, dict):
         raise ValueError(f"{str(folder / CONFIG_FILE)!r} must hold a JSON object, got {contents!r}.")
+    for key, is_right, wanted in (
+        ("hf_lam_version", is_version(contents.get("hf_lam_version", __version__)), "a version of hf_lam"),
+        (FILES_KEY, isinstance(contents.get(FILES_KEY, {}), dict), "a dictionary of files"),
+    ):
+        if not is_right:
+            raise ValueError(f"{key} in {str(folder / CONFIG_FILE)!r} must be {wanted}, got {contents[key]!r}.")
     try:
         tensors = load_file(folder / WEIGHTS_FILE)
     except SafetensorError as error:

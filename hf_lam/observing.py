@@ -80,6 +80,7 @@ def run_batches(model: nn.Module, base: Any, batches: Iterable[Mapping[str, Any]
 
 def tokens_of(attention: Attention) -> Tensor | None:
     """Which tokens are not padding, bool `(B, L)`, those that a mechanism appends included; None if all are."""
-    if attention.padding is None:
+    padding = attention.padding_of_tokens
+    if padding is None:
         return None
-    return valid_tokens(attention.padding, attention.query.shape[0], attention.query.shape[2])
+    return valid_tokens(padding, attention.query.shape[0], attention.query.shape[2])

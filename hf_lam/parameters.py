@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from .modeling.injection_hf_lam import InjectedEncoder, container_of, injected_encoders
+from .modeling.injection_hf_lam import InjectedEncoder, injected_encoders
+from .modeling.layers_hf_lam import container_of
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -34,10 +34,6 @@ class DistanceBiasConfig(MechanismConfig):
         return replace(self, grid=grid)
 
     @property
-    def input_grid(self) -> tuple[int, ...]:
-        return tuple(self.grid or ())
-
-    @property
     def no_place_for_appended(self) -> str | None:
         return None if self.grid else "which have no place in a text"
 

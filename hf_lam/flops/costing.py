@@ -95,11 +95,11 @@ def cost(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None, *, bot
 
 def _compare(layer: LayerCount, segments: Sequence[SegmentSize], bottleneck_tokens: int) -> LayerCost:
     """What one layer costs, beside what other kinds of attention would cost in its place."""
-    kinds: dict[str, tuple[Rectangle, ...]] = {"full": ((layer.tokens, layer.tokens),)}
+    kinds: dict[str, tuple[Rectangle, ...]] = {"full": ((layer.tokens, layer.tokens + layer.past),)}
     if segments:
-        kinds["self"] = _rectangles_of(segments)
+        kinds["self"] = _rectangles_of(segments, layer.past)
         longer = [s if s.is_global else s._replace(length=s.length + bottleneck_tokens) for s in segments]
-        kinds["bottleneck"] = _rectangles_of(longer)
+        kinds["bottleneck"] = _rectangles_of(longer, layer.past)
     batch, heads, size = layer.batch_size, layer.num_heads, layer.head_size
     formula = {
         kind: (batch * FLOPS_PER_PAIR * size * sum(queries * keys for queries, keys in rectangles),) * heads
@@ -119,10 +119,14 @@ def _compare(layer: LayerCount, segments: Sequence[SegmentSize], bottleneck_toke
     )
 
 
-def _rectangles_of(segments: Sequence[SegmentSize]) -> tuple[Rectangle, ...]:
-    """Segments that see themselves and the global ones, which see all, as numbers of queries and keys."""
+def _rectangles_of(segments: Sequence[SegmentSize], past: int) -> tuple[Rectangle, ...]:
+    """Segments that see themselves and the global ones, which see all, as numbers of queries and keys.
+
+    past: keys before the tokens, which all of them see.
+    """
     everything = sum(segment.length for segment in segments)
     of_global = sum(segment.length for segment in segments if segment.is_global)
     return tuple(
-        (segment.length, everything if segment.is_global else segment.length + of_global) for segment in segments
+        (segment.length, past + (everything if segment.is_global else segment.length + of_global))
+        for segment in segments
     )

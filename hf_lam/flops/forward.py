@@ -34,6 +34,7 @@ class LayerCount:
     segments: that a pattern cuts the sequence into.
     added, added_formula: FLOPs of making what changes the scores or takes their place, by the names of mechanisms.
     facts: what these say of themselves besides (`Mechanism.list_cost_facts`).
+    past: keys before the tokens (`past_key_values`), which every token sees.
     """
 
     batch_size: int
@@ -49,6 +50,7 @@ class LayerCount:
     added: dict[str, int] = field(default_factory=dict)
     added_formula: dict[str, int] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    past: int = 0
 
 
 def count_forward(model: PreTrainedModel, base: Any, inputs: Mapping[str, Any]) -> tuple[list[LayerCount], int]:
@@ -124,6 +126,7 @@ class _MechanismWatch:
             added=added,
             added_formula={name: made.count_flops(layer, batch, length) for name, made in mechanisms.items()},
             facts={name: made.list_cost_facts(length) for name, made in mechanisms.items()},
+            past=attention.past,
         )
         if attention.replacement is not None:
             own = attention.replacement.count_flops(attention)
@@ -143,7 +146,7 @@ class _MechanismWatch:
         name = str(self.injection.pattern)
         mechanism, pattern = mechanism_of(self.base, name), attention.of_pass.begun[name]
         views = mechanism.list_facts(attention.layer).get("views")
-        pairs = pattern.count_pairs(attention.layer)
+        pairs = pattern.count_pairs(attention.layer, attention.past)
         own = tuple(FLOPS_PER_PAIR * count.head_size * count.batch_size * number for number in pairs)
         counted = [self.count_head(attention, head, views) for head in range(count.num_heads)]
         is_full = attention.want_weights or mechanism.scores_all(pattern)
@@ -233,4 +236,9 @@ class _HostWatch:
         hidden_states = args[0] if args else kwargs["hidden_states"]
         batch, length, _ = hidden_states.shape
         host = attention.config
-        self.layers.append(LayerCount(batch, length, host.num_attention_heads, head_size_of(host), products))
+        # The tokens are in it by now. transformers called it past_key_values up to 5.23.
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        past = 0 if cache is None else cache.get_seq_length(attention.layer_idx) - length
+        self.layers.append(
+            LayerCount(batch, length, host.num_attention_heads, head_size_of(host), products, past=past)
+        )

@@ -7,14 +7,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from ..modeling.injection_hf_lam import (
-    all_containers,
-    encoders_with,
-    injection_of,
-    make_mechanism,
-    mark_as_initialised,
-    replace_config,
-)
+from ..modeling.injection_hf_lam import encoders_with, injection_of, replace_config
+from ..modeling.layers_hf_lam import all_containers, make_mechanism, mark_as_initialised
 from ..modeling.locomt_hf_lam import LocomtConfig
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -32,9 +26,12 @@ def set_views(model: ModelT, config: LocomtConfig) -> ModelT:
         same size.
 
     Raises:
+        TypeError: if `config` is something else.
         ValueError: if the model has no attention views in exactly one encoder, or the new ones do not fit. The model
             is unchanged.
     """
+    if not isinstance(config, LocomtConfig):
+        raise TypeError(f"set_views needs a LocomtConfig, got {config!r}.")
     encoders = encoders_with(model, LocomtConfig.name)
     if len(encoders) != 1:
         raise ValueError(
@@ -55,11 +52,11 @@ def set_views(model: ModelT, config: LocomtConfig) -> ModelT:
         )
     containers = all_containers(base)
     new = [make_mechanism(base, config, injection.host, injection.attentions) for _ in containers]
+    replace_config(base, config)
     for container, views in zip(containers, new, strict=True):
         views.train(base.training)
         if config.bottleneck_tokens == before.bottleneck_tokens != 0:
             views.bottleneck = container.locomt.bottleneck
         mark_as_initialised(views)
         container.locomt = views
-    replace_config(base, config)
     return model

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from transformers.utils.output_capturing import _active_collector
 
 from .attention_pass_hf_lam import CALL, MODALITY_TOKENS, PASS, TOKEN_TYPES, AttentionCall, ForwardPass, Injection
-from .hosts_facts_hf_lam import read_patches
+from .hosts_facts_hf_lam import read_input_grid
 from .hosts_hf_lam import choose_implementation
 from .mechanism_hf_lam import PassStart
 
@@ -70,19 +70,18 @@ def forward_with_token_types(base: Any, host_forward: Any, *args: Any, **kwargs:
     return run(*args, **{**kwargs, TOKEN_TYPES: token_types})
 
 
-def check_image_size(base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def check_input_grid(base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """An image of another shape may have as many patches as the grid, which then would not be noticed."""
-    pixels = kwargs.get("pixel_values", args[0] if args else None)
-    if not isinstance(pixels, Tensor) or pixels.dim() != 4:
-        return
-    found = read_patches(base.config, pixels.shape[2], pixels.shape[3])
-    for config in base._hf_lam.configs.values():
-        grid = config.input_grid
-        if found is not None and len(grid) == 2 and found != grid:
+    values: Any = kwargs.get(base.main_input_name, args[0] if args else None)
+    found = read_input_grid(base.config, tuple(values.shape)) if isinstance(values, Tensor) else ()
+    injection: Injection = base._hf_lam
+    for config in injection.configs.values():
+        grid = config.input_grid(injection.host)
+        if found and grid and found != grid:
+            patches, made_for = (" × ".join(map(str, sizes)) for sizes in (found, grid))
             raise ValueError(
-                f"the images are {pixels.shape[2]} × {pixels.shape[3]} pixels, a grid of {found[0]} × {found[1]} "
-                f"patches, but {type(config).__name__} was made for {grid[0]} × {grid[1]}. "
-                f"{config.explain_input_grid(found)}"
+                f"{base.main_input_name} of shape {tuple(values.shape)} has a grid of {patches} patches, but "
+                f"{type(config).__name__} was made for {made_for}. {config.explain_input_grid(found)}"
             )
 
 

@@ -41,6 +41,7 @@ from .mechanism_hf_lam import (
     Replacement,
     ScoreChange,
     compose,
+    extend_change,
     needs_same_dropout,
 )
 from .mechanism_registry_hf_lam import find_name, order_of_changes
@@ -74,6 +75,8 @@ class Injection:
     layers, attentions: its layers, and the self-attention of each.
     begins: names of the mechanisms that have something to begin with.
     token_types_position: where the encoder's forward takes `token_type_ids`; None if no mechanism needs them.
+    layers_path: where in the stack the layers are.
+    seen: what was there when it was looked at last: the layers, or what somebody has wrapped around them.
     undo: what was changed, in order; `remove` goes through it backwards.
     observers: what looks at the attention of the layers at the moment; the last one stands in front.
     """
@@ -86,6 +89,8 @@ class Injection:
     attentions: tuple[Any, ...]
     begins: tuple[str, ...]
     token_types_position: int | None = None
+    layers_path: str = ""
+    seen: tuple[nn.Module, ...] = ()
     undo: list[Any] = field(default_factory=list)
     observers: tuple[Observer, ...] = ()
 
@@ -149,7 +154,7 @@ class ForwardPass:
             attention.hidden_states,
             self.begun.get(name),
             self.states.get(name),
-            attention.padding,
+            attention.padding_of_tokens,
             is_last=name == self.injection.order[-1] if self.injection.order else True,
         )
 
@@ -179,6 +184,7 @@ def attend(attention: Attention) -> Attended:
         replacement = attention.replacement
         return (of_pass.replace_scores(attention) if replacement is None else replacement).attend(attention)
     change = of_pass.change_scores(attention) if attention.change is None else attention.change
+    change = extend_change(change, attention.past)
     if injection.pattern is not None:
         return of_pass.begun[injection.pattern].attend(attention, change)
     return attend_changed(attention, change)
@@ -233,6 +239,9 @@ class AttentionCall:
         padding = dense_padding(attention_mask, query, key)
         if padding is not None and of_pass.injection.appending is not None:
             padding = extend_padding(padding, key.shape[2] - padding.shape[-1])
+        past = key.shape[2] - query.shape[2]
+        if past:
+            refuse_past(of_pass.injection.configs, past)
         attention = Attention(
             of_pass=of_pass,
             layer=self.layer,
@@ -245,9 +254,21 @@ class AttentionCall:
             dropout=dropout,
             implementation=of_pass.implementation,
             want_weights=bool(of_pass.want_weights),
+            past=past,
         )
         context, weights = of_pass.attend(attention)
         return context.transpose(1, 2).contiguous(), weights
+
+
+def refuse_past(configs: dict[str, Any], past: int) -> None:
+    """Raises a `ValueError` for mechanisms without a place for keys that come before the tokens."""
+    for config in configs.values():
+        if config.no_place_for_past is not None:
+            raise ValueError(
+                f"{past} keys and values come before the tokens (a cache, or past_key_values, as of prefix tuning), "
+                f"{config.no_place_for_past}, so {type(config).__name__} cannot be used with them. Train something "
+                "else instead, such as LoRA or prompt tuning."
+            )
 
 
 # What a host may ask of its attention, and what would be lost without a word.

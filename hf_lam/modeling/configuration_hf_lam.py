@@ -16,6 +16,7 @@ from transformers import BertConfig, VideoMAEConfig, ViTConfig
 # Registers the mechanisms, in this order.
 from .mechanism_list_hf_lam import __all__ as _registered  # noqa: F401
 from .mechanism_registry_hf_lam import configs_in, mechanism_block
+from .option_checks_hf_lam import check_host_option
 from .travelling_hf_lam import copy_code
 from .version_hf_lam import __version__
 
@@ -37,6 +38,9 @@ class HfLamConfigMixin:
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "hf_lam":
             value = mechanism_block(value)
+        elif name == "num_labels" and not isinstance(value, int):
+            raise ValueError(f"{type(self).__name__}: num_labels must be an integer, got {value!r}.")
+        check_host_option(type(self).__name__, name, value)
         super().__setattr__(name, value)
 
     @classmethod

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
-from transformers.activations import ACT2FN
 
 from .configuration_hf_lam import HfLamConfigMixin
 from .injection_hf_lam import check_grid
 from .locomt_hf_lam import baseline_block, find_baseline
 from .mechanism_registry_hf_lam import configs_in, mechanism_block
+from .option_checks_hf_lam import check_host_options, is_count
 
 # Of every modality: the argument of the model's `forward` that holds it.
 INPUT_NAMES = {
@@ -33,6 +34,18 @@ OTHER_NAMES = {
 }
 MODALITIES = tuple(INPUT_NAMES)
 BASELINES = ("full", "self", "bottleneck", "late")
+
+# What the plain fields of the configuration can be. (Those of stock configurations are checked by transformers.)
+_NUMBER = ((int, float), "a number")
+_FIELDS: dict[str, tuple[tuple[Any, ...], str]] = {
+    **dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size"), ((int, NoneType), "an integer")),
+    "num_hidden_layers": ((int,), "an integer"),
+    "hidden_act": ((str,), "the name of an activation"),
+    "norm_first": ((bool,), "True or False"),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), _NUMBER),
+    **dict.fromkeys(("layer_norm_eps", "initializer_range"), _NUMBER),
+    "classifier_dropout": ((int, float, NoneType), "a number, or None for hidden_dropout_prob"),
+}
 
 
 class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
@@ -132,8 +145,6 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         self.modalities = list(self.modalities)
         self._resolve_sizes()
         self._check_pooling()
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"HfLamFusionConfig: hidden_act={self.hidden_act!r} is unknown to transformers.")
         if baseline is not None:
             if self.hf_lam is not None:
                 raise ValueError(
@@ -163,7 +174,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
             ("num_hidden_layers", 0),
         ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_count(value, least):
                 raise ValueError(f"HfLamFusionConfig: {name} must be an integer of at least {least}, got {value!r}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -237,6 +248,9 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "hf_lam":
             check_grid(type(self).__name__, configs_in(mechanism_block(value)))
+        kinds, wanted = _FIELDS.get(name, ((object,), ""))
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds and object not in kinds):
+            raise ValueError(f"{type(self).__name__}: {name} must be {wanted}, got {value!r}.")
         super().__setattr__(name, value)
 
 
@@ -248,6 +262,7 @@ def _is_of_model(config: Any) -> bool:
 def encoder_config_of(modality: str, config: Any) -> Any:
     """A modality's configuration as an object; a `ValueError` that names the modality if it is none."""
     if isinstance(config, Mapping):
+        check_host_options(f"{modality}_config", config)
         model_type = str(config.get("model_type"))
         if model_type not in CONFIG_MAPPING:
             raise ValueError(
@@ -273,6 +288,7 @@ def encoder_config_of(modality: str, config: Any) -> Any:
             "encoder that gives a sequence of tokens. Of a model with several, such as CLIP, give one: its "
             "CLIPVisionModel."
         )
+    check_host_options(f"{modality}_config", config)
     config = copy.deepcopy(config)
     if getattr(config, "use_cache", False):
         # There is none. Where it is on, transformers warns under checkpointing, which stops `torch.compile`.

@@ -110,16 +110,37 @@ def drops_tokens(config: Any) -> bool:
 def read_grid(config: Any) -> tuple[tuple[int, ...], int]:
     """Axes of the grid of an encoder's tokens, empty for none, and frames of the input in a step of a video's."""
     if hasattr(config, "tubelet_size"):
-        tubelet = config.tubelet_size  # in ViViT, its patch is a part of it
-        steps, patch = (tubelet, config.patch_size) if isinstance(tubelet, int) else (tubelet[0], tuple(tubelet[1:]))
-        return (config.num_frames // steps, *_divide(_pair(config.image_size), _pair(patch))), steps
+        steps, patch = _tubelet(config)
+        return (config.num_frames // steps, *_divide(_pair(config.image_size), patch)), steps
     if hasattr(config, "frequency_stride"):
-        rows = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
-        columns = (config.max_length - config.patch_size) // config.time_stride + 1
-        return (rows, columns), 1
+        return _divide_spectrogram(config, config.max_length, config.num_mel_bins), 1
     if hasattr(config, "image_size") and hasattr(config, "patch_size"):
         return _divide(_pair(config.image_size), _pair(config.patch_size)), 1
     return (), 1
+
+
+def read_input_grid(config: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The same for an input of that shape, `(B, …)`, of whatever size; empty where its shape does not tell."""
+    if hasattr(config, "tubelet_size") and len(shape) == 5:
+        steps, patch = _tubelet(config)
+        return (shape[1] // steps, *_divide((shape[3], shape[4]), patch))
+    if hasattr(config, "frequency_stride") and len(shape) == 3:
+        return _divide_spectrogram(config, shape[1], shape[2])
+    if hasattr(config, "patch_size") and len(shape) == 4:
+        return _divide((shape[2], shape[3]), _pair(config.patch_size))
+    return ()
+
+
+def _tubelet(config: Any) -> tuple[int, tuple[int, int]]:
+    """Frames and pixels of a patch of a video; in ViViT, its patch is a part of the tubelet."""
+    tubelet = config.tubelet_size
+    is_number = isinstance(tubelet, int)
+    return (tubelet, _pair(config.patch_size)) if is_number else (tubelet[0], _pair(tubelet[1:]))
+
+
+def _divide_spectrogram(config: Any, frames: int, mel_bins: int) -> tuple[int, int]:
+    rows = (mel_bins - config.patch_size) // config.frequency_stride + 1
+    return rows, (frames - config.patch_size) // config.time_stride + 1
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -128,12 +149,6 @@ def _pair(size: Any) -> tuple[int, int]:
 
 def _divide(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
     return size[0] // patch[0], size[1] // patch[1]
-
-
-def read_patches(config: Any, height: int, width: int) -> tuple[int, int] | None:
-    """Rows and columns of patches of an image of that size in pixels; None for a host without patches."""
-    patch = getattr(config, "patch_size", None)
-    return None if patch is None else _divide((height, width), _pair(patch))
 
 
 def read_positions(base: Any) -> int | None:
@@ -278,6 +293,15 @@ LAYER_OPTIONS = (
     ("layer_norm_eps", "layer_norm_eps"),
     ("initializer_range", "initializer_range"),
 )
+
+
+def read_window(config: Any) -> str | None:
+    """The option with which attention sees a part of a long sequence, though all of a short one; None without one."""
+    if getattr(config, "attention_type", None) == "original_full":
+        return None  # BigBird then is a BERT
+    options = ("sliding_window", "local_attention", "attention_window", "block_size")
+    return next((option for option in options if getattr(config, option, None)), None)
+
 
 # --- what can be built -----------------------------------------------------------------------------------------------
 

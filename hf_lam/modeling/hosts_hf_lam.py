@@ -136,12 +136,11 @@ def find_attentions(base: PreTrainedModel) -> list[Any]:
     if not isinstance(base, PreTrainedModel):
         raise ValueError(f"{name} is not a transformers encoder.")
     if getattr(base.config, "is_encoder_decoder", False) or getattr(base.config, "is_decoder", False):
-        raise ValueError(f"{name} is a decoder or has one; hf_lam works on encoders without a cache.")
-    recorded = (getattr(base, "_can_record_outputs", None) or {}).get("attentions")
-    recorders = recorded if isinstance(recorded, (list, tuple)) else [recorded]
-    attentions = [
-        module for path, module in base.named_modules() if any(_is_recorded(r, path, module) for r in recorders)
-    ]
+        raise ValueError(
+            f"{name} is a decoder or has one (is_decoder or is_encoder_decoder in its configuration); hf_lam works on "
+            "encoders without a cache."
+        )
+    attentions = recorded_attentions(base)
     if not attentions and getattr(base.config, "num_hidden_layers", None) == 0:
         raise ValueError(f"{name} has num_hidden_layers=0, so it has no attention to attach a mechanism to.")
     if not attentions:
@@ -171,6 +170,13 @@ def find_attentions(base: PreTrainedModel) -> list[Any]:
         if not takes_kwargs(forward) and type(attention).__name__ not in SHIMS:
             raise ValueError(f"{type(attention).__name__} of {name} takes no keyword arguments, which hf_lam needs.")
     return attentions
+
+
+def recorded_attentions(base: PreTrainedModel) -> list[Any]:
+    """The modules that the host says are its self-attention, in layer order."""
+    recorded = (getattr(base, "_can_record_outputs", None) or {}).get("attentions")
+    recorders = recorded if isinstance(recorded, (list, tuple)) else [recorded]
+    return [module for path, module in base.named_modules() if any(_is_recorded(r, path, module) for r in recorders)]
 
 
 def _is_recorded(recorder: Any, path: str, module: nn.Module) -> bool:

@@ -21,40 +21,35 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import logging
 
-from .attention_hooks_hf_lam import (
-    append_tokens,
-    check_image_size,
-    drop_appended,
-    enter_attention,
-    enter_layer,
-    enter_stack,
-    forward_with_token_types,
-    mix_appended,
-    restore_checkpointing,
-)
+from .attention_hooks_hf_lam import check_input_grid, enter_stack, forward_with_token_types, restore_checkpointing
 from .attention_pass_hf_lam import Injection
-from .hosts_facts_hf_lam import SHIMS, drops_tokens, is_fusion
+from .changes_hf_lam import Changes, undo_changes
+from .hosts_facts_hf_lam import drops_tokens, is_fusion
 from .hosts_hf_lam import (
-    Host,
     check_keeps_tokens,
     find_attentions,
     find_layers,
     find_query_and_key,
-    make_dispatching_config,
     read_host,
     refuse_dropped_tokens,
-    takes_kwargs,
 )
-from .mechanism_hf_lam import REPLACEMENT, Mechanism, MechanismConfig, MechanismContainer, MechanismPart, overrides
-from .mechanism_registry_hf_lam import (
-    block_of,
-    check_combination,
-    configs_in,
-    mechanism_block,
-    mechanism_class_of,
+from .layers_hf_lam import (
+    attach_to_layers,
+    container_of,
+    follow_layers,
+    layers_in,
+    make_mechanism,
+    mark_as_initialised,
+    notice_changed_layers,
+    path_of_layers,
+    strip_copies,
+    write_block,
 )
+from .mechanism_hf_lam import MARK, REPLACEMENT, MechanismConfig, MechanismContainer, MechanismPart, overrides
+from .mechanism_registry_hf_lam import check_combination, configs_in, mechanism_block
 
 logger = logging.get_logger(__name__)
 
@@ -98,8 +93,9 @@ def inject(model: ModelT, *configs: Any) -> ModelT:
 
     Returns:
         The same model. With the defaults its outputs are unchanged; what changes them at once is logged. A pure STT
-        drops the query and key projections for good. Its class stays the stock one, which cannot
-        load the new weights again: save them with `save_mechanism`, or use `convert` for a model that saves whole.
+        drops the query and key projections for good. Its class stays the stock one, which cannot load the new
+        weights again, and `save_pretrained` warns of that: save them with `save_mechanism`, or use `convert` for a
+        model that saves whole.
 
     Raises:
         TypeError: if `model` is not a transformers model.
@@ -107,10 +103,36 @@ def inject(model: ModelT, *configs: Any) -> ModelT:
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"inject needs a transformers model (a PreTrainedModel), got {type(model).__name__}.")
-    plan_injection(model, mechanism_block(configs)).apply()
+    plan = plan_injection(model, mechanism_block(configs))
+    plan.apply()
+    _watch_saving(model, plan.injection)
     for change in list_changes(model):
         logger.warning(change)
     return model
+
+
+def _watch_saving(model: PreTrainedModel, injection: Injection) -> None:
+    """Let `save_pretrained` of a stock class say what it loses; `Trainer` calls it for every checkpoint."""
+    changes = Changes(injection.undo)
+    for saved in [model] if model is injection.base else [model, injection.base]:
+        if not hasattr(saved.config, "hf_lam"):
+            before = saved.__dict__.get("save_pretrained")
+            changes.set(saved, "save_pretrained", functools.partial(save_stock, saved, before))
+
+
+def save_stock(model: Any, before: Any, *args: Any, **kwargs: Any) -> None:
+    """`save_pretrained` of a model whose class has no place for the mechanisms that it has."""
+    names = [name for base in injected_encoders(model) for name in injection_of(base).configs]
+    # With an adapter, nothing but the adapter is saved.
+    if names and not getattr(model, "_hf_peft_config_loaded", False):
+        stock = type(model).__name__
+        logger.warning_once(
+            f"save_pretrained writes a {stock}, which transformers loads WITHOUT the mechanisms of hf_lam that this "
+            f"model has ({', '.join(names)}). Keep them with hf_lam.save_mechanism(model, folder), and attach them to "
+            f"the loaded {stock} with hf_lam.load_mechanism(model, folder). A model made with hf_lam.convert saves "
+            "whole."
+        )
+    (functools.partial(type(model).save_pretrained, model) if before is None else before)(*args, **kwargs)
 
 
 # --- plan, apply, undo -----------------------------------------------------------------------------------------------
@@ -133,20 +155,21 @@ class Plan(NamedTuple):
     def apply(self) -> None:
         """Attach the mechanisms."""
         base, injection = self.base, self.injection
-        change = _Changes(injection.undo)
+        changes = Changes(injection.undo)
         if torch.tensor([]).device.type != "meta":  # in that context weights get their values later, when loaded
             mark_as_initialised(self.container)
-        change.set(base, "hf_lam", self.container)
+        changes.set(base, "hf_lam", self.container)
         drop_projections(self.projections)
-        change.set(base, "_hf_lam", injection)
+        changes.set(base, "_hf_lam", injection)
         if injection.stack is not base:
-            change.set(injection.stack, "_hf_lam", injection)
-        write_block(base, injection)
+            changes.set(injection.stack, "_hf_lam", injection)
+        write_block(base, injection.configs)
         # Loading builds models without values and then asks `_init_weights` for those the checkpoint lacks.
-        change.set(base, "_init_weights", functools.partial(initialize_weights, base))
-        change.hook(injection.stack.register_forward_pre_hook(enter_stack, with_kwargs=True))
-        _apply_to_inputs(base, injection, change)
-        _apply_to_layers(injection, change)
+        changes.set(base, "_init_weights", functools.partial(initialize_weights, base))
+        changes.hook_before(injection.stack, notice_changed_layers)
+        changes.hook_before(injection.stack, enter_stack)
+        _apply_to_inputs(base, injection, changes)
+        attach_to_layers(injection, changes)
 
 
 def plan_injection(model: PreTrainedModel, block: dict[str, Any] | None) -> Plan:
@@ -190,7 +213,9 @@ def plan_injection(model: PreTrainedModel, block: dict[str, Any] | None) -> Plan
         attentions=tuple(attentions),
         begins=tuple(name for name, mechanism in mechanisms.items() if overrides(mechanism, "begin")),
         token_types_position=_position_of_token_types(base, configs),
+        layers_path=path_of_layers(stack, layers),
     )
+    injection.seen = tuple(layers_in(stack, injection.layers_path))
     return Plan(base, injection, container, projections)
 
 
@@ -216,16 +241,6 @@ def plan_projections(
     )
 
 
-def make_mechanism(base: Any, config: MechanismConfig, host: Host, attentions: Any) -> Mechanism:
-    """The module of one mechanism, on the devices of the host and in its dtype."""
-    mechanism = mechanism_class_of(config.name)(config, host)
-    mechanism.to(device=next(attentions[0].parameters()).device, dtype=base.dtype)
-    if isinstance(mechanism, nn.ModuleList) and len(mechanism) == len(attentions):
-        for part, attention in zip(mechanism, attentions, strict=True):
-            part.to(next(attention.parameters()).device)
-    return mechanism
-
-
 def _position_of_token_types(base: Any, configs: dict[str, Any]) -> int | None:
     if not any(config.needs_token_types for config in configs.values()):
         return None
@@ -233,92 +248,19 @@ def _position_of_token_types(base: Any, configs: dict[str, Any]) -> int | None:
     return list(inspect.signature(type(base).forward).parameters).index("token_type_ids") - 1
 
 
-class Replaced(NamedTuple):
-    """An attribute of a module before and after."""
-
-    module: nn.Module
-    name: str
-    existed: bool
-    before: Any
-    after: Any
-
-
-class _Changes:
-    """Changes modules and writes down how to undo it."""
-
-    def __init__(self, undo: list[Any]) -> None:
-        self.undo = undo
-
-    def set(self, module: Any, name: str, value: Any) -> None:
-        before = module.__dict__
-        self.undo.append(Replaced(module, name, name in before, before.get(name), value))
-        setattr(module, name, value)
-
-    def hook(self, handle: Any) -> None:
-        self.undo.append(handle)
-
-
-def undo_changes(undo: list[Any]) -> None:
-    """Take back what was written down, last first. What something else has replaced since stays as it is."""
-    for entry in reversed(undo):
-        if hasattr(entry, "remove"):
-            entry.remove()
-        elif not _is_ours(entry):
-            continue
-        elif entry.existed:
-            setattr(entry.module, entry.name, entry.before)
-        else:
-            delattr(entry.module, entry.name)
-    undo.clear()
-
-
-def _is_ours(entry: Replaced) -> bool:
-    """Whether an attribute is still what it was changed to, as far as it would do harm without us."""
-    now = getattr(entry.module, entry.name, None)
-    # PEFT puts a wrapper in the container's place; a copy of the configuration sends attention to us, too.
-    return now is entry.after or entry.name == "hf_lam" or getattr(now, "hf_lam_dispatches", False)
-
-
-def _apply_to_inputs(base: Any, injection: Injection, change: _Changes) -> None:
+def _apply_to_inputs(base: Any, injection: Injection, changes: Changes) -> None:
     """Check and note what the encoder is called with, where mechanisms are tied to it."""
     configs = injection.configs.values()
     if any(config.needs_places for config in configs) and drops_tokens(base.config):
-        change.hook(base.register_forward_pre_hook(refuse_dropped_tokens, with_kwargs=True))
-    if any(config.input_grid and config.input_grid == injection.host.tokens.grid for config in configs):
-        change.hook(base.register_forward_pre_hook(check_image_size, with_kwargs=True))
+        changes.hook_before(base, refuse_dropped_tokens)
+    if injection.host.tokens.grid and any(config.needs_places for config in configs):
+        changes.hook_before(base, check_input_grid)
     if injection.token_types_position is not None:
         # Not a hook: sentence-transformers calls `forward` itself. What accelerate may have put there stays beneath.
         host_forward = base.__dict__.get("forward")
         forward: Any = functools.partial(forward_with_token_types, base, host_forward)
         forward.__signature__ = inspect.signature(base.forward)
-        change.set(base, "forward", forward)
-
-
-def _apply_to_layers(injection: Injection, change: _Changes) -> None:
-    layers = injection.layers
-    if injection.appending is not None:
-        change.hook(layers[0].register_forward_pre_hook(append_tokens, with_kwargs=True))
-        for layer in layers[:-1]:
-            change.hook(layer.register_forward_hook(mix_appended, with_kwargs=True))
-        change.hook(layers[-1].register_forward_hook(drop_appended, with_kwargs=True))
-    for layer in layers:
-        change.hook(layer.register_forward_pre_hook(enter_layer, with_kwargs=True))
-    for index, attention in enumerate(injection.attentions):
-        change.set(attention, "config", make_dispatching_config(attention.config))
-        if not takes_kwargs(attention.forward):
-            change.set(attention, "forward", functools.partial(SHIMS[type(attention).__name__], attention))
-        enter = functools.partial(enter_attention, index)
-        change.hook(attention.register_forward_pre_hook(enter, with_kwargs=True))
-
-
-def mark_as_initialised(module: nn.Module) -> None:
-    """Say that all weights have their values: a model built around this one would draw those anew that do not say so.
-
-    `VisionEncoderDecoderModel(encoder=…)` does, for example, as every class does at the end of its `__init__`.
-    """
-    child: Any
-    for child in module.modules():
-        child._is_hf_initialized = True
+        changes.set(base, "forward", forward)
 
 
 def drop_projections(projections: list[tuple[nn.Module, str]]) -> None:
@@ -327,16 +269,12 @@ def drop_projections(projections: list[tuple[nn.Module, str]]) -> None:
         setattr(attention, name, nn.Identity())
 
 
-def write_block(base: Any, injection: Injection) -> None:
-    """Let the host's configuration say what the encoder has, if it has a place for it."""
-    if hasattr(base.config, "hf_lam"):
-        base.config.hf_lam = block_of(injection.configs)
-
-
 def initialize_weights(base: PreTrainedModel, module: nn.Module) -> None:
     """Give a module of an encoder its first values: a mechanism's own, or those that the host gives to its kind."""
     if isinstance(module, MechanismPart):
         module.reset_parameters()
+        if MARK in module._buffers:
+            init.ones_(module.get_buffer(MARK))
     else:
         type(base)._init_weights(base, module)
 
@@ -347,7 +285,7 @@ def remove(model: ModelT) -> ModelT:
     Raises:
         ValueError: if the model has none, or a pure STT, for which it gave up its query and key projections.
     """
-    encoders = injected_encoders(model)
+    encoders = _find_injected(model)
     if not encoders:
         raise ValueError(f"{type(model).__name__} has no hf_lam mechanisms to remove.")
     for base in encoders:
@@ -360,7 +298,10 @@ def remove(model: ModelT) -> ModelT:
             )
     for base in encoders:
         injection = injection_of(base)
-        restore_checkpointing(injection.layers)
+        follow_layers(base)
+        restore_checkpointing(tuple(base.modules()))
+        undo_changes(injection.undo, [*injection.layers, *injection.attentions])
+        strip_copies(base)
         undo_changes(injection.undo)
         if getattr(base.config, "hf_lam", None) is not None:
             base.config.hf_lam = None
@@ -371,7 +312,17 @@ def remove(model: ModelT) -> ModelT:
 
 
 def injected_encoders(model: nn.Module) -> list[InjectedEncoder]:
-    """The encoders inside `model` that carry mechanisms, by whichever copy of this code they were attached."""
+    """The encoders inside `model` that carry mechanisms, by whichever copy of this code they were attached.
+
+    Where layers were cut, reordered or copied since, their mechanisms follow them first, if they can.
+    """
+    encoders = _find_injected(model)
+    for base in encoders:
+        follow_layers(base)
+    return encoders
+
+
+def _find_injected(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if getattr(module.__dict__.get("_hf_lam"), "base", None) is module]
 
 
@@ -383,21 +334,6 @@ def injection_of(base: InjectedEncoder) -> Injection:
 def encoders_with(model: nn.Module, name: str) -> list[InjectedEncoder]:
     """The encoders inside `model` that have the mechanism `name`."""
     return [base for base in injected_encoders(model) if name in injection_of(base).configs]
-
-
-def container_of(base: InjectedEncoder) -> Any:
-    """The container of an encoder; where PEFT's `modules_to_save` wrapped it, the copy that is trained."""
-    copies = getattr(base.hf_lam, "modules_to_save", None)
-    if copies is None:
-        return base.hf_lam
-    active = base.hf_lam.active_adapter
-    return copies[active if isinstance(active, str) else active[0]]
-
-
-def all_containers(base: InjectedEncoder) -> list[Any]:
-    """The container of an encoder; where PEFT's `modules_to_save` wrapped it, the original and every copy."""
-    copies = getattr(base.hf_lam, "modules_to_save", None)
-    return [base.hf_lam] if copies is None else [base.hf_lam.original_module, *copies.values()]
 
 
 def mechanism_of(base: InjectedEncoder, name: str) -> Any:
@@ -418,5 +354,6 @@ def list_changes(model: nn.Module) -> list[str]:
 def replace_config(base: InjectedEncoder, config: MechanismConfig) -> None:
     """Let an encoder have another configuration of a mechanism that it has; its modules are the caller's."""
     injection = injection_of(base)
-    injection.set_configs({**injection.configs, config.name: config})
-    write_block(base, injection)
+    configs = {**injection.configs, config.name: config}
+    write_block(base, configs)  # before anything else: it is checked there
+    injection.set_configs(configs)

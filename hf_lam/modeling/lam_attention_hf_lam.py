@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from .lam_chunked_hf_lam import attend_chunked
-from .numerics_hf_lam import broadcasts, format_shape, softmax_dtype, without_autocast
+from .numerics_hf_lam import broadcasts, format_shape, needs_plain_operators, softmax_dtype, without_autocast
 from .padding_hf_lam import additive, check_padding
 
 IMPLEMENTATIONS = ("auto", "eager", "chunked", "flex_attention")
@@ -58,7 +58,8 @@ def lam_attention(
         dropout_p: probability, in [0, 1), with which an attention weight is zeroed (the others grow accordingly).
         implementation: "eager" forms the whole score matrix, as the formula reads; "chunked" never does, in either
             direction; "flex_attention" is one fused CUDA kernel, without dropout; "auto" is "flex_attention" on CUDA
-            where it can run and `mask` gets no gradient, and "chunked" elsewhere.
+            where it can run and `mask` gets no gradient, "eager" under the transforms of `torch.func` and in
+            forward-mode differentiation, which only it follows, and "chunked" elsewhere.
 
     Returns:
         `(B, H, Lq, Dv)`.
@@ -161,6 +162,12 @@ def _choose(implementation: str, arguments: AttentionArguments) -> str:
             f"implementation={implementation!r} gives attention_mask no gradient, but it requires one: pass "
             'implementation="eager" (or "auto"), or attention_mask.detach().'
         )
+    is_plain = needs_plain_operators()
+    if is_plain and implementation == "chunked":
+        raise ValueError(
+            'implementation="chunked" has no forward-mode derivatives and no rules for the transforms of torch.func: '
+            'pass implementation="eager" (or "auto").'
+        )
     obstacle = flex_obstacle(arguments.query, arguments.value, arguments.dropout_p)
     if implementation == "flex_attention" and obstacle:
         raise ValueError(
@@ -170,7 +177,7 @@ def _choose(implementation: str, arguments: AttentionArguments) -> str:
     if implementation in ("eager", "flex_attention"):
         return implementation
     # An exported program runs where this file is not, so it gets plain operators; an empty input has no chunks.
-    if padding_grad or torch.compiler.is_exporting() or _is_empty(arguments.query, arguments.value):
+    if padding_grad or is_plain or torch.compiler.is_exporting() or _is_empty(arguments.query, arguments.value):
         return "eager"
     # flex_attention sums the gradient of a mask that heads share with atomic additions, in no fixed order; training
     # takes it only when asked to.
@@ -188,6 +195,8 @@ def flex_obstacle(query: Tensor, value: Tensor, dropout_p: float) -> str | None:
         return f"it needs CUDA tensors, these are on {query.device.type}"
     if importlib.util.find_spec("triton") is None:
         return "it needs triton, which is not installed"
+    if needs_plain_operators():
+        return "it has no forward-mode derivatives and no rules for the transforms of torch.func"
     if dropout_p > 0:
         return f"it has no dropout, and dropout_p is {dropout_p}"
     if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):

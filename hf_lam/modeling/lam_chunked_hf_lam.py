@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .numerics_hf_lam import empty_output, operator_namespace, product_dtype, softmax_dtype
+from .numerics_hf_lam import empty_output, operator_namespace, product_dtype, refuse_second_derivatives, softmax_dtype
 from .padding_hf_lam import additive
 
 # Score elements in one chunk, of which one buffer (backward: three) exists at a time. CPU: 4 MiB in fp32, which stays
@@ -235,8 +235,12 @@ def _lam_backward(
     scaling: float,
     dropout_p: float,
     wanted: list[bool],
-) -> list[Tensor]:
-    """Gradients of query, key, value and mask, in this order; an empty tensor for each that is not wanted."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value and mask, in this order; an empty tensor for each that is not wanted.
+
+    A tuple, for which torch itself can do several gradients one after the other (`is_grads_batched`); of a list it
+    cannot.
+    """
     inputs = (query, key, value, mask)
     dtype, dtype_of_products = softmax_dtype(value.dtype), product_dtype(value)
     grads = [
@@ -267,7 +271,8 @@ def _lam_backward(
             for grad, part, where in zip(grads, parts, (chunk, keys, keys, chunk), strict=True):
                 if part is not None:
                     _cut(grad, where).add_(part)
-    return [grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)]
+    grad_query, grad_key, grad_value, grad_mask = (grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True))
+    return grad_query, grad_key, grad_value, grad_mask
 
 
 # --- the operators ---------------------------------------------------------------------------------------------------
@@ -287,11 +292,13 @@ def _register_operators() -> Any:
     if hasattr(operators, "lam_forward"):
         return operators
     lam_backward = torch.library.custom_op(f"{namespace}::lam_backward", _lam_backward, mutates_args=())
+    lam_backward.register_autograd(refuse_second_derivatives)
     lam_forward = torch.library.custom_op(f"{namespace}::lam_forward", _lam_forward, mutates_args=())
 
     @lam_backward.register_fake
-    def fake_backward(grad_out: Tensor, out: Tensor, *rest: Any) -> list[Tensor]:
-        return [torch.empty_like(x) if want else x.new_empty(0) for x, want in zip(rest[:4], rest[-1], strict=True)]
+    def fake_backward(grad_out: Tensor, out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        wanted = zip(rest[:4], rest[-1], strict=True)
+        return tuple(torch.empty_like(x) if want else x.new_empty(0) for x, want in wanted)
 
     @lam_forward.register_fake
     def fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:

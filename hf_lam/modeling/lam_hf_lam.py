@@ -106,6 +106,13 @@ class LamConfig(MechanismConfig):
     def needs_embeddings(self) -> bool:
         return self.source == "embeddings"
 
+    def input_grid(self, host: Host) -> tuple[int, ...]:
+        is_own_size = self.max_length in (None, host.tokens.length)
+        return host.tokens.grid if self.is_dense and is_own_size else ()
+
+    def explain_input_grid(self, grid: tuple[int, ...]) -> str:
+        return "Resize them, or use a low-rank mask, which is tied to no place: LamConfig(rank=8)."
+
     @property
     def no_place_for_appended(self) -> str:
         return "for which a learnable attention mask has no rows and columns"
@@ -284,6 +291,8 @@ class LearnableAttentionMasks(Mechanism, nn.ModuleList):
         for _ in range(1 if config.is_shared else host.num_layers):
             mask = LearnableAttentionMask(config, host.hidden_size, host.num_heads, max_length, host.initializer_range)
             self.append(mask)
+        # The columns for a short text are the first ones; those for a smaller image lie all over the grid.
+        self.exact_length = max_length if config.is_dense and host.tokens.grid else None
         self.modality_lengths = [length for length in host.tokens.modality_lengths if length is not None]
 
     def begin(self, start: PassStart) -> Tensor | None:
@@ -298,13 +307,24 @@ class LearnableAttentionMasks(Mechanism, nn.ModuleList):
 
     def make_state(self, embeddings: Tensor, begun: Tensor | None) -> Tensor:
         """The shared mask, or what the layers' own masks read."""
-        return self[0](embeddings, begun) if self.config.is_shared else embeddings
+        return self.make_mask(0, embeddings, begun) if self.config.is_shared else embeddings
 
     def change_scores(self, given: LayerInput) -> ScoreChange:
         if self.config.is_shared:
             return ScoreChange(factor=given.state)
         source = given.state if self.config.needs_embeddings else given.hidden_states
-        return ScoreChange(factor=self[given.layer](source, given.begun))
+        return ScoreChange(factor=self.make_mask(given.layer, source, given.begun))
+
+    def make_mask(self, index: int, source: Any, columns: Tensor | None) -> Tensor:
+        """The masks of network `index`, from `(B, L, d)`; a `ValueError` for an image of another size."""
+        length = source.shape[1]
+        if self.exact_length not in (None, length):
+            raise ValueError(
+                f"the input has {length} tokens, but the learnable attention mask has a column for each of "
+                f"{self.exact_length} places on a grid; in an input of another size they lie elsewhere. Resize it, or "
+                "use a low-rank mask, which takes any size: LamConfig(rank=8)."
+            )
+        return self[index](source, columns)
 
     def count_flops(self, layer: int, batch: int, length: int) -> int:
         """A shared mask is made once, and counted with the first layer."""

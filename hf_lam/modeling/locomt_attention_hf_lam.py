@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .lam_attention_hf_lam import lam_attention, lam_attention_with_weights
 from .locomt_blocks_hf_lam import attend_blocks
 from .locomt_layout_hf_lam import Layout
 from .locomt_views_hf_lam import View
-from .numerics_hf_lam import softmax_dtype
+from .numerics_hf_lam import needs_plain_operators, softmax_dtype
 from .padding_hf_lam import allowed, check_padding, ones_mask, restrict_padding
 
 IMPLEMENTATIONS = ("auto", "eager", "blocks")
@@ -59,7 +60,8 @@ def locomt_attention(
         scaling: factor on the raw scores; `D ** -0.5` unless given.
         dropout_p: probability, in [0, 1), with which an attention weight is zeroed (the others grow accordingly).
         implementation: "eager" forms all scores, as the formula reads; "blocks" computes those inside the views only,
-            on slices; "auto" is "blocks".
+            on slices; "auto" is "eager" under the transforms of `torch.func` and in forward-mode differentiation,
+            which torch's fused attention does not follow, and "blocks" elsewhere.
 
     Returns:
         `(B, H, L, Dv)`; zeros for a query that sees no key.
@@ -72,7 +74,8 @@ def locomt_attention(
     lengths, views = _check_segments(query, key, segment_lengths, views)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}.")
-    attend = attend_eager if implementation == "eager" else attend_blocks
+    is_eager = implementation == "eager" or (implementation == "auto" and needs_plain_operators())
+    attend = attend_eager if is_eager else attend_blocks
     options: dict[str, Any] = {"attention_mask": attention_mask, "scaling": scaling, "dropout_p": dropout_p}
     return attend(query, key, value, Layout(lengths), views, mask=mask, **options)
 
@@ -128,17 +131,15 @@ def _check_segments(
 # --- the formula -----------------------------------------------------------------------------------------------------
 
 
-def seen_pairs(layout: Layout, views: Sequence[View], device: torch.device) -> Tensor:
-    """Which query sees which key in which head: bool `(1 or B, H, L, L)`."""
-    segments = len(layout.lengths)
-    table = torch.zeros(len(views), segments, segments, dtype=torch.bool)
-    for head, view in enumerate(views):
-        for i, j in view:
-            table[head, i, j] = True
+def seen_pairs(layout: Layout, views: Sequence[View], device: torch.device, past: int = 0) -> Tensor:
+    """Which query sees which key in which head, bool `(1 or B, H, L, past + L)`: all see those before the tokens."""
+    segments = range(len(layout.lengths))
+    # Not written into a tensor: torch.func.linearize would leave that out.
+    table = torch.tensor([[[(i, j) in view for j in segments] for i in segments] for view in views])
     segment_ids = layout.ids().to(device)
     by_query = table.to(device)[:, segment_ids]  # (H, b, L, m)
     keys = segment_ids[None, :, None, :].expand(*by_query.shape[:3], -1)
-    return by_query.gather(3, keys).transpose(0, 1)
+    return pad(by_query.gather(3, keys).transpose(0, 1), (past, 0), value=True)
 
 
 def attend_with_weights(
@@ -153,8 +154,11 @@ def attend_with_weights(
     scaling: float | None = None,
     dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The formula as it stands, for tokens in any order: full scores, and −inf outside of the views."""
-    seen = seen_pairs(layout, views, query.device)
+    """The formula as it stands, for tokens in any order: full scores, and −inf outside of the views.
+
+    Keys before the tokens, of which there are more than queries then, are seen in every view.
+    """
+    seen = seen_pairs(layout, views, query.device, key.shape[2] - query.shape[2])
     if attention_mask is not None:
         attention_mask = check_padding(attention_mask, (*query.shape[:3], key.shape[2]))
     return lam_attention_with_weights(
@@ -208,7 +212,7 @@ def attend_annealed(
     A query whose view has no keys at all would not notice, since a constant shift cancels in the softmax; its output
     is multiplied by `e^−μ` instead. With `μ = 0` this is full attention, with `μ → ∞` attention with views.
     """
-    seen = seen_pairs(layout, views, query.device)
+    seen = seen_pairs(layout, views, query.device, key.shape[2] - query.shape[2])
     padding = None if attention_mask is None else check_padding(attention_mask, (*query.shape[:3], key.shape[2]))
     dtype = softmax_dtype(value.dtype)
     penalty = penalty.to(dtype)

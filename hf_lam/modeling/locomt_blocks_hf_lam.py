@@ -18,12 +18,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from .lam_attention_hf_lam import check_arguments, lam_attention
 from .locomt_layout_hf_lam import Layout
 from .locomt_views_hf_lam import View
-from .numerics_hf_lam import empty_output, operator_namespace, softmax_dtype, without_autocast
+from .numerics_hf_lam import (
+    empty_output,
+    needs_plain_operators,
+    operator_namespace,
+    refuse_second_derivatives,
+    softmax_dtype,
+    without_autocast,
+)
 from .padding_hf_lam import ones_mask, restrict_padding
 
 
@@ -61,25 +68,31 @@ def attend_blocks(
     scaling: float | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """The scores inside the views and no others, for tokens in any order."""
+    """The scores inside the views and no others, for tokens in any order.
+
+    Keys before the tokens, of which there are more than queries then, are seen in every view.
+    """
     query, key, value, _, attention_mask, scaling, _ = check_arguments(
         query, key, value, ones_mask(query, key) if mask is None else mask, attention_mask, scaling, dropout_p
     )
+    past = key.shape[2] - query.shape[2]
     if layout.order is not None:
         length = query.shape[2]
-        query, key, value = (_gather(x, layout.order, 2, length) for x in (query, key, value))
+        query = _gather(query, layout.order, 2, length)
+        key, value = (_gather_keys(x, layout.order, 2, length, past) for x in (key, value))
         mask, attention_mask = (
-            None if x is None else _gather(_gather(x, layout.order, 3, length), layout.order, 2, length)
+            None if x is None else _gather(_gather_keys(x, layout.order, 3, length, past), layout.order, 2, length)
             for x in (mask, attention_mask)
         )
     if layout.is_token is not None:
-        attention_mask = restrict_padding(attention_mask, layout.is_token[:, None, None])
+        attention_mask = restrict_padding(attention_mask, pad(layout.is_token, (past, 0), value=True)[:, None, None])
     with without_autocast(query.device.type):
-        if _fits_operator(query, value, mask, attention_mask, dropout_p):
+        if past == 0 and _fits_operator(query, value, mask, attention_mask, dropout_p):
             pairs = [number for head, view in enumerate(views) for i, j in sorted(view) for number in (head, i, j)]
             out, _ = _OPERATORS.locomt_forward(query, key, value, attention_mask, list(layout.lengths), pairs, scaling)
         else:
-            out = _attend_composed(query, key, value, layout.lengths, views, mask, attention_mask, scaling, dropout_p)
+            segments = (layout.lengths, past)
+            out = _attend_composed(query, key, value, *segments, views, mask, attention_mask, scaling, dropout_p)
     return out if layout.places is None else _gather(out, layout.places, 2, out.shape[2])
 
 
@@ -96,11 +109,21 @@ def _gather(tensor: Tensor, index: Tensor, dim: int, length: int) -> Tensor:
     return tensor.expand(index.shape[0], *tensor.shape[1:]).gather(dim, index.view(shape).expand(full))
 
 
+def _gather_keys(tensor: Tensor, index: Tensor, dim: int, length: int, past: int) -> Tensor:
+    """The same for keys, of which the first `past` stay where they are."""
+    if past == 0 or tensor.shape[dim] != past + length:
+        return _gather(tensor, index, dim, length)
+    first, tokens = tensor.split([past, length], dim)
+    tokens = _gather(tokens, index, dim, length)
+    return torch.cat([first.expand(tokens.shape[0], *first.shape[1:]), tokens], dim)
+
+
 def _attend_composed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     lengths: Sequence[int],
+    past: int,
     views: Sequence[View],
     mask: Tensor | None,
     attention_mask: Tensor | None,
@@ -109,18 +132,23 @@ def _attend_composed(
 ) -> Tensor:
     """Block by block, in differentiable operators of torch; `split` and `cat` copy gradients once, slices would add
     up one full-size tensor for each block."""
-    segments = len(lengths)
+    of_keys, first = (list(lengths), 0) if past == 0 else ([past, *lengths], 1)
     parts: dict[tuple[int, ...], list[Tensor]] = {}
-    for block in blocks_of(views, segments):
+    for block in blocks_of(views, len(lengths)):
         parts.setdefault(block.heads, [])
+        keys = (*range(first), *(first + j for j in block.keys))  # what comes before the tokens is a segment, too
         q, k, v = (_take_heads(x, block.heads) for x in (query, key, value))
         q, k, v = (
-            _take_segments(x, lengths, part, 2) for x, part in ((q, block.queries), (k, block.keys), (v, block.keys))
+            _take_segments(x, sizes, chosen, 2)
+            for x, sizes, chosen in ((q, lengths, block.queries), (k, of_keys, keys), (v, of_keys, keys))
         )
         if 0 in q.shape or 0 in k.shape:
             part = value.new_zeros(*q.shape[:3], value.shape[-1])
         else:
-            m, padding = (None if x is None else _cut_mask(x, lengths, block) for x in (mask, attention_mask))
+            m, padding = (
+                None if x is None else _cut_mask(_take_heads(x, block.heads), lengths, block.queries, of_keys, keys)
+                for x in (mask, attention_mask)
+            )
             part = _attend_block(q, k, v, m, padding, scaling, dropout_p)
         parts[block.heads].append(part.transpose(1, 2))
     # Joined as (B, L, H, Dv): what follows an attention joins the heads, which then is a view.
@@ -179,10 +207,11 @@ def _take_segments(tensor: Tensor, lengths: Sequence[int], chosen: tuple[int, ..
     return _join([parts[i] for i in chosen], dim)
 
 
-def _cut_mask(tensor: Tensor, lengths: Sequence[int], block: Block) -> Tensor:
-    """The block's part of a mask `(B or 1, H or 1, L or 1, L)`."""
-    tensor = _take_segments(_take_heads(tensor, block.heads), lengths, block.queries, 2)
-    return _take_segments(tensor, lengths, block.keys, 3)
+def _cut_mask(
+    tensor: Tensor, lengths: Sequence[int], queries: tuple[int, ...], of_keys: Sequence[int], keys: tuple[int, ...]
+) -> Tensor:
+    """The part of a block's heads, `(B or 1, h or 1, L or 1, past + L)`, for its queries and keys."""
+    return _take_segments(_take_segments(tensor, lengths, queries, 2), of_keys, keys, 3)
 
 
 def _join(parts: list[Tensor], dim: int) -> Tensor:
@@ -205,6 +234,7 @@ def _fits_operator(
         and query.shape[-1] == value.shape[-1]
         and 0 not in query.shape
         and not (attention_mask is not None and attention_mask.requires_grad and torch.is_grad_enabled())
+        and not needs_plain_operators()
         and not torch.compiler.is_exporting()  # an exported program runs where this file is not
         # What torch.nn.attention.sdpa_kernel sets, for CPU too; Dynamo cannot read it.
         and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
@@ -316,8 +346,8 @@ def _locomt_backward(
     lengths: list[int],
     pairs: list[int],
     scaling: float,
-) -> list[Tensor]:
-    """The gradients of query, key and value."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query, key and value; a tuple, as torch can take several of at once (`is_grads_batched`)."""
     grad_query, grad_key, grad_value = (empty_output(query, value) for _ in range(3))
     plans = _plans(tuple(lengths), tuple(pairs), query.shape[1])
     # What nothing has been written to yet, so that the first part need not be added to zeros.
@@ -349,7 +379,7 @@ def _locomt_backward(
     for heads, rows in pending.values():
         for target in (grad_key, grad_value):
             target[:, heads, rows] = 0
-    return [grad_query, grad_key, grad_value]
+    return grad_query, grad_key, grad_value
 
 
 def _register_operators() -> Any:
@@ -359,11 +389,14 @@ def _register_operators() -> Any:
     if hasattr(operators, "locomt_forward"):
         return operators
     locomt_backward = torch.library.custom_op(f"{namespace}::locomt_backward", _locomt_backward, mutates_args=())
+    locomt_backward.register_autograd(refuse_second_derivatives)
     locomt_forward = torch.library.custom_op(f"{namespace}::locomt_forward", _locomt_forward, mutates_args=())
 
     @locomt_backward.register_fake
-    def fake_backward(grad_out: Tensor, out: Tensor, log_sums: Tensor, query: Tensor, *rest: Any) -> list[Tensor]:
-        return [empty_output(query, query) for _ in range(3)]
+    def fake_backward(
+        grad_out: Tensor, out: Tensor, log_sums: Tensor, query: Tensor, *rest: Any
+    ) -> tuple[Tensor, ...]:
+        return tuple(empty_output(query, query) for _ in range(3))
 
     @locomt_forward.register_fake
     def fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -47,7 +47,8 @@ from .mechanism_hf_lam import (
     needs_same_dropout,
 )
 from .mechanism_registry_hf_lam import register_mechanism
-from .option_checks_hf_lam import check_bool, is_count
+from .numerics_hf_lam import needs_plain_operators
+from .option_checks_hf_lam import MOST, check_bool, is_count
 from .padding_hf_lam import add_padding
 
 # Bottleneck tokens of the baseline, as in the experiments of MBT (arXiv 2107.00135).
@@ -116,7 +117,7 @@ class LocomtConfig(MechanismConfig):
         check_bool(self, "annealing")
         tokens = self.bottleneck_tokens
         if not is_count(tokens, 0):
-            raise ValueError(f"LocomtConfig: bottleneck_tokens must be an integer of at least 0, got {tokens!r}.")
+            raise ValueError(f"LocomtConfig: bottleneck_tokens must be an integer from 0 to {MOST:,}, got {tokens!r}.")
         used = {self.views} if isinstance(self.views, str) else {view for row in self.views for view in row}
         if tokens and (used != {"self"} or self.annealing):
             raise ValueError(
@@ -212,6 +213,9 @@ class LocomtConfig(MechanismConfig):
         table = resolve_views(resolved.views, host.num_layers, host.num_heads, resolved.names, resolved.is_global)
         return replace(resolved, views=table)
 
+    def take_layers(self, layers: Sequence[int]) -> LocomtConfig:
+        return replace(self, views=[self.views[layer] for layer in layers])
+
     def explain_change(self, model: str) -> str | None:
         if self.annealing:
             return None
@@ -229,6 +233,12 @@ class LocomtConfig(MechanismConfig):
     def needs_places(self) -> bool:
         return True
 
+    def input_grid(self, host: Host) -> tuple[int, ...]:
+        """The host's, but for full views, in which a place does not matter."""
+        segments = len(self.parsed_segments)
+        is_full = all(len(view) == segments**2 for row in self.parsed_views for view in row)
+        return () if is_full else host.tokens.grid
+
     @property
     def needs_token_types(self) -> bool:
         return self.has_token_types
@@ -241,6 +251,11 @@ class LocomtConfig(MechanismConfig):
     def exact_tokens(self) -> int | None:
         is_spanned = isinstance(self.parsed_segments[-1].extent, Span)
         return sum(leading_lengths(self.parsed_segments)) if is_spanned else None
+
+    @property
+    def no_place_for_past(self) -> None:
+        """Every view shows them."""
+        return None
 
     def list_limits(self, host: Host) -> list[str]:
         names = ", ".join(self.names)
@@ -315,7 +330,9 @@ class ViewPattern(NamedTuple):
             "scaling": attention.scaling,
             "dropout_p": attention.dropout,
         }
-        is_eager = attention.implementation == "eager" or needs_same_dropout(attention, change)
+        is_eager = (
+            attention.implementation == "eager" or needs_same_dropout(attention, change) or needs_plain_operators()
+        )
         if self.penalty is not None:
             return attend_annealed(
                 *arguments,
@@ -328,9 +345,10 @@ class ViewPattern(NamedTuple):
             return attend_with_weights(*arguments, **options)
         return (attend_eager if is_eager else attend_blocks)(*arguments, **options), None
 
-    def count_pairs(self, layer: int) -> tuple[int, ...]:
-        """Pairs of tokens that every head of a layer shows in one sample."""
-        return tuple(view_cost(view, self.layout.lengths) for view in self.config.parsed_views[layer])
+    def count_pairs(self, layer: int, past: int) -> tuple[int, ...]:
+        """Pairs of a query and a key that every head of a layer shows in one sample."""
+        lengths = self.layout.lengths
+        return tuple(view_cost(view, lengths) + sum(lengths) * past for view in self.config.parsed_views[layer])
 
     def mix_appended(self, hidden_states: Tensor) -> Tensor:
         """Every segment has updated the bottleneck's tokens on its own; the next layer starts from their mean.
@@ -373,7 +391,8 @@ class AttentionViews(Mechanism):
         self.lengths = tuple(segment_ids.count(segment) for segment in range(len(config.names)))
         self.is_permuted = not is_in_order(segment_ids)
         if self.is_permuted:
-            self.register_buffer("segment_ids", torch.empty(len(segment_ids), dtype=torch.long), persistent=False)
+            # A constant, and no buffer: `to_empty` and loading would leave one without values that is not saved.
+            self.segment_ids = torch.tensor(segment_ids, device="cpu")
         if config.annealing:
             self.register_buffer("penalty", torch.empty(()))
         if config.bottleneck_tokens:
@@ -382,12 +401,25 @@ class AttentionViews(Mechanism):
 
     def reset_parameters(self) -> None:
         """Write every parameter and buffer that was not loaded (transformers marks those that were)."""
-        if self.is_permuted:
-            init.copy_(self.segment_ids, torch.tensor(self.fixed_segments, device=self.segment_ids.device))
         if self.config.annealing:
             init.zeros_(self.penalty)
         if self.config.bottleneck_tokens:
             init.normal_(self.bottleneck, std=self.initializer_range)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AttentionViews:
+        """Let the constant follow the parameters to another device, but to "meta", from where it would not return."""
+        super()._apply(fn, recurse)
+        if self.is_permuted:
+            device = fn(self.segment_ids.new_empty(0)).device
+            self.segment_ids = self.segment_ids if device.type == "meta" else self.segment_ids.to(device)
+        return self
+
+    def take_layers(self, before: Any, layers: Sequence[int]) -> None:
+        """Nothing of what it has belongs to a layer."""
+        if self.config.annealing:
+            self.penalty = before.penalty
+        if self.config.bottleneck_tokens:
+            self.bottleneck = before.bottleneck
 
     def begin(self, start: PassStart) -> ViewPattern:
         lengths = None if start.modalities is None else start.modalities.lengths

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .numerics_hf_lam import needs_plain_operators
+
 
 class Layout(NamedTuple):
     """How the tokens of a batch fall into segments, and how to bring those that are not in order into order.
@@ -60,14 +62,14 @@ def fixed_layout(segment_ids: Tensor, lengths: Sequence[int]) -> Layout:
 def sample_layout(segment_ids: Tensor, segments: int) -> Layout:
     """The layout of segments that differ from sample to sample: ids `(B, L)`.
 
-    Every segment is padded to its longest in the batch; in a compiled or exported program, whose sizes must not depend
-    on values, to the whole sequence.
+    Every segment is padded to its longest in the batch; in a compiled, exported or transformed program, whose sizes
+    must not depend on values, to the whole sequence.
     """
     length = segment_ids.shape[1]
     is_of = segment_ids.unsqueeze(-1) == torch.arange(segments, device=segment_ids.device)  # (B, L, m)
     counts = is_of.sum(1)
     is_token: Tensor | None
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or needs_plain_operators():
         lengths, is_ragged = [length] * segments, True
     else:
         rows = counts.tolist()

@@ -17,7 +17,7 @@ from math import prod
 from typing import Any
 
 from .hosts_hf_lam import HostTokens
-from .option_checks_hf_lam import is_count
+from .option_checks_hf_lam import MOST, is_count
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class Segment:
 
 _EXTENTS = "a number of tokens, {'length': n, 'global': True}, {'rectangle': [top, left, height, width]}, "
 _EXTENTS += "{'frames': [start, stop]}, {'token_type': t} or {'modality': name}"
+_EXTENTS += f" (numbers are at most {MOST:,})"
 
 
 def parse_segments(entries: Sequence[Any]) -> tuple[Segment, ...]:
@@ -264,13 +265,16 @@ def _check_rectangles(rectangles: list[Rectangle], where: str, tokens: HostToken
     if len(tokens.grid) != 2:
         raise ValueError(f"{where}: it has no grid of patches with two axes, but {tokens.grid or 'none'}.")
     rows, columns = tokens.grid
+    far = [each for each in rectangles if each.top + each.height > rows or each.left + each.width > columns]
+    if far:
+        given = [far[0].top, far[0].left, far[0].height, far[0].width]
+        raise ValueError(f"{where}: its grid has {rows} × {columns} patches, and the rectangle {given} lies outside.")
     covered = Counter(cell for rectangle in rectangles for cell in rectangle.cells())
-    outside = [(r, c) for r, c in covered if r >= rows or c >= columns]
     twice = [cell for cell, count in covered.items() if count > 1]
-    if outside or twice or len(covered) != rows * columns:
+    if twice or len(covered) != rows * columns:
         raise ValueError(
             f"{where}: its grid has {rows} × {columns} = {rows * columns} patches, of which the rectangles cover "
-            f"{len(covered) - len(outside)}, {len(twice)} of them more than once, and {len(outside)} outside of it."
+            f"{len(covered)}, {len(twice)} of them more than once."
         )
 
 

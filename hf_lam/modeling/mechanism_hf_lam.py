@@ -16,19 +16,25 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from .hosts_hf_lam import Host, ModalityTokens
 
 ConfigT = TypeVar("ConfigT", bound="MechanismConfig")
 
 SCORES, PATTERN, REPLACEMENT = CHANGES = ("scores", "pattern", "replacement")
+
+
+# The buffer of a mechanism that has no weights of its own, so that saved weights say that it was there.
+MARK = "mark"
 
 
 class MechanismConfig:
@@ -79,6 +85,13 @@ class MechanismConfig:
         """The configuration with every choice made for one host; a `ValueError` if it does not fit."""
         return self
 
+    def take_layers(self: ConfigT, layers: Sequence[int]) -> ConfigT:
+        """The configuration for an encoder that has these layers of the one it was resolved for, by their numbers.
+
+        Override it where options belong to layers.
+        """
+        return self
+
     def explain_change(self, model: str) -> str | None:
         """Why the outputs of a model change at once, before any training; None if they do not. After `resolve`."""
         return None
@@ -119,6 +132,15 @@ class MechanismConfig:
         return None
 
     @property
+    def no_place_for_past(self) -> str | None:
+        """Why it cannot do with keys and values that come before the tokens; None if it can.
+
+        They are what `past_key_values` holds: the trained prefix of prefix tuning. A change of scores is made to the
+        scores between tokens, and leaves theirs as they are; a pattern has to let every query see them.
+        """
+        return None if self.change == SCORES else "which are no tokens of the input"
+
+    @property
     def instead_of_replacement(self) -> str:
         """What a replacement of the scores suggests in place of itself, where others need scores."""
         return f"Leave {type(self).__name__} out."
@@ -133,16 +155,16 @@ class MechanismConfig:
         """The only length it takes, for texts; None if it is not tied to one. After `resolve`."""
         return None
 
-    @property
-    def input_grid(self) -> tuple[int, ...]:
-        """Rows and columns of patches that it is made for; empty for any. After `resolve`.
+    def input_grid(self, host: Host) -> tuple[int, ...]:
+        """The grid of patches that it is made for, as `HostTokens.grid`; empty for any. After `resolve`.
 
-        Where that is the host's own grid, images of another shape are refused, also if they have as many patches.
+        Inputs with another grid are refused, also if they have as many patches: one that is tied to places would take
+        them for others.
         """
-        return ()
+        return host.tokens.grid if self.needs_places else ()
 
     def explain_input_grid(self, grid: tuple[int, ...]) -> str:
-        """What to do about images that have another grid, as one or two sentences."""
+        """What to do about inputs that have another grid, as one or two sentences."""
         return "Resize them."
 
     def list_limits(self, host: Host) -> list[str]:
@@ -173,6 +195,18 @@ def compose(changes: Iterable[ScoreChange]) -> ScoreChange:
     return ScoreChange(factor, addend)
 
 
+def extend_change(change: ScoreChange, past: int) -> ScoreChange:
+    """The same change for `past` more keys in front, whose scores stay as they are.
+
+    What is the same for all keys is the same for them, too.
+    """
+
+    def extend(tensor: Tensor | None, value: float) -> Tensor | None:
+        return tensor if tensor is None or tensor.shape[-1] == 1 else pad(tensor, (past, 0), value=value)
+
+    return ScoreChange(extend(change.factor, 1.0), extend(change.addend, 0.0)) if past else change
+
+
 class PassStart(NamedTuple):
     """What is known before a forward pass enters the encoder's layers.
 
@@ -191,7 +225,7 @@ class LayerInput(NamedTuple):
     hidden_states: input `X` of the attention, `(B, L, d)`.
     begun: what `Mechanism.begin` gave in this pass.
     state: what `Mechanism.make_state` gave in this pass.
-    padding: `(B or 1, 1 or H, 1 or Lq, Lk)`, bool (True = may attend) or additive; None if there is none.
+    padding: `(B or 1, 1 or H, 1 or L, L)`, bool (True = may attend) or additive; None if there is none.
     is_last: whether no other mechanism changes the scores after this one.
     """
 
@@ -209,13 +243,14 @@ class Attention(NamedTuple):
     of_pass: the forward pass (`attention_pass_hf_lam.ForwardPass`).
     layer: its number.
     hidden_states: its input `X`, `(B, L, d)`.
-    query, key, value: `(B, H, L, D)`. With a replacement of the scores, query and key are the layer's input: good for
-        their sizes, and nothing else.
+    query, key, value: `(B, H, L, D)`, key and value with `past` more in front. With a replacement of the scores,
+        query and key are the layer's input: good for their sizes, and nothing else.
     padding: `(B or 1, 1 or H, 1 or Lq, Lk)`, bool (True = may attend) or additive; None if there is none.
     scaling: factor on the raw scores; None is `D ** -0.5`.
     dropout: probability with which an attention weight is zeroed.
     implementation: `"eager"`, `"flex_attention"` or `"auto"`.
     want_weights: whether to return the attention weights.
+    past: keys and values in front that are no tokens of the input (`past_key_values`).
     change: what multiplies the scores and is added to them, if it is known already.
     replacement: what takes the place of the scores, if it is known already.
     """
@@ -231,8 +266,16 @@ class Attention(NamedTuple):
     dropout: float
     implementation: str
     want_weights: bool
+    past: int = 0
     change: ScoreChange | None = None
     replacement: Replacement | None = None
+
+    @property
+    def padding_of_tokens(self) -> Tensor | None:
+        """The padding without the columns of what is no token."""
+        if self.padding is None or not self.past or self.padding.shape[-1] == 1:
+            return self.padding
+        return self.padding[..., self.past :]
 
 
 # Context `(B, H, L, D)`, and the attention weights `(B, H, L, L)` if they are wanted.
@@ -254,8 +297,11 @@ class Pattern(Protocol):
     def attend(self, attention: Attention, change: ScoreChange) -> Attended:
         """Attention within the pattern, with the change of scores that other mechanisms make."""
 
-    def count_pairs(self, layer: int) -> tuple[int, ...]:
-        """Pairs of tokens that every head of a layer shows in one sample. Times `4·D` it is FLOPs."""
+    def count_pairs(self, layer: int, past: int) -> tuple[int, ...]:
+        """Pairs of a query and a key that every head of a layer shows in one sample. Times `4·D` it is FLOPs.
+
+        past: keys in front that are no tokens, which every query sees.
+        """
 
     def mix_appended(self, hidden_states: Tensor) -> Tensor:
         """What becomes of `(B, L, d)` between two layers, where `append_tokens` has added some."""
@@ -347,6 +393,35 @@ class Mechanism(MechanismPart):
         """`(B, L, d)` with `config.appended_tokens` more tokens at the end. Called before the first layer."""
         return hidden_states
 
+    def take_layers(self, before: Any, layers: Sequence[int]) -> None:
+        """Take over the weights of the same mechanism, in an encoder that has some of its layers, or copies of them.
+
+        What layers share stays, and a child for each layer goes with it. Override it where weights belong to layers
+        in another way.
+
+        Args:
+            before: the mechanism that had them.
+            layers: which of its layers are the first, second, … of this one; no two need be different.
+
+        Raises:
+            ValueError: if nobody says which weights belong to which layer.
+        """
+        saved = set(before.state_dict()) - {MARK}
+        if before.config.is_shared:
+            for name in {key.partition(".")[0] for key in saved}:
+                setattr(self, name, getattr(before, name))
+            return
+        own: Any = self
+        lists = isinstance(before, nn.ModuleList) and isinstance(own, nn.ModuleList)
+        children = list(before.children()) if lists and len(own) == len(layers) else []
+        if any(not key.partition(".")[0].isdecimal() for key in saved) or (saved and not children):
+            raise ValueError(
+                f"{type(self).__name__} has weights of which it does not say to which layer they belong, and "
+                "take_layers could."
+            )
+        for place, number in enumerate(layers if children else []):
+            own[place] = copy.deepcopy(children[number]) if number in layers[:place] else children[number]
+
     # --- what it costs ---
 
     def count_flops(self, layer: int, batch: int, length: int) -> int:
@@ -398,6 +473,12 @@ class Mechanism(MechanismPart):
 
     def reset_parameters(self) -> None:
         """Nothing to write; a mechanism with parameters of its own overrides it."""
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # Weights that were saved before there was a mark lack nothing.
+        if MARK in self._buffers and prefix + MARK not in state_dict:
+            state_dict = {**state_dict, prefix + MARK: self._buffers[MARK]}
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Picture(NamedTuple):

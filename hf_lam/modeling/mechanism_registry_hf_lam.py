@@ -9,6 +9,7 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -147,6 +148,8 @@ def mechanism_block(value: Any) -> dict[str, Any] | None:
         if value and set(value) <= {field.name for field in fields(known.config_class)}:
             value = {name: value}
     written_by = value.get("version", __version__)
+    if not is_version(written_by):
+        raise ValueError(f"hf_lam block: version must be one of hf_lam, such as {__version__!r}, got {written_by!r}.")
     unknown = sorted(set(value) - set(_REGISTRY) - {"version"}, key=str)
     if unknown:
         raise ValueError(
@@ -163,6 +166,11 @@ def mechanism_block(value: Any) -> dict[str, Any] | None:
             except ValueError as error:
                 raise ValueError(f"hf_lam block written by hf_lam {written_by}: {error}") from error
     return block if len(block) > 1 else None
+
+
+def is_version(value: Any) -> bool:
+    """Whether a value is the text of a version."""
+    return isinstance(value, str) and re.fullmatch(r"\d{1,9}(\.\w{1,9}){0,9}(\+[\w.]{1,40})?", value) is not None
 
 
 def _block_of_list(configs: list[Any] | tuple[Any, ...]) -> dict[str, Any]:

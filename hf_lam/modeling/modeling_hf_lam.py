@@ -10,6 +10,7 @@ import functools
 import inspect
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,16 @@ from transformers.conversion_mapping import (
 from .configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig
 from .hosts_facts_hf_lam import CONVERSIONS, OPTIONAL_PARTS
 from .injection_hf_lam import injected_encoders, injection_of, plan_injection
+from .layers_hf_lam import explain_heads, explain_layers
+from .mechanism_hf_lam import MARK
 from .mechanism_registry_hf_lam import block_of
+from .saving_hf_lam import saving
 from .travelling_hf_lam import copy_code
 
+# What of `from_pretrained` says where a folder is.
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
 # What of `save_pretrained` is for a push.
-_HUB_OPTIONS = ("private", "revision", "create_pr", "commit_message", "commit_description")
+_PUSH_OPTIONS = ("private", "revision", "create_pr", "commit_message", "commit_description")
 
 
 class HfLamMixin(PreTrainedModel):
@@ -58,14 +64,26 @@ class HfLamMixin(PreTrainedModel):
         # Not `isinstance`: the configuration may come from another copy of this code in the same process.
         if getattr(config, "model_type", None) != self.config_class.model_type:
             raise TypeError(
-                f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}. To convert "
-                "a stock model use hf_lam.convert(model, ...)."
+                f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__} with "
+                f"model_type={getattr(config, 'model_type', None)!r}. To convert a stock model use "
+                "hf_lam.convert(model, ...)."
             )
         _register_conversions()
         super().__init__(config, *args, **kwargs)
         if config.hf_lam is not None:
             plan_injection(self, config.hf_lam).apply()
-        self.register_load_state_dict_pre_hook(rename_legacy_keys)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show what the host's class takes, which `__init__` above hands on."""
+        super().__init_subclass__(**kwargs)
+        host = next(kind for kind in cls.__mro__ if not issubclass(kind, HfLamMixin))
+        if cls.__init__ is HfLamMixin.__init__ and "forward" in host.__dict__:  # not a mixin, nor somebody's own class
+
+            @functools.wraps(host.__init__)
+            def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+                HfLamMixin.__init__(self, *args, **kwargs)
+
+            cls.__init__ = __init__  # type: ignore[method-assign]
 
     @classmethod
     def from_pretrained(
@@ -85,12 +103,20 @@ class HfLamMixin(PreTrainedModel):
         """
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
+        marks = {name for name in info["unexpected_keys"] if is_mark(name)}
+        if marks and _is_replaced(cls, pretrained_model_name_or_path, kwargs):
+            info["unexpected_keys"] -= marks
         if output_loading_info:
             return model, info
+        _check_mechanisms_fit(model, info, pretrained_model_name_or_path or "state_dict")
         if pretrained_model_name_or_path is not None:
             _check_nothing_is_missing(model, info["missing_keys"], pretrained_model_name_or_path)
-            _check_mechanisms_fit(model, info, pretrained_model_name_or_path)
         return model
+
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
+        injected_encoders(self)  # what was saved has followed the layers that there are
+        rename_legacy_keys(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def save_pretrained(
         self,
@@ -104,6 +130,11 @@ class HfLamMixin(PreTrainedModel):
         """As in transformers, with the code of the whole model family beside the weights.
 
         With `push_to_hub=True`, what was saved is pushed as by `hf_lam.push`, if hf_lam was imported.
+
+        Raises:
+            ValueError: if the model has mechanisms that would not load again as they are: in an encoder inside of it,
+                or in layers that were changed in a way that its configuration or the mechanisms cannot follow. Nothing
+                is written then.
         """
         own: list[Any] = [base for base in injected_encoders(self) if base is self.base_model]
         if len(own) < len(injected_encoders(self)):
@@ -111,26 +142,33 @@ class HfLamMixin(PreTrainedModel):
                 f"{type(self).__name__} has mechanisms in an encoder inside of it, for which its configuration has no "
                 "place. Call hf_lam.remove on that encoder, or keep its mechanisms with hf_lam.save_mechanism."
             )
+        for base in own:
+            problem = explain_layers(base) or explain_heads(base)
+            if problem is not None:
+                raise ValueError(problem)
         folder = Path(save_directory)
         configs = injection_of(own[0]).configs if own else {}
-        if is_main_process:
-            # Before the configuration is saved, which lists what the folder holds. One that was loaded from a
-            # repository may lie there without its siblings; this file never does.
-            copy_code(Path(__file__).parent, folder, configs)
         # What is saved is what the model has, whatever has been written into its configuration since it was made.
         self.config.hf_lam = block_of(configs)
         push = _push_of_package() if push_to_hub else None
-        if push is None:
-            super().save_pretrained(folder, is_main_process, state_dict, push_to_hub, *args, **kwargs)
-            return
-        if args or kwargs.get("variant") is not None:
-            raise ValueError(
-                "with push_to_hub=True, give options by their names, and no variant: AutoModel needs its name."
-            )
-        options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
-        repo_id = kwargs.pop("repo_id", folder.resolve().name)
-        super().save_pretrained(folder, is_main_process, state_dict, False, **kwargs)
-        if is_main_process:
+        options: dict[str, Any] = {}
+        if push is not None:
+            if args or kwargs.get("variant") is not None:
+                raise ValueError(
+                    "with push_to_hub=True, give options by their names, and no variant: AutoModel needs its name."
+                )
+            options = {name: kwargs.pop(name) for name in _PUSH_OPTIONS if name in kwargs}
+            repo_id = kwargs.pop("repo_id", folder.resolve().name)
+        pushes = push_to_hub and push is None
+        # Where transformers pushes what it has saved, and where every process writes to one folder, it is that folder.
+        is_whole = is_main_process and not pushes and not kwargs.get("distributed_checkpoint")
+        with saving(folder) if is_whole else nullcontext(folder) as place:
+            if is_main_process:
+                # Before the configuration is saved, which lists what the folder holds. One that was loaded from a
+                # repository may lie there without its siblings; this file never does.
+                copy_code(Path(__file__).parent, place, configs)
+            super().save_pretrained(place, is_main_process, state_dict, pushes, *args, **kwargs)
+        if push is not None and is_main_process:
             options |= {name: kwargs[name] for name in ("token", "max_shard_size") if name in kwargs}
             # Other weights than the model's own are in the folder alone.
             push(self if state_dict is None else folder, repo_id, tags=self.model_tags or (), **options)
@@ -152,7 +190,9 @@ class HfLamMixin(PreTrainedModel):
         # A stock checkpoint has an encoder and no mechanisms: that is expected, not a finding. One that has only some
         # of their weights is damaged, and one without the encoder is something else.
         super()._adjust_missing_and_unexpected_keys(loading_info)
-        own = {name for name in self.state_dict() if _is_of_mechanism(name)}
+        # Folders that were saved before there were marks have none.
+        loading_info.missing_keys -= {name for name in loading_info.missing_keys if is_mark(name)}
+        own = {name for name in self.state_dict() if _is_of_mechanism(name) and not is_mark(name)}
         encoder = {name for name, _ in self.named_parameters() if name.startswith(_encoder_prefix(self))} - own
         if own <= loading_info.missing_keys and not encoder <= loading_info.missing_keys:
             loading_info.missing_keys -= own
@@ -211,6 +251,11 @@ def _is_of_mechanism(name: str) -> bool:
     return name.startswith("hf_lam.") or ".hf_lam." in name
 
 
+def is_mark(name: str) -> bool:
+    """Whether a tensor only says that a mechanism without weights of its own was there, which older files do not."""
+    return _is_of_mechanism(name) and name.rpartition(".")[2] == MARK
+
+
 def _dropped_projections(model: nn.Module) -> list[str]:
     """The names of the projections that the identity has replaced, for attention without scores."""
     names = {module: name for name, module in model.named_modules()}
@@ -227,6 +272,15 @@ def _dropped_projections(model: nn.Module) -> list[str]:
 def _push_of_package() -> Any:
     """`hf_lam.push`, which writes the card, where the package was imported; this file must not need it."""
     return getattr(sys.modules.get("hf_lam"), "push", None)
+
+
+def _is_replaced(model_class: Any, source: Any, options: dict[str, Any]) -> bool:
+    """Whether mechanisms are asked for in place of those in a folder's own configuration."""
+    if source is None or not {"hf_lam", "baseline"} & options.keys():
+        return False
+    of_hub = {key: options[key] for key in HUB_OPTIONS if key in options}
+    saved, _ = model_class.config_class.get_config_dict(source, **of_hub)
+    return bool(saved.get("hf_lam"))
 
 
 def _encoder_prefix(model: PreTrainedModel) -> str:
@@ -251,10 +305,15 @@ def _check_mechanisms_fit(model: Any, info: Any, source: str | os.PathLike[str])
     mismatched = {name for name, *_ in info["mismatched_keys"]}
     misfits = sorted(name for name in mismatched | set(info["unexpected_keys"]) if _is_of_mechanism(name))
     if misfits:
+        names = sorted({f".{name}".partition(".hf_lam.")[2].partition(".")[0] for name in misfits})
+        shown = repr(model.config.hf_lam)
+        shown = shown if len(shown) <= 300 else f"{shown[:300]}…"
         raise RuntimeError(
-            f"{str(source)!r} holds mechanism weights, such as {misfits[0]}, that do not fit the configuration "
-            f"hf_lam={model.config.hf_lam}. Load it with the configuration it was saved with; to change its "
-            "mechanisms, call hf_lam.remove(model) and hf_lam.inject(model, ...) afterwards."
+            f"{str(source)!r} was saved with mechanisms ({', '.join(names)}) of which the configuration says nothing, "
+            f"or something else: it has hf_lam={shown}, and the weights have {misfits[0]}. Load it with the "
+            'configuration it was saved with (the key "hf_lam" of its config.json, or from_pretrained(..., '
+            "hf_lam=...)); to change its mechanisms, call hf_lam.remove(model) and hf_lam.inject(model, ...) "
+            "afterwards."
         )
 
 

@@ -28,8 +28,11 @@ from .attention_pass_hf_lam import MODALITY_TOKENS
 from .configuration_hf_lam_fusion import INPUT_NAMES, MODALITIES, HfLamFusionConfig, encoder_config_of
 from .fusion_encoders_hf_lam import (
     check_config_options,
+    check_layers,
     copy_encoder,
     copy_layers,
+    count_layers,
+    explain_encoder,
     load_source,
     make_encoder,
     read_layer_options,
@@ -128,6 +131,7 @@ class FusionModel(FusionPreTrainedModel):
         self.max_lengths = [max_length_of(self.modality_model(name)) for name in config.modalities]
         self.class_tokens = {name: count_class_tokens(self.modality_model(name)) for name in config.modalities}
         self.pooling = {name: self._pooling_of(name) for name in config.modalities}
+        self.made_layers = {name: count_layers(self.modality_model(name)) for name in config.modalities}
         self.post_init()
 
     def modality_model(self, name: str) -> Any:
@@ -393,6 +397,15 @@ class FusionForSequenceClassification(FusionPreTrainedModel):
 class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
     """What the two public classes share: mechanisms, and the way from one checkpoint per modality."""
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As for the other classes; also a `ValueError` if the layers of a modality's encoder were cut."""
+        base: Any = self.base_model
+        for name in self.config.modalities:
+            problem = explain_encoder(name, base.modality_model(name), base.made_layers[name])
+            if problem is not None:
+                raise ValueError(problem)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     @classmethod
     def from_modality_pretrained(
         cls,
@@ -431,7 +444,9 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
 
         Raises:
             TypeError: if a modality is neither a model nor a name, or for an option that is not one.
-            ValueError: for a modality that does not fit, or layers that it does not have.
+            ValueError: for a modality that does not fit, or layers that it does not have; if the layers of
+                `fusion_from` compute something else than fusion layers: with causal attention or rotary positions,
+                for example.
         """
         given = {"text": text, "image": image, "video": video, "audio": audio}
         options: dict[str, dict[str, Any]] = {}
@@ -463,6 +478,10 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
         defaults = {} if fusion_from is None else read_layer_options(fusion_from, sources[fusion_from])
         by_name = {f"{name}_config": encoder_config for name, encoder_config in configs.items()}
         config = cls.config_class(**by_name, **{**defaults, **kwargs})
+        if fusion_from is not None:
+            # What the checkpoint's own layers are, whatever else was asked for.
+            like_source = {**defaults, "num_hidden_layers": config.num_hidden_layers}
+            check_layers(fusion_from, sources[fusion_from], cls.config_class(**by_name, **like_source))
         model: Any = cls(config)
         base = model.base_model
         for name, source in sources.items():

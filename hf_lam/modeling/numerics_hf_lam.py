@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def softmax_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -29,8 +30,31 @@ def product_dtype(tensor: Tensor) -> torch.dtype:
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
     """Autocast would compute in its own dtype, not in value's. Switched off only where it is on: export records it."""
-    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # torch 2.7 cannot trace torch.amp.is_autocast_available, which says no for this device.
+    is_on = device != "meta" and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if is_on else nullcontext()
+
+
+def needs_plain_operators() -> bool:
+    """Whether a transform of `torch.func`, or forward-mode differentiation, is at work.
+
+    Both go through every operator of torch: our own ones have no tangents and no batches to give, and what looks at
+    values cannot. With plain operators both are right.
+    """
+    return torch._C._are_functorch_transforms_active() or is_forward_mode()
+
+
+def refuse_second_derivatives(ctx: Any, *grads: Any) -> Any:
+    """What an operator that computes gradients registers as its own backward."""
+    raise NotImplementedError(
+        "the fast attention of hf_lam has no second derivatives, like torch's; set attn_implementation='eager' "
+        "(model.set_attn_implementation('eager')), which has."
+    )
+
+
+def is_forward_mode() -> bool:
+    """Whether tangents are computed, by `torch.func.jvp` or `torch.autograd.forward_ad`."""
+    return forward_ad._current_level >= 0
 
 
 def broadcasts(tensor: Tensor, full: tuple[int, ...]) -> bool:

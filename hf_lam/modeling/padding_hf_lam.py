@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 from torch.nn.functional import pad
 
-from .numerics_hf_lam import broadcasts, format_shape
+from .numerics_hf_lam import broadcasts, format_shape, needs_plain_operators
 
 
 def check_padding(attention_mask: Tensor, full: tuple[int, int, int, int]) -> Tensor:
@@ -34,9 +34,8 @@ def check_padding(attention_mask: Tensor, full: tuple[int, int, int, int]) -> Te
     # Reading values is for real tensors in eager mode only. The maximum of an additive mask is 0: one pass, as a rule.
     if (
         attention_mask.is_floating_point()
-        and not torch.compiler.is_compiling()
+        and _is_readable(attention_mask)
         and type(attention_mask) is Tensor
-        and not attention_mask.is_meta
         and attention_mask.numel() > 0
         and attention_mask.max() == 1
         and ((attention_mask == 0) | (attention_mask == 1)).all()
@@ -47,6 +46,11 @@ def check_padding(attention_mask: Tensor, full: tuple[int, int, int, int]) -> Te
         )
     attention_mask = attention_mask[(None,) * (4 - attention_mask.dim())]
     return attention_mask.expand(*attention_mask.shape[:3], full[3])
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether values can be looked at: not while a program is traced, transformed, or runs without any."""
+    return not (torch.compiler.is_compiling() or needs_plain_operators() or tensor.is_meta)
 
 
 def dense_padding(attention_mask: Tensor | BlockMask | None, query: Tensor, key: Tensor) -> Tensor | None:
@@ -130,7 +134,7 @@ def normalize_over_tokens(log_map: Tensor, padding: Tensor | None) -> Tensor:
 
 def refuse_masks_by_query(padding: Tensor) -> None:
     """Raises a `ValueError` for padding `(…, 1 or L, L)` that differs from query to query, where it can be read."""
-    if torch.compiler.is_compiling() or padding.is_meta or padding.shape[-2] == 1 or not padding.numel():
+    if padding.shape[-2] == 1 or not padding.numel() or not _is_readable(padding):
         return
     if (padding != padding[..., :1, :]).any():
         raise ValueError(

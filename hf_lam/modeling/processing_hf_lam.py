@@ -7,7 +7,8 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +97,23 @@ class HfLamFusionProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Inputs of a fusion model, from one sample or from a list of them for every modality.
 
-        In a list, `None` stands for a sample that lacks the modality. A modality that all samples lack is left out.
+        In a list, `None`, or what pandas has in place of it (NaN, NA), stands for a sample that lacks the modality.
+
+        What is for a model (`return_tensors="pt"`) leaves out a modality that all samples lack, and the `has_…` of one
+        that none lacks. What is for a data set (lists, the default, and `"np"`) has the same columns whatever its
+        samples lack: those of every modality that was given, so that batches of `dataset.map(…, batched=True)` fit
+        together.
 
         Args:
-            text: a string or a list of them; a tuple of two strings is a pair.
+            text: a string or a list of them; a tuple of two strings is a pair. Here and below, a column of a data set
+                or of a table is as good as a list.
             images: an image, a list with one image for each sample, or an array `(B, …)` of them, as the image
                 processor takes them.
             videos: a list of frames or an array `(frames, …)`; or a list with one of them for each sample, or an array
                 `(B, frames, …)`.
             audio: a mono waveform, as an array, a list of numbers, or a dictionary with `array` and `sampling_rate`;
                 or a list of them.
-            sampling_rate: of `audio`, in Hz.
+            sampling_rate: of the `audio` that does not say its own, in Hz; that of the feature extractor unless given.
             return_tensors: `"pt"` or `"np"` for tensors `(B, …)`; `None` for lists with one entry for each sample.
             text_kwargs: more options for the tokenizer.
             images_kwargs: options for the image processor.
@@ -116,8 +123,8 @@ class HfLamFusionProcessor(ProcessorMixin):
 
         Returns:
             Those of `input_ids`, `attention_mask`, `token_type_ids`, `pixel_values`, `video_values` and `audio_values`
-            that were asked for, always with a batch axis; and, for a modality that some samples lack, `has_text`,
-            `has_image`, `has_video` or `has_audio`: `(B,)` bool. What stands in for the missing ones is blank.
+            that were asked for, always with a batch axis; and `has_text`, `has_image`, `has_video` or `has_audio`,
+            `(B,)` bool: which samples have a modality. What stands in for the missing ones is blank.
 
         Raises:
             TypeError: for an option that no tokenizer has.
@@ -148,14 +155,17 @@ class HfLamFusionProcessor(ProcessorMixin):
             "audio": {"sampling_rate": sampling_rate, **(audio_kwargs or {})},
         }
         output: dict[str, Any] = {}
-        for name in (name for name in samples if any(has[name])):
+        is_for_model = return_tensors == "pt"
+        for name in samples:
+            if is_for_model and not any(has[name]):
+                continue
             if name == "text":
                 encoded = self._encode_text(samples[name], has[name], tokenizer_kwargs)
                 output.update(BatchFeature(encoded, tensor_type=return_tensors))
             else:
                 tensors = self._encode(name, samples[name], options[name])
                 output[INPUT_NAMES[name]] = _as(tensors, return_tensors)
-            if not all(has[name]):
+            if not (is_for_model and all(has[name])):
                 output[f"has_{name}"] = _as([torch.tensor(flag) for flag in has[name]], return_tensors)
         return BatchFeature(output)
 
@@ -184,7 +194,9 @@ class HfLamFusionProcessor(ProcessorMixin):
 
     def _encode_text(self, samples: list[Any], has: list[bool], options: Mapping[str, Any]) -> dict[str, Any]:
         # Another text in place of a missing one makes no row longer, and works for pairs and lists of words as well.
-        filler = next(value for value in samples if value is not None)
+        word = self.tokenizer.unk_token or "."
+        blank: Any = [word] if options.get("is_split_into_words") else word
+        filler = next((value for value in samples if value is not None), blank)
         filled = [filler if value is None else value for value in samples]
         encoded = self.tokenizer(filled, **{**options, "return_tensors": None})
         blanks = {"input_ids": self.tokenizer.pad_token_id or 0, "attention_mask": 0, "token_type_ids": 0}
@@ -200,9 +212,15 @@ class HfLamFusionProcessor(ProcessorMixin):
     def _encode(self, name: str, samples: list[Any], options: dict[str, Any]) -> list[torch.Tensor]:
         """One tensor for each sample, zeros for those that lack the modality."""
         part = self._part(name)
-        present = [value for value in samples if value is not None]
+        present = [value for value in samples if value is not None] or [_blank(name, part)]
         if name == "audio":
             decoded = [value for value in present if isinstance(value, Mapping)]
+            undecoded = next((value for value in decoded if value.get("array") is None), None)
+            if undecoded is not None:
+                raise ValueError(
+                    "audio must be decoded: a dictionary needs an array and its sampling_rate, got "
+                    f"{', '.join(map(str, undecoded))}."
+                )
             rates = {options.get("sampling_rate"), *(value.get("sampling_rate") for value in decoded)} - {None}
             expected = getattr(part, "sampling_rate", None)
             if expected is not None and rates - {expected}:
@@ -210,7 +228,7 @@ class HfLamFusionProcessor(ProcessorMixin):
                 raise ValueError(
                     f"audio of {given} Hz was given to a {type(part).__name__} for {expected} Hz; resample it first."
                 )
-            options = {**options, "sampling_rate": next(iter(rates), None)}
+            options = {**options, "sampling_rate": next(iter(rates), expected)}
             present = [value["array"] if isinstance(value, Mapping) else value for value in present]
             present = [value.numpy(force=True) if isinstance(value, torch.Tensor) else value for value in present]
         elif name == "video":
@@ -307,17 +325,47 @@ class HfLamFusionProcessor(ProcessorMixin):
 _CLASS_KEYS = ("video_processor_type", "image_processor_type", "feature_extractor_type")
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for nothing: `None`, or one of those of pandas, which are NaN, NA and NaT."""
+    if isinstance(value, Real):
+        return bool(value != value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
+def _blank(name: str, part: Any) -> Any:
+    """A sample that no batch has, for the shape of its values."""
+    if name == "audio":
+        return torch.zeros(getattr(part, "sampling_rate", None) or 16000)
+    channels = getattr(part, "image_mean", None)
+    image = torch.zeros(32, 32, len(channels) if isinstance(channels, Sequence) else 3, dtype=torch.uint8).numpy()
+    frames = getattr(part, "num_frames", None)
+    return [image] * (frames if isinstance(frames, int) else 1) if name == "video" else image
+
+
 def _samples_of_text(text: Any, is_split_into_words: bool) -> list[Any] | None:
     """A list with one text for each sample, from one text or a list of them."""
     if is_split_into_words:
-        return _samples(text, lambda value: not isinstance(next((x for x in value if x is not None), None), str))
+        return _samples(text, lambda value: not isinstance(next((x for x in value if not is_missing(x)), None), str))
     return _samples(text, lambda value: isinstance(value, list))
 
 
 def _samples(values: Any, is_batch: Callable[[Any], bool]) -> list[Any] | None:
     if values is None:
         return None
-    return list(values) if is_batch(values) else [values]
+    if _is_column(values):
+        values = list(values)
+    samples = list(values) if is_batch(values) else [values]
+    return [None if is_missing(value) else value for value in samples]
+
+
+def _is_column(values: Any) -> bool:
+    """Whether it is a column of a data set or of a table: one axis of objects, and no list."""
+    if isinstance(values, (str, bytes, list, tuple)):
+        return False
+    dtype = getattr(values, "dtype", None)
+    return isinstance(values, Sequence) or (
+        getattr(values, "ndim", 0) == 1 and str(dtype) in ("object", "str", "string")
+    )
 
 
 def _is_batch_of_images(images: Any) -> bool:
@@ -327,7 +375,7 @@ def _is_batch_of_images(images: Any) -> bool:
 def _is_batch_of_videos(videos: Any) -> bool:
     if not isinstance(videos, (list, tuple)):
         return getattr(videos, "ndim", 0) == 5
-    first = next((video for video in videos if video is not None), None)
+    first = next((video for video in videos if not is_missing(video)), None)
     # Frames are images or arrays of two or three axes; a path in a list is that of a video.
     return first is None or isinstance(first, (list, tuple, str, Mapping)) or getattr(first, "ndim", 0) == 4
 
@@ -335,7 +383,7 @@ def _is_batch_of_videos(videos: Any) -> bool:
 def _is_batch_of_audio(audio: Any) -> bool:
     if not isinstance(audio, (list, tuple)):
         return getattr(audio, "ndim", 0) == 2
-    first = next((waveform for waveform in audio if waveform is not None), None)
+    first = next((waveform for waveform in audio if not is_missing(waveform)), None)
     return not isinstance(first, (int, float))
 
 

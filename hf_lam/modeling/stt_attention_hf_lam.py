@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .numerics_hf_lam import format_shape, product_dtype, softmax_dtype, without_autocast
+from .numerics_hf_lam import format_shape, needs_plain_operators, product_dtype, softmax_dtype, without_autocast
 from .padding_hf_lam import check_padding
 
 IMPLEMENTATIONS = ("auto", "eager", "modes")
@@ -290,5 +290,6 @@ def _products(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tens
     of_prefix = of_prefix.reshape(batch, heads, prefix, size) * shares[:, :, :prefix, :1]
     out = torch.cat([of_prefix.transpose(1, 2), out], dim=1).transpose(1, 2)
     for token in range(prefix):
-        out.addcmul_(shares[..., 1 + token, None], value[:, :, token, None].to(dtype))
+        given = (shares[..., 1 + token, None], value[:, :, token, None].to(dtype))
+        out = out.addcmul(*given) if needs_plain_operators() else out.addcmul_(*given)
     return out.to(value.dtype)

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from .hosts_hf_lam import Host
 from .mechanism_hf_lam import REPLACEMENT, SCORES, MechanismConfig
-from .option_checks_hf_lam import check_bool, check_choice, check_positive_or_none, is_count
+from .option_checks_hf_lam import MOST, check_bool, check_choice, check_positive_or_none, is_count
 
 SYNTHESIZERS = ("dense", "random", "factorized_dense", "factorized_random")
 
@@ -91,12 +91,13 @@ class SttConfig(MechanismConfig):
             check_bool(self, name)
         if self.prefix_tokens is not None and not is_count(self.prefix_tokens, 0):
             raise ValueError(
-                f"SttConfig: prefix_tokens must be None or an integer of at least 0, got {self.prefix_tokens!r}."
+                f"SttConfig: prefix_tokens must be None or an integer from 0 to {MOST:,}, got {self.prefix_tokens!r}."
             )
         if self.grid is not None:
             if not isinstance(self.grid, (list, tuple)) or not self.grid or not all(is_count(n, 1) for n in self.grid):
                 raise ValueError(
-                    f"SttConfig: grid must be None or the sizes of its axes, such as [14, 14], got {self.grid!r}."
+                    f"SttConfig: grid must be None or the sizes of its axes, such as [14, 14], each up to {MOST:,}; "
+                    f"got {self.grid!r}."
                 )
             object.__setattr__(self, "grid", list(self.grid))
         self._check_factors()
@@ -126,7 +127,7 @@ class SttConfig(MechanismConfig):
         if not are_pairs or (self.grid is not None and [s * t for s, t in pairs] != self.grid):
             raise ValueError(
                 "SttConfig: factors must be None or [s, t] for every axis, with s · t the size of the axis, such as "
-                f"[[2, 7], [2, 7]] for grid=[14, 14]; got {pairs!r} for grid={self.grid}."
+                f"[[2, 7], [2, 7]] for grid=[14, 14], each up to {MOST:,}; got {pairs!r} for grid={self.grid}."
             )
         object.__setattr__(self, "factors", [list(pair) for pair in pairs])
 
@@ -205,6 +206,10 @@ class SttConfig(MechanismConfig):
         return "which have no place on the grid of a synthesised attention"
 
     @property
+    def no_place_for_past(self) -> str:
+        return self.no_place_for_appended
+
+    @property
     def instead_of_replacement(self) -> str:
         return f"SttConfig(variant='mixture', synthesizer={self.synthesized_by!r})."
 
@@ -212,9 +217,12 @@ class SttConfig(MechanismConfig):
     def max_tokens(self) -> int | None:
         return None if self.grid is None else (self.prefix_tokens or 0) + math.prod(self.grid)
 
-    @property
-    def input_grid(self) -> tuple[int, ...]:
-        return tuple(self.grid or ())
+    def input_grid(self, host: Host) -> tuple[int, ...]:
+        """Its own grid, which may be for inputs of another size; the host's, where it has other axes than that."""
+        of_host = host.tokens.grid
+        if self.grid is not None and len(self.grid) == len(of_host):
+            return tuple(self.grid)
+        return of_host if self.max_tokens == host.tokens.length else ()
 
     def explain_input_grid(self, grid: tuple[int, ...]) -> str:
         return f"Resize them, or make the model with SttConfig(grid={list(grid)}, prefix_tokens={self.prefix_tokens})."

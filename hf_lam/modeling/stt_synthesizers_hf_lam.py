@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .mechanism_hf_lam import Attended, Attention, MechanismPart
-from .numerics_hf_lam import softmax_dtype
+from .numerics_hf_lam import is_forward_mode, softmax_dtype
 from .padding_hf_lam import additive, refuse_masks_by_query, valid_tokens
 from .stt_attention_hf_lam import stt_attention, stt_attention_with_weights
 from .stt_config_hf_lam import SttConfig
@@ -297,16 +297,26 @@ class _ClampedMixing(torch.autograd.Function):
     With `torch.clamp`, one step out of the range would be the last: there its gradient is 0.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, mixing: Tensor) -> Tensor:
-        ctx.save_for_backward(mixing)
+    def forward(mixing: Tensor) -> Tensor:
         return mixing.clamp(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (mixing,) = ctx.saved_tensors
         leads_out = ((mixing <= 0) & (grad > 0)) | ((mixing >= 1) & (grad < 0))
         return grad.masked_fill(leads_out, 0)
+
+
+def _clamp_mixing(mixing: Tensor) -> Tensor:
+    # Which way a step leads is known backwards only.
+    return mixing.clamp(0, 1) if is_forward_mode() else _ClampedMixing.apply(mixing)
 
 
 class AttentionSynthesizer(MechanismPart):
@@ -372,7 +382,7 @@ class AttentionSynthesizer(MechanismPart):
             shares = None if self.shares is None else self.shares(hidden_states.shape[1])
         mixing = None
         if self.config.is_mixture:
-            mixing = _ClampedMixing.apply(self.mixing) if self.config.train_mixing else self.mixing
+            mixing = _clamp_mixing(self.mixing) if self.config.train_mixing else self.mixing
         if is_token is not None:
             is_token = is_token[:, self.config.prefix_tokens :].unflatten(1, sizes)
         return SyntheticLogits(tuple(axes), shares, mixing, is_token)

@@ -10,7 +10,6 @@ from torch import nn
 
 from ..modeling.injection_hf_lam import (
     InjectedEncoder,
-    all_containers,
     drop_projections,
     encoders_with,
     injection_of,
@@ -18,6 +17,7 @@ from ..modeling.injection_hf_lam import (
     plan_projections,
     replace_config,
 )
+from ..modeling.layers_hf_lam import all_containers
 from ..modeling.mechanism_registry_hf_lam import check_combination
 from ..modeling.stt_config_hf_lam import SttConfig
 

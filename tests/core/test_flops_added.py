@@ -152,7 +152,7 @@ class Halves(NamedTuple):
         halves = (x.tensor_split(2, 2) for x in (attention.query, attention.key, attention.value))
         return torch.cat([scaled_dot_product_attention(*part) for part in zip(*halves)], 2), None
 
-    def count_pairs(self, layer):
+    def count_pairs(self, layer, past):
         return (8 * 8 + 9 * 9,) * 4
 
 

@@ -26,10 +26,12 @@ CORE = [
         for name in (
             "attention_hooks",
             "attention_pass",
+            "changes",
             "configuration",
             "hosts",
             "hosts_facts",
             "injection",
+            "layers",
             "mechanism",
             "mechanism_checks",
             "mechanism_registry",
@@ -141,7 +143,7 @@ def test_the_core_names_no_mechanism(path: Path) -> None:
 # Each part may import those before its own line, and of its own line what does not lead back.
 LAYERS = (
     ("modeling",),
-    ("parameters", "observing", "facts", "conversion", "mechanism_files", "mechanism_options"),
+    ("parameters", "observing", "facts", "loading", "conversion", "mechanism_files", "mechanism_options"),
     ("locomt", "stt", "flops", "visualization"),
     ("hub",),
     ("training",),

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 import hf_lam
+from helpers.checkpointing import checkpoint_activations
 from helpers.hosts import first_output, make_inputs, make_model, max_difference, mechanisms, perturb_mechanisms
 from helpers.lam_models import make_lam, make_samples, stacked
 from hf_lam import LamConfig
@@ -45,6 +46,95 @@ def make_base(case: str) -> Any:
     model = hf_lam.inject(make_model(stock_class, host, initializer_range=0.2), lam)
     perturb_mechanisms(model)
     return model
+
+
+def with_two_adapters(stock: Any, host: str, *configs: Any) -> tuple[Any, peft.PeftModel]:
+    """A model, and around it two adapters, of which the second one is active and has no mechanisms of its own."""
+    model = hf_lam.convert(make_model(stock, host), *configs).eval()
+    perturb_mechanisms(model)
+    targets = CASES[host][2]
+    first = peft.LoraConfig(r=4, target_modules=targets, modules_to_save=["hf_lam"])
+    wrapped = peft.get_peft_model(model, first, adapter_name="with")
+    wrapped.add_adapter("without", peft.LoraConfig(r=4, target_modules=targets))
+    for parameter in model.base_model.hf_lam.modules_to_save.parameters():
+        parameter.data += 1
+    wrapped.set_adapter("without")
+    return model, wrapped.eval()
+
+
+def disable(wrapped: peft.PeftModel) -> None:
+    wrapped.set_adapter("with")
+    wrapped.base_model.disable_adapter_layers()
+
+
+LEFT: dict[str, Any] = {
+    "another adapter": lambda wrapped: None,
+    "disabled": disable,
+    "deleted": lambda wrapped: wrapped.delete_adapter("with"),
+}
+
+
+@pytest.mark.parametrize("left", LEFT)
+@pytest.mark.parametrize("mechanism", ["per_layer", "shared", "mixture"])
+def test_without_a_copy_of_its_own_an_adapter_has_the_original(mechanism: str, left: str, tmp_path: Path) -> None:
+    model, wrapped = with_two_adapters(ViTForImageClassification, "vit", *mechanisms(mechanism, "vit"))
+    LEFT[left](wrapped)
+    inputs = make_inputs("vit")
+    original = model.vit.hf_lam.original_module
+    assert hf_lam.mechanism_parameters(model) == list(original.parameters())
+    hf_lam.save_mechanism(model, tmp_path)
+    assert hf_lam.cost(model).mechanism_parameters == sum(parameter.numel() for parameter in original.parameters())
+    stock = hf_lam.load_mechanism(make_model(ViTForImageClassification, "vit"), tmp_path).eval()
+    if left != "another adapter":  # whose LoRA starts as the identity
+        wrapped.base_model.disable_adapter_layers()
+    assert max_difference(first_output(stock, inputs), first_output(wrapped, inputs)) < 1e-6
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_views_are_set_in_the_original_and_in_every_copy(left: str) -> None:
+    model, wrapped = with_two_adapters(ViTForImageClassification, "vit", *mechanisms("half", "vit"))
+    LEFT[left](wrapped)
+    views = hf_lam.LocomtConfig(segments=[["top", {"rectangle": [0, 0, 2, 4]}], ["rest", {"rectangle": [2, 0, 2, 4]}]])
+    hf_lam.set_views(model, views)
+    fresh = hf_lam.convert(make_model(ViTForImageClassification, "vit"), views).eval()
+    inputs = make_inputs("vit")
+    for adapter in wrapped.peft_config:
+        wrapped.set_adapter(adapter)
+        assert max_difference(first_output(wrapped, inputs), first_output(fresh, inputs)) < 1e-6
+    assert model.config.hf_lam == fresh.config.hf_lam
+
+
+NOT_VIEWS: dict[str, Any] = {
+    "another kind": LamConfig(),
+    "another grid": hf_lam.LocomtConfig(segments=[["all", {"rectangle": [0, 0, 3, 4]}]]),
+    "a table of another shape": hf_lam.LocomtConfig(views=[["self"] * 4]),
+    "an unknown segment": hf_lam.LocomtConfig(views="nobody>else"),
+    "a bottleneck": hf_lam.LocomtConfig(views="self", bottleneck_tokens=2),
+    "token types": hf_lam.LocomtConfig(segments="token_type_ids"),
+    "a configuration that takes nothing": hf_lam.LocomtConfig(views="self"),
+}
+
+
+@pytest.mark.parametrize("left", ["another adapter", "disabled"])
+@pytest.mark.parametrize("name", NOT_VIEWS)
+def test_views_that_cannot_be_set_change_nothing(name: str, left: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, wrapped = with_two_adapters(ViTForImageClassification, "vit", *mechanisms("half", "vit"))
+    LEFT[left](wrapped)
+    inputs = make_inputs("vit")
+    before, block = first_output(wrapped, inputs), copy.deepcopy(model.config.hf_lam)
+    modules = list(model.modules())
+    if name == "a configuration that takes nothing":
+
+        def refuse(*_: Any) -> None:
+            raise ValueError("no")
+
+        monkeypatch.setattr(type(model.config), "__setattr__", refuse)
+    with pytest.raises((ValueError, TypeError)):
+        hf_lam.set_views(model, NOT_VIEWS[name])
+    monkeypatch.undo()
+    assert torch.equal(first_output(wrapped, inputs), before)
+    assert model.config.hf_lam == block
+    assert all(a is b for a, b in zip(modules, model.modules(), strict=True))
 
 
 def add_lora(model: Any, targets: list[str]) -> peft.PeftModel:
@@ -129,7 +219,7 @@ def test_gradient_checkpointing_with_lora(case: str, use_reentrant: bool) -> Non
             if "lora_B" in name:
                 parameter.data += 0.1 * torch.randn_like(parameter)
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+            checkpoint_activations(model, use_reentrant)
             model.enable_input_require_grads()
         model(**stacked(make_samples(model.get_base_model(), host, 4))).loss.backward()
         return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.checkpointing import checkpoint_activations, keep_activations
 from helpers.hosts import (
     BASES,
     LAM_CONFIGS,
@@ -51,11 +52,11 @@ def gradients(
     """Gradients of one backward after a forward of every batch."""
     model.train().zero_grad()
     if use_reentrant is not None:
-        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        checkpoint_activations(model, use_reentrant)
     run = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
     sum(run(**batch).last_hidden_state.square().sum() for batch in batches).backward()
     if use_reentrant is not None:
-        model.gradient_checkpointing_disable()
+        keep_activations(model)
     return {
         name: parameter.grad.clone()
         for name, parameter in model.named_parameters()

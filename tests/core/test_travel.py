@@ -175,10 +175,10 @@ for round in range(2):
     assert torch.equal(local(**inputs)[0], expected["one"])
     for name, model in hub.items():
         assert torch.equal(model(**inputs)[0], expected[name])
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model, False)
         model.train()(**inputs)[0].sum().backward()
         assert all(p.grad is not None for p in hf_lam.mechanism_parameters(model))
-        model.gradient_checkpointing_disable()
+        keep_activations(model)
         model.eval()
 hf_lam.remove(hub["two"])
 hub["two"](**inputs)

@@ -1,4 +1,4 @@
-"""Save every model class with one environment, load it with another. Run by `.ci/cross_version.py`.
+"""Save every model class with one environment, load it with another. Run by `.ci/versions.py`.
 
     python make_and_check.py save FOLDER        with hf_lam: make stock and converted models, save them all
     python make_and_check.py load FOLDER        without hf_lam: load each by its Auto class from the code in its folder

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertForSequenceClassification, ViTForImageClassification
 
+from helpers.checkpointing import checkpoint_activations
 from helpers.distributed_worker import shard, train_loop, write
 from helpers.door import DISTANCE, TEMPERATURE, open_door
 from helpers.hosts import make_model, perturb_mechanisms
@@ -42,7 +43,7 @@ def make(name: str) -> Any:
     perturb_mechanisms(model)
     model = model.train().double()
     if use_reentrant is not None:
-        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        checkpoint_activations(model, use_reentrant)
     return model
 
 

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     BertForSequenceClassification,
+    BertModel,
+    BigBirdModel,
     CLIPConfig,
     CLIPModel,
+    CLIPTextModel,
     CLIPVisionConfig,
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
     DistilBertConfig,
     DistilBertModel,
+    ElectraModel,
+    MLCDVisionModel,
     PreTrainedModel,
+    RoFormerModel,
+    SiglipVisionModel,
     ViTForImageClassification,
+    ViTModel,
 )
+from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
 
 import hf_lam
 from helpers.fusion_models import (
@@ -179,6 +189,113 @@ def test_what_does_not_fit_is_refused_by_name(options: dict[str, Any], error: ty
 def test_layers_with_other_parts_cannot_become_fusion_layers() -> None:
     with pytest.raises(ValueError, match=r"layers of Dinov2Model cannot become fusion layers.*fusion_from='image'"):
         HfLamFusionModel.from_modality_pretrained(image=backbone("dinov2"), fusion_from="image", num_hidden_layers=1)
+
+
+# --- layers that look alike ------------------------------------------------------------------------------------------
+
+_TEXT: dict[str, Any] = {"vocab_size": 99, "max_position_embeddings": 40}
+_IMAGE: dict[str, Any] = {"image_size": 16, "patch_size": 4}
+
+
+def untrained(model_class: Any, **options: Any) -> Any:
+    """A model as it starts, with next to uniform attention."""
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    return model_class(model_class.config_class(**{**sizes, **options}))
+
+
+class ScaledResiduals(BertLayer):
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(0.9 * hidden_states, *args, **kwargs)
+
+
+class BiasByDistance(BertSelfAttention):
+    def forward(self, hidden_states: Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
+        places = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+        bias = -0.1 * (places[:, None] - places).abs().to(hidden_states.dtype)[None, None]
+        return super().forward(hidden_states, bias, **kwargs)
+
+
+class SandwichedNorm(BertLayer):
+    def feed_forward_chunk(self, attention_output: Tensor) -> Tensor:
+        return nn.functional.layer_norm(super().feed_forward_chunk(attention_output), (32,)).tanh()
+
+
+class GatedActivation(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sigmoid()
+
+
+def changed(part: str, kind: type, layer: int = 1) -> Any:
+    """A BERT one of whose layers, or a part of it, is of another class with the same weights."""
+    model = untrained(BertModel, **_TEXT)
+    model.encoder.layer[layer].get_submodule(part).__class__ = kind
+    return model
+
+
+def gated() -> Any:
+    model = untrained(BertModel, **_TEXT)
+    model.encoder.layer[1].intermediate.intermediate_act_fn = GatedActivation()
+    return model
+
+
+UNLIKE: dict[str, tuple[Callable[[], Any], str]] = {
+    "causal": (lambda: untrained(CLIPTextModel, **_TEXT), "computes something else"),
+    "rotary": (lambda: untrained(RoFormerModel, **_TEXT), "computes something else"),
+    "rotary, values too": (lambda: untrained(RoFormerModel, **_TEXT, rotary_value=True), "computes something else"),
+    "rotary image": (lambda: untrained(MLCDVisionModel, **_IMAGE), "computes something else"),
+    "sparse": (lambda: untrained(BigBirdModel, **_TEXT), "sees a part of a long sequence"),
+    "scaled residuals": (lambda: changed("", ScaledResiduals), "computes something else"),
+    "bias by distance": (lambda: changed("attention.self", BiasByDistance), "computes something else"),
+    "one more norm": (lambda: changed("", SandwichedNorm), "computes something else"),
+    "another activation": (gated, "computes something else"),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_layers_that_compute_something_else_are_refused(name: str) -> None:
+    make, message = UNLIKE[name]
+    source = make().train()
+    kind = "text" if source.main_input_name == "input_ids" else "image"
+    before = copy.deepcopy(source.state_dict())
+    random = torch.get_rng_state()
+    with pytest.raises(ValueError, match=rf"fusion_from='{kind}'.*{message}"):
+        HfLamFusionModel.from_modality_pretrained(**{kind: source}, fusion_from=kind, num_hidden_layers=1)
+    assert all(module.training and not module._forward_pre_hooks for module in source.modules())
+    assert all(torch.equal(before[key], tensor) for key, tensor in source.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_only_the_layers_that_are_taken_must_be_alike() -> None:
+    source = changed("", ScaledResiduals, layer=0)
+    HfLamFusionModel.from_modality_pretrained(text=source, fusion_from="text", num_hidden_layers=1)
+    with pytest.raises(ValueError, match="layer 0 of BertModel computes something else"):
+        HfLamFusionModel.from_modality_pretrained(text=source, fusion_from="text", num_hidden_layers=2)
+
+
+ALIKE: dict[str, Callable[[], Any]] = {
+    "electra": lambda: untrained(ElectraModel, **_TEXT, embedding_size=32),
+    "big_bird": lambda: untrained(BigBirdModel, **_TEXT, attention_type="original_full"),
+    "siglip": lambda: untrained(SiglipVisionModel, **_IMAGE),
+    "eager": lambda: untrained(BertModel, **_TEXT, attn_implementation="eager"),
+    "half": lambda: untrained(BertModel, **_TEXT).bfloat16(),
+    "relu": lambda: untrained(ViTModel, **_IMAGE, hidden_act="relu", layer_norm_eps=1e-3),
+    "trains": lambda: untrained(ViTModel, **_IMAGE, hidden_dropout_prob=0.3).train(),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_layers_that_compute_the_same_are_taken(name: str) -> None:
+    source = ALIKE[name]()
+    kind = "text" if source.main_input_name == "input_ids" else "image"
+    HfLamFusionModel.from_modality_pretrained(**{kind: source}, fusion_from=kind, num_hidden_layers=2)
+
+
+def test_other_options_than_those_of_the_checkpoint_are_ones_own() -> None:
+    model = HfLamFusionModel.from_modality_pretrained(
+        text=untrained(BertModel, **_TEXT), fusion_from="text", num_hidden_layers=1, hidden_act="relu"
+    )
+    assert model.config.hidden_act == "relu"
 
 
 def test_no_modality_is_refused() -> None:

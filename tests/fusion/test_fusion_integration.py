@@ -18,6 +18,7 @@ from transformers import AutoModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import hf_lam
+from helpers.checkpointing import checkpoint_activations, keep_activations
 from helpers.fusion_models import MODALITIES, make_fusion, make_fusion_inputs
 from helpers.hosts import max_difference, perturb_mechanisms
 from helpers.lam_models import assert_same_weights, make_trainer, weights_of
@@ -187,10 +188,10 @@ def gradients(
     """Gradients of one backward after a forward of every batch."""
     model.train().zero_grad()
     if use_reentrant is not None:
-        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        checkpoint_activations(model, use_reentrant)
     run = model if run is None else run
     sum(run(**batch).last_hidden_state.square().sum() for batch in several).backward()
-    model.gradient_checkpointing_disable()
+    keep_activations(model)
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from transformers import (
     ASTFeatureExtractor,
@@ -393,6 +395,81 @@ def samples_of(processor: Any, inputs: dict[str, list[Any]], kind: str | None) -
     return samples
 
 
+MISSING = [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT]
+
+
+@pytest.mark.parametrize("missing", MISSING, ids=lambda value: type(value).__name__)
+def test_what_tables_have_for_nothing_is_missing(processor, missing) -> None:
+    gaps = {"text": [1], "images": [0, 2], "videos": [2], "audio": [0]}
+    expected = process(processor, without(raw(), **gaps))
+    inputs = {
+        name: [missing if value is None else value for value in values]
+        for name, values in without(raw(), **gaps).items()
+    }
+    columns = {name: pd.Series(values, dtype=object) for name, values in inputs.items()}
+    for given in (inputs, columns):
+        batch = process(processor, given)
+        assert set(batch) == set(expected)
+        for name, tensor in expected.items():
+            assert torch.equal(batch[name], tensor)
+    samples = rows(expected)
+    for sample in samples:
+        for modality, key in (("image", "pixel_values"), ("audio", "audio_values")):
+            if not sample[f"has_{modality}"]:
+                sample |= {key: missing, f"has_{modality}": missing}
+    again = FusionCollator(processor)(samples)
+    for name, tensor in expected.items():
+        assert torch.equal(again[name], tensor)
+
+
+@pytest.mark.parametrize("kind", [None, "np"])
+@pytest.mark.parametrize(
+    "gaps",
+    [
+        {},
+        {"text": [0, 1]},
+        {"text": [2, 3], "audio": [1]},
+        {"images": [0, 1, 2, 3]},
+        {"videos": [0, 1], "audio": [2, 3]},
+        {"text": [0, 1, 2, 3], "images": [0, 1], "audio": [0, 1, 2, 3]},
+        {"text": [1, 3], "images": [0, 2], "videos": [0, 1, 2], "audio": [1, 2, 3]},
+    ],
+)
+def test_batches_of_a_data_set_have_the_same_columns(processor, gaps, kind) -> None:
+    """In pieces of two samples, some of which lack a modality altogether."""
+    whole = {name: [*values, values[0]] for name, values in raw().items()}
+    whole["videos"] = [np.stack(video) for video in whole["videos"]]
+    inputs = without(whole, **gaps)
+    expected = FusionCollator(processor)(rows(process(processor, inputs)))
+    made = Dataset.from_dict({"row": [0, 1, 2, 3]}).map(
+        lambda batch: processor(
+            **{name: [values[row] for row in batch["row"]] for name, values in inputs.items()},
+            sampling_rate=RATE,
+            return_tensors=kind,
+            padding=True,
+        ),
+        batched=True,
+        batch_size=2,
+        remove_columns=["row"],
+    )
+    assert set(made.column_names) == {*processor.model_input_names, *(f"has_{name}" for name in ARGUMENTS)}
+    batch = FusionCollator(processor)(list(made))
+    assert set(batch) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(batch[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_a_column_of_a_data_set_is_a_list(processor) -> None:
+    columns = {"text": [TEXTS[0], None, TEXTS[2]], "images": [*raw()["images"][:2], None]}
+    expected = processor(**columns, return_tensors="pt", padding=True)
+    data = Dataset.from_dict(columns)
+    batch = processor(text=data["text"], images=data["images"], return_tensors="pt", padding=True)
+    made = data.with_transform(lambda rows: processor(text=rows["text"], images=rows["images"], padding=True))
+    collated = FusionCollator(processor)([made[index] for index in range(3)])
+    for name, tensor in expected.items():
+        assert torch.equal(batch[name], tensor) and torch.equal(collated[name], tensor)
+
+
 @pytest.mark.parametrize("kind", ["pt", "np", None, "lists", "batched"])
 def test_the_collator_makes_the_batch_that_the_processor_makes(processor, kind) -> None:
     inputs = without(raw(), text=[1], images=[0, 2], videos=[2])
@@ -519,6 +596,11 @@ def test_audio_may_say_its_own_sampling_rate(processor) -> None:
     decoded = [{"array": wave, "sampling_rate": RATE, "path": None} for wave in waves]
     assert torch.equal(processor(audio=decoded, return_tensors="pt")["audio_values"], expected)
     assert torch.equal(processor(audio=decoded[0], return_tensors="pt")["audio_values"], expected[:1])
+    without_a_rate = [{"array": wave} for wave in waves]
+    for given in (waves, without_a_rate):
+        assert torch.equal(processor(audio=given, return_tensors="pt")["audio_values"], expected)
+    with pytest.raises(ValueError, match=r"audio must be decoded: .* got bytes, path"):
+        processor(audio=[{"bytes": b"", "path": "a.wav"}])
     decoded[1]["sampling_rate"] = 8000
     with pytest.raises(ValueError, match=r"audio of .*8000.* Hz was given to a ASTFeatureExtractor"):
         processor(audio=decoded)

@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from helpers.checkpointing import checkpoint_activations
 from helpers.fusion_models import make_fusion, make_fusion_inputs
 from helpers.hosts import mechanisms, set_mixing
 from helpers.lam_models import make_lam, make_samples, stacked, weights_of
@@ -94,7 +95,7 @@ def make_loop_model(name: str) -> Any:
     if name.endswith("mixture_at_zero"):
         set_mixing(model, 0.0)
     if use_reentrant is not None:
-        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        checkpoint_activations(model, use_reentrant)
     return model
 
 
@@ -127,7 +128,7 @@ def make_fusion_loop_model(name: str) -> Any:
     hf_lam, use_reentrant = FUSION_CASES[name]
     model = make_fusion(hf_lam=hf_lam).train().double()
     if use_reentrant is not None:
-        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        checkpoint_activations(model, use_reentrant)
     return model
 
 

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 import hf_lam
+from helpers.checkpointing import checkpoint_activations, keep_activations
 from hf_lam import convert, cost, freeze_host, inject, load_mechanism, mechanism_parameters, remove, save_mechanism
-from hf_lam.modeling.injection_hf_lam import container_of, injected_encoders, injection_of, list_changes
+from hf_lam.modeling.injection_hf_lam import injected_encoders, injection_of, list_changes
+from hf_lam.modeling.layers_hf_lam import container_of
 from hf_lam.modeling.version_hf_lam import TRAVELLING_FILES
 from matrix.columns import HOSTS, MECHANISMS
 
@@ -150,9 +152,9 @@ def gives_the_same_gradients_under_checkpointing(host: str, name: str, tmp_path:
     model, inputs = attach(host, name)
     expected = gradients(model, inputs)
     for use_reentrant in (False, True):
-        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        checkpoint_activations(model, use_reentrant)
         assert_same_gradients(gradients(model, inputs), expected)
-        model.gradient_checkpointing_disable()
+        keep_activations(model)
 
 
 def gets_gradients(host: str, name: str, tmp_path: Path) -> None:

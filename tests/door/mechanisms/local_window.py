@@ -63,7 +63,7 @@ class Window(NamedTuple):
         )
         return attend_changed(one, ScoreChange(cut(change.factor), cut(change.addend)))
 
-    def count_pairs(self, layer: int) -> tuple[int, ...]:
+    def count_pairs(self, layer: int, past: int) -> tuple[int, ...]:
         spans = [self.seen(token, self.length) for token in range(self.length)]
         return (sum(span.stop - span.start for span in spans),) * self.heads
 

@@ -41,7 +41,7 @@ GRIDS: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
     "text_4x5_prefix": ("bert", {}, {"grid": [4, 5], "prefix_tokens": 2}, 22),
     "text_8x2_prefix": ("bert", {}, {"grid": [8, 2], "prefix_tokens": 1}, 17),
     "vit_line": ("vit", {}, {"grid": [17], "prefix_tokens": 0}, 0),
-    "vit_2x8": ("vit", {}, {"grid": [2, 8]}, 0),
+    "vit_2x2x4": ("vit", {}, {"grid": [2, 2, 4]}, 0),
     "vit_row": ("vit", {"image_size": [4, 16]}, {}, 0),
     "videomae_flat": ("videomae", {}, {"grid": [2, 4]}, 0),
 }

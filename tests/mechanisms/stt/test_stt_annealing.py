@@ -12,6 +12,7 @@ import torch
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, ViTForImageClassification
 
 import hf_lam
+from helpers.checkpointing import checkpointing_arguments
 from helpers.hosts import first_output, make_inputs, make_model, max_difference
 from helpers.lam_models import assert_same_weights, make_samples, make_trainer, stacked, weights_of
 from hf_lam import LamConfig, LocomtConfig, SttConfig
@@ -195,8 +196,7 @@ def test_gradient_checkpointing_changes_nothing(host: str, reentrant: bool, free
         tmp_path / "checkpointed",
         host,
         freeze=freeze,
-        gradient_checkpointing=True,
-        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
+        **checkpointing_arguments(reentrant),
     )
     assert_same_weights(plain, checkpointed, 1e-6)
 

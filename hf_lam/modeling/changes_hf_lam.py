@@ -1,0 +1,109 @@
+# Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
+"""Changes of somebody else's modules that can be taken back: attributes, and hooks.
+
+This file travels with saved models; see `configuration_hf_lam.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+# What the names of our hooks begin with.
+_PREFIX = "hf_lam."
+_TABLES = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs")
+
+
+class Replaced(NamedTuple):
+    """An attribute of a module before and after."""
+
+    module: nn.Module
+    name: str
+    existed: bool
+    before: Any
+    after: Any
+
+    def take_back(self) -> None:
+        """What something else has replaced since stays as it is."""
+        if not self._is_ours():
+            return
+        if self.existed:
+            setattr(self.module, self.name, self.before)
+        else:
+            delattr(self.module, self.name)
+
+    def _is_ours(self) -> bool:
+        """Whether an attribute is still what it was changed to, as far as it would do harm without us."""
+        now = getattr(self.module, self.name, None)
+        # PEFT puts a wrapper in the container's place; a copy of the configuration sends attention to us, too.
+        return now is self.after or self.name == "hf_lam" or getattr(now, "hf_lam_dispatches", False)
+
+
+class Hooked(NamedTuple):
+    """A hook of ours on a module."""
+
+    module: nn.Module
+    key: str
+
+    def take_back(self) -> None:
+        drop_hooks(self.module, [self.key])
+
+
+class Changes:
+    """Changes modules and writes down how to undo it.
+
+    undo: where it is written down.
+    """
+
+    def __init__(self, undo: list[Any]) -> None:
+        self.undo = undo
+
+    def set(self, module: Any, name: str, value: Any) -> None:
+        """Give a module an attribute."""
+        before = module.__dict__
+        self.undo.append(Replaced(module, name, name in before, before.get(name), value))
+        setattr(module, name, value)
+
+    def hook_before(self, module: Any, hook: Callable[..., Any]) -> None:
+        """Call `hook(module, args, kwargs)` before each forward."""
+        self._hook(module, hook, *_TABLES[:2])
+
+    def hook_after(self, module: Any, hook: Callable[..., Any]) -> None:
+        """Call `hook(module, args, kwargs, output)` after each forward."""
+        self._hook(module, hook, *_TABLES[2:])
+
+    def _hook(self, module: Any, hook: Callable[..., Any], table: str, with_kwargs: str) -> None:
+        # Under a name. `register_forward_hook` numbers all hooks of a process, so that a model would have another
+        # pickle, and another hash in `Dataset.map`, each time it is loaded.
+        key = key_of(hook)
+        getattr(module, table)[key] = hook
+        getattr(module, with_kwargs)[key] = True
+        self.undo.append(Hooked(module, key))
+
+
+def key_of(hook: Callable[..., Any]) -> str:
+    """The name under which a function, or a partial of one, hangs on a module."""
+    function: Any = hook.func if isinstance(hook, functools.partial) else hook
+    return _PREFIX + function.__name__
+
+
+def drop_hooks(module: nn.Module, keys: Iterable[str]) -> None:
+    """Take hooks off a module, by their names."""
+    for table in _TABLES:
+        for key in keys:
+            getattr(module, table).pop(key, None)
+
+
+def undo_changes(undo: list[Any], modules: Iterable[nn.Module] | None = None) -> None:
+    """Take back what was written down, last first: all of it, or what was changed in some modules."""
+    chosen = None if modules is None else {id(module) for module in modules}
+    kept = []
+    for entry in reversed(undo):
+        if chosen is None or id(entry.module) in chosen:
+            entry.take_back()
+        else:
+            kept.append(entry)
+    undo[:] = reversed(kept)

@@ -1,0 +1,240 @@
+# Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
+"""What is attached to the layers of an encoder, and what becomes of it when they change.
+
+People keep some layers of an encoder, put them into another order, or repeat copies of them:
+`model.vit.layers = model.vit.layers[2:]`. Every layer goes on with what it had, since its hooks know its number. But
+what is saved would belong to other layers: before anything else is done with the model, the layers that there are get
+the numbers 0, 1, … and the mechanisms follow them.
+
+This file travels with saved models; see `configuration_hf_lam.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .attention_hooks_hf_lam import append_tokens, drop_appended, enter_attention, enter_layer, mix_appended
+from .attention_pass_hf_lam import Injection
+from .changes_hf_lam import Changes, drop_hooks, key_of, undo_changes
+from .hosts_facts_hf_lam import PROJECTION_NAMES, SHIMS
+from .hosts_hf_lam import Host, find_layers, make_dispatching_config, recorded_attentions, takes_kwargs
+from .mechanism_hf_lam import MARK, Mechanism, MechanismConfig
+from .mechanism_registry_hf_lam import block_of, mechanism_class_of
+
+
+def make_mechanism(base: Any, config: MechanismConfig, host: Host, attentions: Any) -> Mechanism:
+    """The module of one mechanism, on the devices of the host and in its dtype."""
+    mechanism = mechanism_class_of(config.name)(config, host)
+    if not mechanism.state_dict():
+        # It is in the configuration alone then. With a tensor that says so, weights do not load without it unnoticed.
+        mechanism.register_buffer(MARK, torch.ones(1, dtype=torch.uint8))
+    mechanism.to(device=next(attentions[0].parameters()).device, dtype=base.dtype)
+    if isinstance(mechanism, nn.ModuleList) and len(mechanism) == len(attentions):
+        for part, attention in zip(mechanism, attentions, strict=True):
+            part.to(next(attention.parameters()).device)
+    return mechanism
+
+
+def mark_as_initialised(module: nn.Module) -> None:
+    """Say that all weights have their values: a model built around this one would draw those anew that do not say so.
+
+    `VisionEncoderDecoderModel(encoder=…)` does, for example, as every class does at the end of its `__init__`.
+    """
+    child: Any
+    for child in module.modules():
+        child._is_hf_initialized = True
+
+
+def write_block(base: Any, configs: Mapping[str, MechanismConfig]) -> None:
+    """Let the host's configuration say what the encoder has, if it has a place for it."""
+    if hasattr(base.config, "hf_lam"):
+        base.config.hf_lam = block_of(configs)
+
+
+def attach_to_layers(injection: Injection, changes: Changes) -> None:
+    """Put on each layer, and on its attention, what hands a pass on to the attention function."""
+    layers = injection.layers
+    if injection.appending is not None:
+        changes.hook_before(layers[0], append_tokens)
+        for layer in layers[:-1]:
+            changes.hook_after(layer, mix_appended)
+        changes.hook_after(layers[-1], drop_appended)
+    for layer in layers:
+        changes.hook_before(layer, enter_layer)
+    for index, attention in enumerate(injection.attentions):
+        changes.set(attention, "config", make_dispatching_config(attention.config))
+        if not takes_kwargs(attention.forward):
+            changes.set(attention, "forward", functools.partial(SHIMS[type(attention).__name__], attention))
+        changes.hook_before(attention, functools.partial(enter_attention, index))
+
+
+# --- when the layers change ------------------------------------------------------------------------------------------
+
+_ENTER = key_of(enter_attention)
+_ON_LAYERS = (key_of(append_tokens), key_of(enter_layer), key_of(mix_appended), key_of(drop_appended))
+
+
+def number_of(attention: nn.Module) -> int | None:
+    """The number of the layer whose mechanisms an attention module has; None if it has none."""
+    hook: Any = attention._forward_pre_hooks.get(_ENTER)  # type: ignore[call-overload]
+    return None if hook is None else hook.args[0]
+
+
+def notice_changed_layers(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before a forward: what one layer makes for all of them must know which is the first and which the last."""
+    injection: Injection = stack._hf_lam
+    if not (injection.appending or injection.with_state):
+        return
+    now = tuple(layers_in(stack, injection.layers_path))
+    if len(now) == len(injection.seen) and all(a is b for a, b in zip(now, injection.seen, strict=True)):
+        return
+    if torch.compiler.is_compiling():
+        raise ValueError(
+            f"the layers of {type(injection.base).__name__} were changed after its mechanisms had been attached; call "
+            "it once before it is compiled or exported."
+        )
+    problem = follow_layers(injection.base)
+    if problem is not None:
+        raise ValueError(problem)
+    injection.seen = now
+
+
+def layers_in(stack: nn.Module, path: str) -> list[nn.Module]:
+    """What lies where the layers of a stack are: these, or what somebody has wrapped around them."""
+    try:
+        return list(stack.get_submodule(path).children())
+    except AttributeError:
+        return []
+
+
+def path_of_layers(stack: nn.Module, layers: Sequence[nn.Module]) -> str:
+    """Where in a stack its layers are."""
+    return next(path for path, module in stack.named_modules() if module is layers[0]).rpartition(".")[0]
+
+
+def follow_layers(base: Any) -> str | None:
+    """Number the layers that an encoder has now, and give each the part of the mechanisms that it had.
+
+    Returns:
+        None; or why that is not possible. Nothing is changed then.
+    """
+    injection: Injection = base._hf_lam
+    numbered = [(module, number) for module in base.modules() if (number := number_of(module)) is not None]
+    if [module for module, _ in numbered] == list(injection.attentions):
+        return None
+    try:
+        _renumber(base, injection, [module for module, _ in numbered], [number for _, number in numbered])
+    except ValueError as error:
+        return (
+            f"the layers of {type(base).__name__} were changed after its mechanisms had been attached: {error} Or "
+            "call hf_lam.remove before the layers are changed, and attach mechanisms afterwards."
+        )
+    return None
+
+
+def explain_layers(base: Any) -> str | None:
+    """Why what an encoder has now cannot be saved so that it loads again as it is; None if it can."""
+    problem = follow_layers(base)
+    if problem is not None:
+        return problem
+    name, has = type(base).__name__, len(base._hf_lam.attentions)
+    new = [attention for attention in recorded_attentions(base) if number_of(attention) is None]
+    if new:
+        return (
+            f"{name} has {len(new)} layers that were put in after its mechanisms had been attached, and have none. "
+            "Call hf_lam.remove before the layers are changed, and attach mechanisms afterwards."
+        )
+    said = getattr(base.config, "num_hidden_layers", has)
+    if said != has:
+        return f"{name} has {has} layers, and its configuration says {said}. Set config.num_hidden_layers={has}."
+    return None
+
+
+def strip_copies(base: Any) -> None:
+    """Take off copies of layers what was attached to these: it came with them, and is written down nowhere.
+
+    Called when the layers that were copied have their own state back.
+    """
+    injection: Injection = base._hf_lam
+    for module in base.modules():
+        number = number_of(module)
+        if number is not None:
+            module.config = injection.attentions[number].config
+            module.__dict__.pop("forward", None)
+        drop_hooks(module, (*_ON_LAYERS, _ENTER))
+
+
+def explain_heads(base: Any) -> str | None:
+    """Why an encoder whose heads were pruned cannot be saved so that it loads again; None if it has all of them."""
+    host = base._hf_lam.host
+    for attention in base._hf_lam.attentions:
+        names = next((names for names in PROJECTION_NAMES if hasattr(attention, names[2])), None)
+        size = None if names is None else getattr(getattr(attention, names[2]), "out_features", None)
+        if size is not None and size < host.num_heads * host.head_size and size % host.head_size == 0:
+            return (
+                f"an attention of {host.name} has {size // host.head_size} heads, and its configuration can only say "
+                f"that all have {host.num_heads}, so it would not load again. Zero the output of heads instead of "
+                "taking them out."
+            )
+    return None
+
+
+def _renumber(base: Any, injection: Injection, attentions: list[Any], numbers: list[int]) -> None:
+    wanted = getattr(base.config, "num_hidden_layers", len(numbers))
+    if wanted != len(numbers):
+        raise ValueError(
+            f"there are {len(numbers)} with mechanisms now, and its configuration says {wanted}. Set "
+            f"config.num_hidden_layers={len(numbers)}, or put copies (copy.deepcopy) where one layer is used twice."
+        )
+    stack, layers = find_layers(base, attentions)
+    host = injection.host._replace(num_layers=len(numbers))
+    configs = {name: config.take_layers(numbers).resolve(host) for name, config in injection.configs.items()}
+    made = []
+    for container in all_containers(base):
+        for name, config in configs.items():
+            before = getattr(container, name)
+            mechanism = make_mechanism(base, config, host, attentions)
+            mechanism.take_layers(before, numbers)
+            mechanism.train(before.training)
+            made.append((container, name, mechanism))
+
+    undo_changes(injection.undo, [*injection.layers, *injection.attentions])
+    strip_copies(base)
+    for container, name, mechanism in made:
+        mark_as_initialised(mechanism)
+        setattr(container, name, mechanism)
+    injection.host, injection.stack, injection.layers, injection.attentions = host, stack, layers, tuple(attentions)
+    injection.layers_path = path_of_layers(stack, layers)
+    injection.seen = tuple(layers_in(stack, injection.layers_path))
+    injection.set_configs(configs)
+    attach_to_layers(injection, Changes(injection.undo))
+    write_block(base, configs)
+
+
+# --- the container of an encoder -------------------------------------------------------------------------------------
+
+
+def container_of(base: Any) -> Any:
+    """The container of an encoder; where PEFT's `modules_to_save` wrapped it, what a forward pass uses.
+
+    That is the copy of the active adapter, and the original where that has none, or no adapter is active.
+    """
+    copies = getattr(base.hf_lam, "modules_to_save", None)
+    if copies is None:
+        return base.hf_lam
+    active = base.hf_lam.active_adapter
+    names = [active] if isinstance(active, str) else list(active)
+    if base.hf_lam.disable_adapters or not names or any(name not in copies for name in names):
+        return base.hf_lam.original_module
+    return copies[names[0]]
+
+
+def all_containers(base: Any) -> list[Any]:
+    """The container of an encoder; where PEFT's `modules_to_save` wrapped it, the original and every copy."""
+    copies = getattr(base.hf_lam, "modules_to_save", None)
+    return [base.hf_lam] if copies is None else [base.hf_lam.original_module, *copies.values()]
