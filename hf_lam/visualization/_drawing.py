@@ -30,12 +30,12 @@ _MOST_CELLS = 400
 
 
 def matplotlib_figure() -> type[Figure]:
-    """matplotlib's `Figure`, without pyplot: nothing global is touched and no display is needed."""
+    """The class of all figures; an `ImportError` that says what to install without matplotlib."""
     try:
-        from matplotlib.figure import Figure
+        from ._figure import NotebookFigure
     except ImportError as error:
         raise ImportError('pictures need matplotlib. Run `pip install "hf-lam[viz]"`.') from error
-    return Figure
+    return NotebookFigure
 
 
 def diverging_colours(values: Sequence[torch.Tensor], centre: float, share: float = 1.0) -> ScalarMappable:

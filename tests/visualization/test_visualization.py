@@ -135,7 +135,7 @@ def test_the_model_is_left_as_it_was(vit, images):
     assert not model.vit.hf_lam._forward_hooks
     assert not injection_of(model.vit).observers
     assert all(parameter.grad is None for parameter in model.parameters())
-    with pytest.raises(ValueError, match="image size"):
+    with pytest.raises(ValueError, match="a grid of"):
         plot_masks(model, {"pixel_values": torch.zeros(1, 3, 16, 16)})
     assert not model.vit.hf_lam._forward_hooks
     assert not injection_of(model.vit).observers
@@ -195,6 +195,7 @@ def test_a_model_without_masks(images):
 
 
 def test_without_matplotlib_the_error_says_what_to_install(vit, images, monkeypatch):
+    monkeypatch.delitem(sys.modules, "hf_lam.visualization._figure", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "hf-lam\[viz\]"'):
         plot_masks(vit(), images)
@@ -308,6 +309,7 @@ def test_pictures_of_views_say_what_they_need(plot, vit, monkeypatch):
     for config in (LocomtConfig(), LocomtConfig(segments=SPANS, views="half")):
         with pytest.raises(ValueError, match="no table of views yet"):
             plot(config)
+    monkeypatch.delitem(sys.modules, "hf_lam.visualization._figure", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "hf-lam\[viz\]"'):
         plot(LocomtConfig(segments=SPANS, views=[["self"]]))
@@ -496,6 +498,7 @@ def test_bad_choices_of_maps_are_named(monkeypatch):
         plot_synthetic_maps(model, inputs, tokens=["a"] * 17)
     with pytest.raises(ValueError, match="use plot_synthetic_maps"):
         plot_map_on_image(with_stt("videomae"), make_inputs("videomae"))
+    monkeypatch.delitem(sys.modules, "hf_lam.visualization._figure", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "hf-lam\[viz\]"'):
         plot_synthetic_maps(model, inputs)

@@ -163,7 +163,7 @@ def test_looking_leaves_the_model_as_it_was():
     model.train()
     pairs = attention_with_and_without_mask(model, inputs)
     assert not pairs[0][0].requires_grad
-    with pytest.raises(ValueError, match="image size"):
+    with pytest.raises(ValueError, match="a grid of"):
         attention_with_and_without_mask(model, {"pixel_values": torch.zeros(1, 3, 8, 8)})
     assert model.training
     assert hooks == sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -16,7 +17,8 @@ import hf_lam
 from helpers.fusion_models import make_fusion, make_fusion_inputs
 from helpers.hosts import make_host, make_inputs, perturb_mechanisms
 from helpers.processes import TESTS
-from hf_lam import LamConfig, LocomtConfig, SttConfig
+from hf_lam import LamConfig, LocomtConfig, SttConfig, visualization
+from hf_lam.modeling.mechanism_hf_lam import Picture
 from hf_lam.visualization import attention, pictures, save_pictures
 from hf_lam.visualization._samples import spread_layers
 
@@ -105,6 +107,19 @@ def test_files_are_valid_and_the_same_every_time(format, tmp_path, monkeypatch):
         else:
             assert ElementTree.fromstring(data).tag == "{http://www.w3.org/2000/svg}svg"
             assert b"dc:date" not in data
+
+
+@pytest.mark.parametrize("host", ["bert", "vit"])
+def test_a_notebook_shows_every_figure_by_itself(host):
+    """Without pyplot, which alone makes Jupyter draw a plain `Figure`; copies by pickle, too."""
+    model, inputs = with_mechanisms(host, LamConfig(), HALF, num_hidden_layers=1), make_inputs(host)
+    shown = [visualization.plot_masks(model, inputs), visualization.plot_views(model)]
+    shown.append(visualization.plot_picture(Picture("caption", torch.rand(3, 4), "layer", "head", "value")))
+    if host == "vit":
+        shown.append(visualization.plot_attention_on_image(model, inputs, query=3))
+    for figure in (*shown, pickle.loads(pickle.dumps(shown[0]))):
+        figure.set_dpi(20)
+        assert figure._repr_png_().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 @pytest.mark.slow
@@ -302,6 +317,7 @@ def test_inputs_without_tensors_are_named(tmp_path):
 
 
 def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "hf_lam.visualization._figure", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "hf-lam\[viz\]"'):
         save_pictures(make_host("vit"), None, tmp_path)
