@@ -13,7 +13,8 @@ from datasets import Image
 from transformers import AutoModelForImageClassification, DefaultDataCollator
 
 from hf_lam.training.arguments import MediaArguments, ModelArguments
-from hf_lam.training.data import columns_of, find_column
+from hf_lam.training.columns import columns_of
+from hf_lam.training.data import find_column
 from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
 from hf_lam.training.media import read_image
 from hf_lam.training.media_data import prepare_media
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         def encode(image: Any) -> dict[str, Any]:
             return {"pixel_values": processor(image, return_tensors="np")["pixel_values"][0]}
 
-        splits = prepare_media(task.splits, read, encode, task.labels, task.data, task.training.seed)
+        splits = prepare_media(task.splits, read, encode, task.labels, task.data, task.training.seed, task.sources)
         trainer = make_trainer(task, model, AutoModelForImageClassification, splits, processor, DefaultDataCollator())
     return run(trainer, task, splits, "image-classification")
 

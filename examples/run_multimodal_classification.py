@@ -31,7 +31,7 @@ from hf_lam.mechanism_options import json_object
 from hf_lam.modeling.hosts_facts_hf_lam import read_input_shape
 from hf_lam.modeling.hosts_hf_lam import max_length_of
 from hf_lam.modeling.mechanism_registry_hf_lam import mechanism_block
-from hf_lam.modeling.processing_hf_lam import PARTS
+from hf_lam.modeling.processing_hf_lam import PARTS, is_missing
 from hf_lam.training import FusionCollator
 from hf_lam.training.arguments import MediaArguments, ModelArguments
 from hf_lam.training.data import find_column
@@ -39,7 +39,7 @@ from hf_lam.training.finetuning import before_training, make_trainer, open_task,
 from hf_lam.training.labels import Labels
 from hf_lam.training.media import UnreadableError, read_audio, read_image, read_video
 from hf_lam.training.media_data import prepare_media
-from hf_lam.training.models import load_config, load_model
+from hf_lam.training.models import load_config, load_model, load_pretrained
 
 # Of every modality: the feature of `datasets` and the usual names of its column, what loads its part of a processor,
 # and the argument of the processor that takes it.
@@ -167,14 +167,13 @@ def load_fusion(arguments: FusionArguments, labels: Labels, is_trained: bool) ->
             model.config.hf_lam = mechanism_block(mechanisms)
             inject(model, *mechanisms)
         return model, []
-    options = arguments.hub_options(of_model=False)
     loaded: dict[str, Any] = {}
     for name, source in arguments.encoders().items():
         if arguments.from_scratch:
-            encoder_config = AutoConfig.from_pretrained(source, **options)
+            encoder_config = load_pretrained(AutoConfig, source, arguments, of_model=False)
             loaded[name] = AutoModel.from_config(encoder_config, trust_remote_code=arguments.trust_remote_code)
         else:
-            loaded[name] = AutoModel.from_pretrained(source, **options)
+            loaded[name] = load_pretrained(AutoModel, source, arguments, of_model=False)
     wanted = arguments.fusion_options()
     model = HfLamFusionForSequenceClassification.from_modality_pretrained(
         **loaded, **wanted, **labels.config_options, hf_lam=mechanisms or None, dtype=torch.float32
@@ -191,11 +190,11 @@ def load_processor(arguments: FusionArguments, modalities: Sequence[str]) -> HfL
     """That of the saved model, or one from the parts that the encoders' folders have."""
     source = arguments.processor_name_or_path or arguments.model_name_or_path
     if source is not None:
-        processor: Any = AutoProcessor.from_pretrained(source, **arguments.hub_options())
+        processor: Any = load_pretrained(AutoProcessor, source, arguments)
     else:
-        options = arguments.hub_options(of_model=False)
         parts = {
-            PARTS[name]: LOADERS[name].from_pretrained(path, **options) for name, path in arguments.encoders().items()
+            PARTS[name]: load_pretrained(LOADERS[name], path, arguments, of_model=False)
+            for name, path in arguments.encoders().items()
         }
         processor = HfLamFusionProcessor(**parts)
     lacking = sorted(set(modalities) - set(getattr(processor, "modalities", ())))
@@ -261,7 +260,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             return (sound - extractor.mean) / (2 * extractor.std) if extractor.do_normalize else sound
 
         def read_one(name: str, value: Any, shape: Any, root: str | None) -> Any:
-            if value is None:
+            if is_missing(value):
                 return None
             if name == "image":
                 return read_image(value, shape, root, config.image_config.num_channels)
@@ -288,10 +287,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
                 made = processor(
                     **given, sampling_rate=sampling_rate, truncation=True, max_length=max_length, return_tensors="np"
                 )
-                inputs |= {key: values[0] for key, values in made.items()}
+                inputs |= {key: made[key][0] for key in inputs if key in made}
             return inputs
 
-        splits = prepare_media(task.splits, read, encode, task.labels, task.data, task.training.seed)
+        splits = prepare_media(task.splits, read, encode, task.labels, task.data, task.training.seed, task.sources)
         is_half = task.training.mixed_precision != "no"
         collator = FusionCollator(processor, pad_to_multiple_of=8 if is_half else None)
         saved: Any = processor

@@ -15,10 +15,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 from hf_lam.modeling.hosts_hf_lam import max_length_of
 from hf_lam.modeling.injection_hf_lam import injected_encoders, injection_of
 from hf_lam.training.arguments import DataArguments, ModelArguments
-from hf_lam.training.data import check_texts, columns_of, limited
+from hf_lam.training.columns import columns_of, name_of_sample, stored_columns
+from hf_lam.training.data import check_texts, limited
 from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
 from hf_lam.training.labels import has_labels
-from hf_lam.training.models import load_config, load_model
+from hf_lam.training.models import load_config, load_model, load_pretrained
+from hf_lam.training.sources import SOURCE
 
 # What text columns are usually called, one or a pair.
 USUAL_COLUMNS = (
@@ -70,28 +72,37 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     with before_training():
         task = open_task(ModelArguments, TextArguments, __doc__, arguments)
         text_columns = find_text_columns(next(iter(task.splits.values())), task.data)
-        check_texts(task.splits, text_columns)
+        check_texts(task.splits, text_columns, task.sources)
         config = load_config(task.arguments, task.labels)
         model = load_model(task.arguments, AutoModelForSequenceClassification, config, task.training.do_train)
-        tokenizer = AutoTokenizer.from_pretrained(
-            task.arguments.processor_name_or_path or task.arguments.model_name_or_path,
-            **task.arguments.hub_options(),
-        )
+        name = str(task.arguments.processor_name_or_path or task.arguments.model_name_or_path)
+        tokenizer = load_pretrained(AutoTokenizer, name, task.arguments)
         lengths = (task.data.max_seq_length, tokenizer.model_max_length, max_length_of(model.base_model))
         mechanisms = [config for base in injected_encoders(model) for config in injection_of(base).configs.values()]
         # Those that take any length have None.
         max_length = min(filter(None, (*lengths, *(config.max_tokens for config in mechanisms))))
 
-        def tokenize(batch: dict[str, list[Any]], is_labelled: bool) -> dict[str, Any]:
+        def tokenize(batch: dict[str, list[Any]], split: str, is_labelled: bool) -> dict[str, Any]:
+            def place(index: int) -> str:
+                sample = {name: values[index] for name, values in batch.items()}
+                return f"{name_of_sample(sample, task.sources[split])} of the split {split!r}"
+
             texts = [batch[name] for name in text_columns]
             for name, column in zip(text_columns, texts, strict=True):
                 if None in column:  # of a stream, which was not looked at before
-                    raise ValueError(f"a sample has no text in {name!r}.")
+                    raise ValueError(f"{place(column.index(None))} has no text in {name!r}.")
             padding = "max_length" if task.data.pad_to_max_length else False
-            tokens = tokenizer(*texts, truncation=True, max_length=max_length, padding=padding)
-            if not is_labelled:
-                return {**tokens}
-            return {**tokens, "labels": [task.labels.encode(label) for label in batch[task.data.label_column_name]]}
+            made = {**tokenizer(*texts, truncation=True, max_length=max_length, padding=padding)}
+            if split == "test":
+                made[SOURCE] = batch[SOURCE]
+            if is_labelled:
+                made["labels"] = []
+                for index, label in enumerate(batch[task.data.label_column_name]):
+                    try:
+                        made["labels"].append(task.labels.encode(label))
+                    except ValueError as error:
+                        raise ValueError(f"{place(index)}: {error}") from error
+            return made
 
         options = {} if task.data.streaming else {"num_proc": task.data.preprocessing_num_workers}
         with task.training.main_process_first(desc="tokenizing"):
@@ -99,8 +110,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
                 split: dataset.map(
                     tokenize,
                     batched=True,
-                    remove_columns=columns_of(dataset),
-                    fn_kwargs={"is_labelled": has_labels(split, task.splits[split], task.data)},
+                    remove_columns=stored_columns(dataset),
+                    fn_kwargs={
+                        "split": split,
+                        "is_labelled": has_labels(split, task.splits[split], task.data),
+                    },
                     **options,
                 )
                 for split, dataset in limited(task.splits, task.data, task.training.seed).items()

@@ -6,7 +6,7 @@ from .annealing import SttAnnealingCallback, ViewAnnealingCallback, penalty_at
 from .callbacks import ReportingCallback
 from .collators import FusionCollator
 from .mechanism_logging import MechanismLoggingCallback
-from .metrics import F1, Accuracy, MeanAveragePrecision, classification_metrics
+from .metrics import F1, Accuracy, MeanAveragePrecision, classification_metrics, regression_metrics
 from .trainer import HfLamTrainer, HfLamTrainingArguments
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "ViewAnnealingCallback",
     "classification_metrics",
     "penalty_at",
+    "regression_metrics",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
@@ -153,7 +154,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which data, from one of three places: the Hub, files, or a folder."""
+    """Which data, from one of four places: the Hub, files, a folder, or a folder for each split."""
 
     dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
@@ -161,6 +162,21 @@ class DataArguments:
     train_file: str | None = field(default=None, metadata={"help": "A csv, tsv, json, jsonl or parquet file."})
     validation_file: str | None = field(default=None, metadata={"help": "Likewise."})
     test_file: str | None = field(default=None, metadata={"help": "Likewise, for --do_predict."})
+    delimiter: str | None = field(
+        default=None,
+        metadata={"help": "What separates the fields of csv and tsv files: a comma and a tab, unless given."},
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "How csv, tsv and json files are written, such as latin-1; default utf-8."}
+    )
+    train_dir: str | None = field(
+        default=None,
+        metadata={"help": "A folder of images, videos or audio: CLASS/FILE, or FILE with a table metadata.csv."},
+    )
+    validation_dir: str | None = field(default=None, metadata={"help": "Likewise."})
+    test_dir: str | None = field(
+        default=None, metadata={"help": "Likewise, for --do_predict; FILE alone has no labels."}
+    )
     data_dir: str | None = field(
         default=None,
         metadata={
@@ -181,7 +197,21 @@ class DataArguments:
     label_column_name: str = field(default="label", metadata={"help": "The column with the class or classes."})
     class_names: list[str] | None = field(
         default=None,
-        metadata={"help": "The classes in order, where the data do not say; whole numbers count from 0 in it."},
+        metadata={
+            "help": "The classes in order, where the data do not say; whole numbers count from 0 in it, unless the "
+            "names are whole numbers themselves: --class_names 1 2 3 4 5."
+        },
+    )
+    multi_hot: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether lists of 0 and 1 are vectors with an entry for each class, or numbers of classes; only "
+            "where both can be meant."
+        },
+    )
+    do_regression: bool = field(
+        default=False,
+        metadata={"help": "The labels are numbers that the model predicts, or lists of several; mean squared error."},
     )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Train on so many samples, chosen by seed; of a stream the first."}
@@ -192,27 +222,39 @@ class DataArguments:
         default=None, metadata={"help": "Processes that tokenize, or check files."}
     )
 
+    def files(self) -> dict[str, str]:
+        """The files that were given, by split."""
+        return _given(train=self.train_file, validation=self.validation_file, test=self.test_file)
+
+    def folders(self) -> dict[str, str]:
+        """The folders that were given, by split."""
+        return _given(train=self.train_dir, validation=self.validation_dir, test=self.test_dir)
+
     def __post_init__(self) -> None:
-        files = [self.train_file, self.validation_file, self.test_file]
+        files, folders = self.files().values(), self.folders().values()
         sources = {
             "--dataset_name": self.dataset_name,
-            "--train_file, --validation_file, --test_file": next(filter(None, files), None),
+            "--train_file, --validation_file, --test_file": next(iter(files), None),
             "--data_dir": self.data_dir,
+            "--train_dir, --validation_dir, --test_dir": next(iter(folders), None),
         }
         given = [name for name, value in sources.items() if value is not None]
         if len(given) != 1:
             raise ValueError(f"data come from one of {'; '.join(sources)}. Given: {'; '.join(given) or 'none'}.")
-        for path in filter(None, files):
+        for path in files:
             if not Path(path).is_file():
                 raise ValueError(f"there is no file {path!r}.")
             if Path(path).suffix[1:] not in FILE_BUILDERS:
                 raise ValueError(f"{path!r} must end in one of {', '.join(FILE_BUILDERS)}.")
         # A jsonl file is read as a json file; a tsv file has another separator than a csv file.
-        suffixes = {Path(path).suffix[1:] for path in filter(None, files)}
+        suffixes = {Path(path).suffix[1:] for path in files}
         if len({FILE_BUILDERS[suffix] for suffix in suffixes}) > 1 or suffixes == {"csv", "tsv"}:
-            raise ValueError(f"all files must be of one kind, got {', '.join(filter(None, files))}.")
-        if self.data_dir is not None and not Path(self.data_dir).is_dir():
-            raise ValueError(f"--data_dir {self.data_dir!r} is not a folder.")
+            raise ValueError(f"all files must be of one kind, got {', '.join(files)}.")
+        for name in ("data_dir", "train_dir", "validation_dir", "test_dir"):
+            path = getattr(self, name)
+            if path is not None and not Path(path).is_dir():
+                raise ValueError(f"--{name} {path!r} is not a folder.")
+        self._check_format(suffixes)
         for name in (
             "max_train_samples",
             "max_eval_samples",
@@ -235,6 +277,26 @@ class DataArguments:
                 "--preprocessing_num_workers is for data that are prepared before training, not for --streaming; see "
                 "--dataloader_num_workers."
             )
+
+    def _check_format(self, suffixes: set[str]) -> None:
+        """Raises a `ValueError` for an encoding or a delimiter that the files have no use for."""
+        if self.delimiter is not None:
+            # A shell passes a tab as these two characters.
+            self.delimiter = self.delimiter.replace("\\t", "\t")
+            if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+                raise ValueError(f"--delimiter must be one character, got {self.delimiter!r}; a tab is '\\t'.")
+        if self.encoding is not None:
+            try:
+                codecs.lookup(self.encoding)
+            except LookupError as error:
+                raise ValueError(f"--encoding {self.encoding!r}: there is no such encoding.") from error
+        for name, kinds in (("delimiter", {"csv", "tsv"}), ("encoding", {"csv", "tsv", "json", "jsonl"})):
+            if getattr(self, name) is not None and (self.dataset_name is not None or suffixes - kinds):
+                raise ValueError(f"--{name} is for {', '.join(sorted(kinds))} files.")
+
+
+def _given(**paths: str | None) -> dict[str, str]:
+    return {split: path for split, path in paths.items() if path is not None}
 
 
 @dataclass
@@ -268,13 +330,15 @@ def _check_together(model: ModelArguments, data: DataArguments, training: HfLamT
     if not (training.do_train or training.do_eval or training.do_predict):
         raise ValueError("there is nothing to do: give --do_train, --do_eval or --do_predict.")
     wanted = {"train": training.do_train, "validation": training.do_eval, "test": training.do_predict}
-    if data.dataset_name is None and data.data_dir is None:
+    given = data.files() or data.folders()
+    if given:
+        kind = "file" if data.files() else "dir"
         # The validation data may be a part of the training data.
         for name in ("train", "test"):
-            if wanted[name] and getattr(data, f"{name}_file") is None:
-                raise ValueError(f"--do_{'predict' if name == 'test' else name} needs --{name}_file.")
-        if training.do_eval and data.validation_file is None and data.train_file is None:
-            raise ValueError("--do_eval needs --validation_file.")
+            if wanted[name] and name not in given:
+                raise ValueError(f"--do_{'predict' if name == 'test' else name} needs --{name}_{kind}.")
+        if training.do_eval and not {"train", "validation"} & set(given):
+            raise ValueError(f"--do_eval needs --validation_{kind}.")
     if data.streaming and training.do_train and training.max_steps <= 0:
         raise ValueError("--streaming data have no known length: say how long to train with --max_steps.")
     if model.harden and training.load_best_model_at_end:

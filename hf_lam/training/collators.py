@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase, default_data_collator
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from ..modeling.configuration_hf_lam_fusion import INPUT_NAMES, OTHER_NAMES
-from ..modeling.processing_hf_lam import TEXT_INPUTS
+from ..modeling.processing_hf_lam import TEXT_INPUTS, is_missing
 
 # Axes of one sample.
 _AXES = {"text": 1, "image": 3, "video": 4, "audio": 2}
@@ -23,10 +23,11 @@ class FusionCollator:
 
     A sample is a dictionary of the arguments of `HfLamFusionForSequenceClassification`, without a batch axis (or with
     one of size 1), as lists, arrays or tensors. It lacks a modality if it does not have the argument, if that is
-    `None`, or if `has_text`, `has_image`, `has_video` or `has_audio` says so. A batch has blank values in place of
-    what samples lack, and `has_…`, `(B,)` bool, which are all true unless they say so; a modality that no sample has
-    is left out. `labels`, `label` or `label_ids` become `labels`: whole numbers long, others float, vectors stacked.
-    What else the samples have is left to transformers' `default_data_collator`.
+    `None` (or NaN or NA, as tables of pandas have it), or if `has_text`, `has_image`, `has_video` or `has_audio` says
+    so. A batch has blank values in place of what samples lack, and `has_…`, `(B,)` bool, which are all true unless
+    they say so; a modality that no sample has is left out. `labels`, `label` or `label_ids` become `labels`: whole
+    numbers long, others float, vectors stacked. What else the samples have is left to transformers'
+    `default_data_collator`.
 
     Args:
         processor: an `HfLamFusionProcessor`, a tokenizer, or `None` for samples without text.
@@ -73,8 +74,10 @@ class FusionCollator:
         if self.tokenizer is None:
             raise ValueError("the samples have text, and FusionCollator was made without a tokenizer to pad it.")
         first = samples[has.index(True)]
-        keys = [key for key in TEXT_INPUTS if first.get(key) is not None]
-        if any(flag and sample.get(key) is None for sample, flag in zip(samples, has, strict=True) for key in keys):
+        keys = [key for key in TEXT_INPUTS if not is_missing(first.get(key))]
+        if any(
+            flag and is_missing(sample.get(key)) for sample, flag in zip(samples, has, strict=True) for key in keys
+        ):
             raise ValueError(f"text: some samples have {', '.join(keys)}, others only some of these.")
         rows = [
             {key: _array("text", sample[key]).tolist() if is_there else [] for key in keys}
@@ -88,7 +91,7 @@ class FusionCollator:
 
 def _has(sample: Mapping[str, Any], name: str) -> bool:
     flag = sample.get(f"has_{name}")
-    return sample.get(INPUT_NAMES[name]) is not None and (flag is None or bool(np.all(np.asarray(flag))))
+    return not is_missing(sample.get(INPUT_NAMES[name])) and (is_missing(flag) or bool(np.all(np.asarray(flag))))
 
 
 def _array(name: str, value: Any) -> Any:
@@ -122,7 +125,7 @@ def _stack(name: str, samples: Sequence[Mapping[str, Any]], has: list[bool]) -> 
 
 
 def _labels(samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    values = [next((sample[key] for key in _LABELS if sample.get(key) is not None), None) for sample in samples]
+    values = [next((sample[key] for key in _LABELS if not is_missing(sample.get(key))), None) for sample in samples]
     given = [value for value in values if value is not None]
     if not given:
         return {}

@@ -1,38 +1,86 @@
-"""Data sets for classification: where they come from, and their columns."""
+"""Data sets for classification and regression: where they come from, their splits, and their classes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from datasets import (
     Audio,
     Dataset,
-    Image,
     IterableDataset,
-    LargeList,
-    List,
     Value,
-    Video,
+    get_dataset_config_names,
     load_dataset,
+    load_dataset_builder,
 )
 from datasets.exceptions import DatasetsError
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
 from .arguments import FILE_BUILDERS, DataArguments, ModelArguments
+from .columns import (
+    MOST_SHOWN,
+    AnyDataset,
+    check_column,
+    columns_of,
+    first_row,
+    names_of_rows,
+    values_of,
+    without_decoding,
+)
+from .folders import load_folders, read_folders, split_folders
+from .labels import Labels, find_labels
+from .sources import ENCODED_FILE, Sources, first_of, numbered_stream, rows_in, shards_of, with_sources
+from .tables import load_tables
 
-AnyDataset: TypeAlias = "Dataset | IterableDataset"
-_MEDIA = (Image, Video, Audio)
-LISTS = (List, LargeList)
-
-# How many offending rows or files a message names.
-MOST_SHOWN = 5
+_Loaded = tuple[AnyDataset, Sources]
 
 
-def load_splits(data: DataArguments, model: ModelArguments, training: TrainingArguments) -> dict[str, AnyDataset]:
-    """Those of `train`, `validation` and `test` that the run needs. Images, videos and audio are not decoded.
+@dataclass(frozen=True)
+class Data:
+    """The data of a run.
+
+    splits: `train`, `validation` and `test`, those that the run needs. Images, videos and audio are not decoded.
+    sources: of every split, where its samples come from.
+    labels: the classes, or the targets of regression.
+    is_held_out: whether the split validation is a part of the training data, which had none of its own.
+    """
+
+    splits: dict[str, AnyDataset]
+    sources: dict[str, Sources]
+    labels: Labels
+    is_held_out: bool = False
+
+
+def load_data(
+    data: DataArguments, model: ModelArguments, training: TrainingArguments, checkpoint: PreTrainedConfig | None = None
+) -> Data:
+    """The splits that the run needs, and their classes.
+
+    Args:
+        data: where they come from.
+        model: for what is downloaded.
+        training: says what the run does.
+        checkpoint: the configuration of the model that is evaluated, or that training starts from.
+
+    Raises:
+        ValueError: see `load_splits` and `find_labels`.
+    """
+    splits, sources, is_held_out = load_splits(data, model, training)
+    labels = find_labels(splits, data, checkpoint, training.do_train, sources, is_held_out)
+    return Data(splits, sources, labels, is_held_out)
+
+
+def load_splits(
+    data: DataArguments, model: ModelArguments, training: TrainingArguments
+) -> tuple[dict[str, AnyDataset], dict[str, Sources], bool]:
+    """Those of `train`, `validation` and `test` that the run needs.
+
+    Returns:
+        The splits, where their samples come from, and whether validation is a part of the training data.
 
     Raises:
         ValueError: if a split is missing, naming those there are, or empty.
@@ -47,8 +95,9 @@ def load_splits(data: DataArguments, model: ModelArguments, training: TrainingAr
         raise ValueError(f"the data cannot be loaded: {reason}") from error
     wanted = {"train": training.do_train, "validation": training.do_eval, "test": training.do_predict}
     splits = {split: found[names[split]] for split, is_wanted in wanted.items() if is_wanted and names[split] in found}
-    if training.do_eval and "validation" not in splits:
-        splits |= _validation_part(found, names, data, training)
+    is_held_out = training.do_eval and "validation" not in splits and names["train"] in found
+    if is_held_out:
+        splits |= _validation_part(found[names["train"]], names["validation"], data, training)
     missing = [split for split, is_wanted in wanted.items() if is_wanted and split not in splits]
     if missing:
         option = missing[0]
@@ -56,80 +105,76 @@ def load_splits(data: DataArguments, model: ModelArguments, training: TrainingAr
             f"the data have no split {names[option]!r}, only {', '.join(map(repr, found))}. Name the one you mean "
             f"with --{option}_split_name."
         )
-    return {split: _without_decoding(dataset, split) for split, dataset in splits.items()}
+    for split, (dataset, _) in splits.items():
+        if isinstance(dataset, Dataset) and len(dataset) == 0:
+            raise ValueError(f"the split {split!r} has no samples.")
+    sources = {split: source for split, (_, source) in splits.items()}
+    return {split: dataset for split, (dataset, _) in splits.items()}, sources, is_held_out
 
 
-def _load(data: DataArguments, model: ModelArguments, names: Mapping[str, str]) -> Any:
+def _load(data: DataArguments, model: ModelArguments, names: Mapping[str, str]) -> dict[str, _Loaded]:
     """All splits of the source that the arguments name."""
-    options: dict[str, Any] = {"streaming": data.streaming, "cache_dir": model.cache_dir}
+    cache_dir = model.cache_dir
     if data.dataset_name is not None:
-        return load_dataset(
+        options: dict[str, Any] = {"streaming": data.streaming, "cache_dir": cache_dir}
+        loaded = load_dataset(
             data.dataset_name, data.dataset_config_name, revision=data.dataset_revision, token=model.token, **options
         )
+        return {split: _with_sources(dataset) for split, dataset in loaded.items()}
     if data.data_dir is not None:
-        # As a name, "csv" or "imagefolder" is a builder and no folder.
-        return load_dataset(os.path.abspath(data.data_dir), **options)
-    given = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
-    files = {names[split]: path for split, path in given.items() if path is not None}
-    suffix = Path(next(iter(files.values()))).suffix[1:]
-    if FILE_BUILDERS[suffix] == "csv":
-        # A text may be "null" or "NA"; only an empty field is a missing one.
-        options |= {"keep_default_na": False, "na_values": [""]}
-    if suffix == "tsv":
-        options["sep"] = "\t"
-    return load_dataset(FILE_BUILDERS[suffix], data_files=files, **options)
+        return _load_folder(data, cache_dir)
+    if folders := {names[split]: Path(path) for split, path in data.folders().items()}:
+        read = read_folders(folders)
+        if read is None:
+            raise ValueError(
+                f"{', '.join(str(path) for path in folders.values())}: these are no folders with images, videos or "
+                "audio, either in a folder for each class or with a table metadata.csv, .jsonl or .parquet."
+            )
+        return dict(load_folders(*read, data, cache_dir))
+    return {names[split]: load_tables([file], data, cache_dir) for split, file in data.files().items()}
+
+
+def _load_folder(data: DataArguments, cache_dir: str | None) -> dict[str, _Loaded]:
+    """The splits of `--data_dir`."""
+    root = Path(os.path.abspath(str(data.data_dir)))
+    splits = split_folders(root)
+    read = None if splits is None else read_folders(splits)
+    if read is not None:
+        return dict(load_folders(*read, data, cache_dir))
+    # As a name, "csv" or "imagefolder" is a builder and no folder; as a path, it is one.
+    if get_dataset_config_names(str(root)) == ["default"]:
+        files = load_dataset_builder(str(root), cache_dir=cache_dir).config.data_files or {}
+        tables = {str(split): [str(path) for path in paths] for split, paths in files.items()}
+        suffixes = {Path(path).suffix[1:] for paths in tables.values() for path in paths}
+        if len({FILE_BUILDERS.get(suffix) for suffix in suffixes}) == 1 and suffixes <= set(FILE_BUILDERS):
+            return {split: load_tables(paths, data, cache_dir) for split, paths in tables.items()}
+    loaded = load_dataset(str(root), streaming=data.streaming, cache_dir=cache_dir)
+    return {str(split): _with_sources(dataset) for split, dataset in loaded.items()}
+
+
+def _with_sources(dataset: AnyDataset) -> _Loaded:
+    """A split that `datasets` made, whose files it does not name."""
+    dataset = without_decoding(dataset)
+    if isinstance(dataset, IterableDataset):
+        streams = shards_of(dataset)
+        sources = Sources([None] * len(streams), count=lambda part: rows_in(streams[part]))
+        return numbered_stream(streams), sources
+    return with_sources([dataset], dataset), Sources([None], [len(dataset)])
 
 
 def _validation_part(
-    found: Any, names: dict[str, str], data: DataArguments, training: TrainingArguments
-) -> dict[str, AnyDataset]:
+    whole: _Loaded, name: str, data: DataArguments, training: TrainingArguments
+) -> dict[str, _Loaded]:
     """A part of the training data to evaluate on, and the rest."""
-    if names["train"] not in found:
-        return {}
-    if data.streaming:
+    dataset, sources = whole
+    if isinstance(dataset, IterableDataset):
         raise ValueError(
-            f"the data have no split {names['validation']!r}, and a stream cannot be divided. Give --validation_file "
+            f"the data have no split {name!r}, and a stream cannot be divided. Give --validation_file "
             "or --validation_split_name, or leave out --do_eval."
         )
-    parts = found[names["train"]].train_test_split(data.train_val_split, seed=training.seed)
-    return {"validation": parts["test"]} | ({"train": parts["train"]} if training.do_train else {})
-
-
-def _without_decoding(dataset: AnyDataset, split: str) -> AnyDataset:
-    if isinstance(dataset, Dataset) and len(dataset) == 0:
-        raise ValueError(f"the split {split!r} has no samples.")
-    for name, feature in (dataset.features or {}).items():
-        entry = feature.feature if isinstance(feature, LISTS) else feature
-        if isinstance(entry, _MEDIA):
-            undecoded = type(entry)(decode=False)
-            dataset = dataset.cast_column(name, type(feature)(undecoded) if isinstance(feature, LISTS) else undecoded)
-    return dataset
-
-
-def columns_of(dataset: AnyDataset) -> list[str]:
-    """The names of the columns, of a stream those of its first row."""
-    return list(dataset.column_names or first_row(dataset))
-
-
-def first_row(dataset: AnyDataset) -> dict[str, Any]:
-    """The first row; a `ValueError` if there is none."""
-    row = next(iter(dataset), None)
-    if row is None:
-        raise ValueError("the data have no samples.")
-    return row
-
-
-def values_of(dataset: Dataset, column: str) -> list[Any]:
-    """A column as a whole: row by row, a million values take minutes."""
-    return dataset[column][:]
-
-
-def check_column(dataset: AnyDataset, column: str, option: str) -> None:
-    """Raises a `ValueError` that lists the columns if there is none of that name."""
-    if column not in columns_of(dataset):
-        raise ValueError(
-            f"--{option} {column!r}: the data have no such column, only {', '.join(columns_of(dataset))}."
-        )
+    parts = dataset.train_test_split(data.train_val_split, seed=training.seed)
+    held_out = {"validation": (parts["test"], sources)}
+    return {**({"train": (parts["train"], sources)} if training.do_train else {}), **held_out}
 
 
 def find_column(dataset: AnyDataset, given: str | None, option: str, kind: Any, usual: Sequence[str]) -> str:
@@ -141,7 +186,10 @@ def find_column(dataset: AnyDataset, given: str | None, option: str, kind: Any, 
     if given is not None:
         check_column(dataset, given, option)
         return given
-    of_kind = [name for name, feature in (dataset.features or {}).items() if isinstance(feature, kind)]
+    features = (dataset.features or {}).items()
+    of_kind = [
+        name for name, feature in features if isinstance(feature, kind) or (kind is Audio and feature == ENCODED_FILE)
+    ]
     candidates = of_kind or [name for name in usual if name in columns_of(dataset)][:1]
     if len(candidates) != 1:
         raise ValueError(
@@ -165,21 +213,23 @@ def limited(splits: Mapping[str, AnyDataset], data: DataArguments, seed: int) ->
     for split, dataset in splits.items():
         number = numbers[split]
         if isinstance(dataset, IterableDataset):
-            dataset = dataset if number is None else dataset.take(number)
+            dataset = dataset if number is None else first_of(dataset, number)
             kept[split] = dataset.shuffle(seed, buffer_size=data.shuffle_buffer_size) if split == "train" else dataset
         elif number is not None and number < len(dataset):
-            # Predictions are told apart by the numbers of their rows.
             kept[split] = (dataset if split == "test" else dataset.shuffle(seed)).select(range(number))
         else:
             kept[split] = dataset
     return kept
 
 
-def check_texts(splits: Mapping[str, AnyDataset], columns: Sequence[str]) -> None:
+def check_texts(
+    splits: Mapping[str, AnyDataset], columns: Sequence[str], sources: Mapping[str, Sources] | None = None
+) -> None:
     """Raises a `ValueError` if a column is missing, holds something else than text, or has rows without one.
 
     Of a stream, the first row is looked at.
     """
+    found = []
     for split, dataset in splits.items():
         for column in columns:
             check_column(dataset, column, "text_column_names")
@@ -192,12 +242,11 @@ def check_texts(splits: Mapping[str, AnyDataset], columns: Sequence[str]) -> Non
                 continue
             missing = [row for row, text in enumerate(values_of(dataset, column)) if text is None]
             if missing:
-                raise ValueError(
+                named = names_of_rows(dataset, missing[:MOST_SHOWN], (sources or {}).get(split))
+                rows = ", ".join([named[0], *(name.removeprefix("row ") for name in named[1:])])
+                found.append(
                     f"{len(missing)} of {len(dataset)} samples of the split {split!r} have no text in {column!r}: "
-                    f"row {', '.join(map(str, missing[:MOST_SHOWN]))}{', …' if len(missing) > MOST_SHOWN else ''}."
+                    f"{rows}{', …' if len(missing) > MOST_SHOWN else ''}."
                 )
-
-
-def list_first(shown: Sequence[str], number: int) -> str:
-    """The first few of so many findings, and how many more there are."""
-    return "; ".join(shown) + (f"; and {number - MOST_SHOWN} more" if number > MOST_SHOWN else "")
+    if found:
+        raise ValueError(" ".join(found))

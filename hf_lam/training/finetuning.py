@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -20,11 +21,15 @@ from transformers.utils import logging
 
 from ..modeling.injection_hf_lam import injected_encoders
 from .arguments import DataArguments, ModelArguments, parse_arguments
-from .data import AnyDataset, load_splits
-from .labels import Labels, find_labels
-from .metrics import classification_metrics
+from .checkpoints import last_checkpoint
+from .columns import AnyDataset
+from .data import load_data
+from .labels import Labels
+from .metrics import classification_metrics, regression_metrics
 from .model_card import write_model_card
 from .models import finished, load_config, load_teacher, mechanism_callbacks, prepare_for_training
+from .predictions import CollatorWithSources, PredictingTrainer, logits_and_sources
+from .sources import SOURCE, Place, Sources
 from .trainer import HfLamTrainer, HfLamTrainingArguments, wants_fsdp
 
 logger = logging.get_logger(__name__)
@@ -57,8 +62,10 @@ class Task:
     data: which data.
     training: as for `Trainer`.
     splits: `train`, `validation` and `test`, those that the run needs, as they were loaded.
-    labels: the classes.
+    labels: the classes, or what regression predicts.
     checkpoint: what training goes on from; None from the start.
+    sources: of every split, where its samples come from.
+    is_held_out: whether the split validation is a part of the training data.
     """
 
     arguments: Any
@@ -67,6 +74,8 @@ class Task:
     splits: dict[str, AnyDataset]
     labels: Labels
     checkpoint: str | None
+    sources: dict[str, Sources] = field(default_factory=dict)
+    is_held_out: bool = False
 
 
 def open_task(
@@ -88,10 +97,9 @@ def open_task(
     """
     model, data, training = parse_arguments(model_class, data_class, description, arguments)
     checkpoint = start(training)
-    splits = load_splits(data, model, training)
     config = None if model.from_scratch or model.model_name_or_path is None else load_config(model)
-    labels = find_labels(splits, data, checkpoint=config, is_trained=training.do_train)
-    return Task(model, data, training, splits, labels, checkpoint)
+    loaded = load_data(data, model, training, checkpoint=config)
+    return Task(model, data, training, loaded.splits, loaded.labels, checkpoint, loaded.sources, loaded.is_held_out)
 
 
 def start(training: HfLamTrainingArguments) -> str | None:
@@ -120,7 +128,7 @@ def _checkpoint_of(training: HfLamTrainingArguments) -> str | None:
     if folder.is_file():
         raise ValueError(f"--output_dir {str(folder)!r} is a file.")
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    last = _last_whole_checkpoint(folder) if found else None
+    last = last_checkpoint(folder) if found else None
     if last is not None and str(named).lower() != "false":
         return _with_optimizer(last)
     others = [name for name in found if name not in _LEFTOVERS]
@@ -148,23 +156,6 @@ def _with_optimizer(checkpoint: Path) -> str:
     return str(checkpoint)
 
 
-def _last_whole_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that was written to its end: `Trainer` writes its state last."""
-    steps = sorted(
-        (int(path.name.split("-")[1]), path)
-        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.is_dir() and path.name.split("-")[1].isdigit()
-    )
-    for _, path in reversed(steps):
-        try:
-            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            logger.warning(f"{path} was not written to its end and is passed over.")
-        else:
-            return path
-    return None
-
-
 def make_trainer(
     task: Task,
     model: PreTrainedModel,
@@ -173,13 +164,13 @@ def make_trainer(
     processor: Any,
     collator: Any,
 ) -> HfLamTrainer:
-    """The trainer of a classification run.
+    """The trainer of a run.
 
     Args:
         task: what `open_task` gave: freezing, LoRA, annealing and the teacher are done as it says.
         model: what `load_model` gave.
         auto_class: of transformers, which a teacher is loaded with.
-        splits: those of the task, ready for the collator.
+        splits: those of the task, ready for the collator. Samples of the split test may say where they come from.
         processor: saved beside the model.
         collator: makes batches.
 
@@ -194,41 +185,50 @@ def make_trainer(
     if (arguments.lora_rank is not None or arguments.harden) and _is_sharded(training):
         raise ValueError("--lora_rank and --harden change the trained model, which FSDP and DeepSpeed have in parts.")
     _check_metric(training, task.labels)
-    shown = splits.get("train") or splits.get("validation") or splits["test"]
-    samples = collator(list(_first(shown, _LOGGED_SAMPLES))) if injected_encoders(model) else {}
-    callbacks = mechanism_callbacks(model, arguments, {key: x for key, x in samples.items() if key != "labels"})
+    collator = CollatorWithSources(collator)
+    shown = next(splits[split] for split in ("train", "validation", "test") if split in splits)
+    samples = collator(list(islice(shown, _LOGGED_SAMPLES))) if injected_encoders(model) else {}
+    unused = ("labels", SOURCE)
+    callbacks = mechanism_callbacks(model, arguments, {key: x for key, x in samples.items() if key not in unused})
     teacher = load_teacher(arguments, auto_class)
-    return HfLamTrainer(
+    labels = task.labels
+    trainer = PredictingTrainer(
         model=prepare_for_training(model, arguments) if training.do_train else model,
         args=training,
         train_dataset=splits.get("train"),
         eval_dataset=splits.get("validation"),
         processing_class=processor,
         data_collator=collator,
-        compute_metrics=classification_metrics(task.labels.is_multi_label),
-        preprocess_logits_for_metrics=_only_logits,
+        compute_metrics=regression_metrics if labels.is_regression else classification_metrics(labels.is_multi_label),
         callbacks=callbacks,
         teacher=teacher,
     )
+    # A run without mechanisms is what others are compared with.
+    trainer.take_loss_for_a_mean()
+    return trainer
+
+
+# The metrics of every problem type, besides the loss; and those of them of which less is better.
+_METRICS = {
+    "single_label_classification": ("accuracy", "f1"),
+    "multi_label_classification": ("map", "f1"),
+    "regression": ("mse", "mae", "pearson", "spearman"),
+}
+_ERRORS = ("mse", "mae")
 
 
 def _check_metric(training: HfLamTrainingArguments, labels: Labels) -> None:
     """The metric that the best model is chosen by, if one was named, must be one of those that are computed."""
-    name, known = training.metric_for_best_model, ["loss", "map" if labels.is_multi_label else "accuracy", "f1"]
+    name, known = training.metric_for_best_model, ["loss", *_METRICS[labels.problem_type]]
     if name is not None and name.removeprefix("eval_") not in known:
         raise ValueError(f"--metric_for_best_model {name!r}: choose one of {', '.join(known)}.")
+    if name is not None and name.removeprefix("eval_") in _ERRORS:
+        # `TrainingArguments` takes everything but a loss for something of which more is better.
+        training.greater_is_better = False
 
 
 def _is_sharded(training: HfLamTrainingArguments) -> bool:
     return wants_fsdp(training) or training.deepspeed_plugin is not None
-
-
-def _first(dataset: AnyDataset, number: int) -> Iterator[Any]:
-    yield from (sample for _, sample in zip(range(number), dataset, strict=False))
-
-
-def _only_logits(logits: Any, labels: Any) -> torch.Tensor:
-    return logits[0] if isinstance(logits, tuple) else logits
 
 
 def _check_checkpoint(checkpoint: str, model: PreTrainedModel, arguments: ModelArguments) -> None:
@@ -306,9 +306,10 @@ def run(trainer: HfLamTrainer, task: Task, splits: Mapping[str, AnyDataset], nam
         _report(trainer, "predict", output.metrics or {}, splits["test"])
         results |= output.metrics or {}
         if trainer.is_world_process_zero():
-            path = Path(training.output_dir, "predictions.csv")
-            rows = getattr(splits["test"], "rows", range(len(output.predictions)))
-            _write_predictions(path, output.predictions, rows, task.labels)
+            logits, sources = logits_and_sources(output.predictions)
+            places = None if sources is None else task.sources["test"].places(sources, _is_complete(task.data))
+            rows = range(len(logits)) if places is None else [place.row for place in places]
+            _write_predictions(Path(training.output_dir, "predictions.csv"), logits, rows, task.labels, places)
     if training.do_train:
         if training.push_to_hub:
             trainer.push_to_hub()
@@ -328,11 +329,41 @@ def _report(trainer: HfLamTrainer, split: str, metrics: dict[str, float], datase
     trainer.save_metrics(split, metrics)
 
 
-def _write_predictions(path: Path, logits: Any, rows: Iterable[int], labels: Labels) -> None:
-    """One line a sample: its row in the data, and its class, or of a multi-label task those with a logit above 0."""
+def _is_complete(data: Any) -> bool:
+    """Whether all samples of the test data are predicted."""
+    return data.max_predict_samples is None and not getattr(data, "skip_unreadable", False)
+
+
+def _write_predictions(
+    path: Path, logits: Any, rows: Iterable[int], labels: Labels, places: Sequence[Place] | None = None
+) -> None:
+    """One line a sample: its row in the split, what is predicted, and the file and the row in it; all count from 0.
+
+    The prediction is the name of the class; of a multi-label task a JSON list of the names of those with a logit above
+    0; of regression the number, or a JSON list of several.
+
+    Args:
+        path: of the csv file.
+        logits: `(n, classes)`; of regression `(n, targets)`.
+        rows: of the samples.
+        labels: the classes.
+        places: of the samples, if they are known.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["row", "prediction"])
-        for row, values in zip(rows, logits, strict=True):
-            chosen = (values > 0).nonzero()[0] if labels.is_multi_label else [values.argmax()]
-            writer.writerow([row, " ".join(labels.names[number] for number in chosen)])
+        writer.writerow(["row", "prediction", *(["file", "file_row"] if places is not None else [])])
+        for index, (row, values) in enumerate(zip(rows, logits, strict=True)):
+            line = [row, _said(values, labels)]
+            if places is not None:
+                line += [places[index].file, places[index].file_row]
+            writer.writerow(line)
+
+
+def _said(values: Any, labels: Labels) -> Any:
+    if labels.is_regression:
+        numbers = [float(str(value)) for value in np.atleast_1d(values)]
+        return numbers[0] if len(numbers) == 1 else json.dumps(numbers)
+    if labels.is_multi_label:
+        chosen = [labels.names[number] for number in (values > 0).nonzero()[0]]
+        return json.dumps(chosen, ensure_ascii=False)
+    return labels.names[values.argmax()]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
@@ -16,9 +16,11 @@ from datasets.fingerprint import generate_fingerprint
 from transformers.utils import logging
 
 from .arguments import DataArguments, MediaArguments
-from .data import MOST_SHOWN, AnyDataset, columns_of, limited, list_first
+from .columns import MOST_SHOWN, AnyDataset, list_first, name_of_sample, names_of_rows, stored_columns
+from .data import limited
 from .labels import Labels, has_labels
 from .media import UnreadableError
+from .sources import SOURCE, Sources
 
 logger = logging.get_logger(__name__)
 
@@ -33,50 +35,66 @@ def prepare_media(
     labels: Labels,
     data: MediaArguments,
     seed: int,
+    sources: Mapping[str, Sources] | None = None,
 ) -> dict[str, AnyDataset]:
     """Splits whose rows become what the model is called with, when they are needed.
 
-    Every file is read once before, so that one that cannot be read is known before training starts; those of a stream
-    are looked at on the way.
+    Every file is read, and its inputs made, once before, so that one that cannot be read or that the model could not
+    learn from is known before training starts; those of a stream are looked at on the way.
 
     Args:
         splits: what `load_splits` gave.
         read: `read(row, root)` takes images, videos or audio out of a row, and raises an `UnreadableError` if they are
             damaged. `root` is the folder that relative paths start from, that of the split's file.
-        encode: makes inputs of the model from what `read` returned.
+        encode: makes inputs of the model from what `read` returned. A sample that it refuses, or of which it makes
+            something that is not finite, counts as one that cannot be read.
         labels: the classes.
         data: says how many samples, and with `skip_unreadable` to go on without what cannot be read.
         seed: for the choice of samples.
+        sources: of every split, where its samples come from, for messages.
 
     Returns:
         The splits, without `labels` where there are none. Those that are no stream have `rows`, a list: which rows of
-        what `limited` gives are left. In the split test they are numbered as they were loaded.
+        what `limited` gives are left. Samples of the split test say where they come from, as `SOURCE`, if the rows do.
 
     Raises:
         ValueError: naming and counting what cannot be read, of all splits, unless it is left out.
     """
 
-    def transform(row: dict[str, Any], root: str | None, is_labelled: bool) -> dict[str, Any]:
-        inputs = encode(read(row, root))
+    def made(row: dict[str, Any], root: str | None) -> dict[str, Any]:
+        sample = read(row, root)
+        try:
+            return _usable(sample, encode)
+        except UnreadableError as error:
+            files = ", ".join(map(repr, _files_of(row, root)))
+            raise UnreadableError(f"{files}: {error}" if files else str(error)) from error
+
+    def transform(row: dict[str, Any], root: str | None, is_labelled: bool, is_test: bool) -> dict[str, Any]:
+        inputs = made(row, root)
+        if is_test and SOURCE in row:
+            inputs[SOURCE] = row[SOURCE]
         return {**inputs, "labels": labels.encode(row[data.label_column_name])} if is_labelled else inputs
 
     prepared: dict[str, AnyDataset] = {}
     refused: list[str] = []
     for split, dataset in limited(splits, data, seed).items():
         root = _root_of(data, split)
-        ready = partial(transform, root=root, is_labelled=has_labels(split, splits[split], data))
+        source = (sources or {}).get(split)
+        is_labelled = has_labels(split, splits[split], data)
+        ready = partial(transform, root=root, is_labelled=is_labelled, is_test=split == "test")
         if isinstance(dataset, Dataset):
-            unreadable = _unreadable(dataset, partial(read, root=root), split, data)
+            unreadable = _unreadable(dataset, partial(made, root=root), split, data)
             rows = [row for row in range(len(dataset)) if row not in unreadable]
             prepared[split] = _Transformed(dataset, rows, ready)
             if unreadable:
-                message = _message_of(unreadable, len(dataset), split)
+                named = names_of_rows(dataset, list(unreadable)[:MOST_SHOWN], source)
+                message = _message_of(unreadable, named, len(dataset), split)
                 if data.skip_unreadable and rows:
                     logger.warning(f"{message} They are left out.")
                 else:
                     refused.append(message if rows else f"{message} None is left.")
         else:
-            prepared[split] = _readable_stream(dataset, ready, split, data)
+            prepared[split] = _readable_stream(dataset, ready, split, data, source)
     if refused:
         raise ValueError(
             " ".join([*refused, *([] if data.skip_unreadable else ["--skip_unreadable leaves them out."])])
@@ -84,8 +102,32 @@ def prepare_media(
     return prepared
 
 
+def _usable(sample: Any, encode: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        inputs = encode(sample)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a processor raises for a sample that is too short, too thin, …
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableError(f"it cannot be made into inputs of the model: {reason}") from error
+    for name, values in inputs.items():
+        array = np.asarray(values)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UnreadableError(f"its {name} would be NaN or infinite")
+    return inputs
+
+
+def _files_of(row: Mapping[str, Any], root: str | None) -> list[str]:
+    """The files that a row names."""
+    values = [value.get("path") if isinstance(value, Mapping) else value for value in row.values()]
+    texts = [value for value in values if isinstance(value, str) and value]
+    return [text for text in texts if os.path.isfile(os.path.join(root or "", text))]
+
+
 def _root_of(data: DataArguments, split: str) -> str | None:
     """The folder that relative paths in a data file start from: its own. None for data that are in no file."""
+    if data.data_dir is not None:
+        return os.path.abspath(data.data_dir)
     # Validation data may be a part of the training data.
     files = {"train": data.train_file, "validation": data.validation_file or data.train_file, "test": data.test_file}
     file = files[split]
@@ -112,12 +154,12 @@ class _Transformed(torch.utils.data.Dataset):
         return self.transform(self.dataset[self.rows[index]])
 
 
-def _unreadable(dataset: Dataset, read: Callable[..., Any], split: str, data: DataArguments) -> dict[int, str]:
+def _unreadable(dataset: Dataset, make: Callable[..., Any], split: str, data: DataArguments) -> dict[int, str]:
     """What is wrong with the rows that cannot be read. The main process looks, and tells the others."""
 
     def problem_of(row: dict[str, Any]) -> dict[str, str | None]:
         try:
-            read(row)
+            make(row)
         except UnreadableError as error:
             return {"problem": str(error)}
         return {"problem": None}
@@ -131,7 +173,7 @@ def _unreadable(dataset: Dataset, read: Callable[..., Any], split: str, data: Da
             # Files may have changed since an earlier run, which no fingerprint of the data set tells.
             load_from_cache_file=False,
             keep_in_memory=True,
-            # Otherwise `read` is pickled for one, which takes long.
+            # Otherwise `make` is pickled for one, which takes long.
             new_fingerprint=generate_fingerprint(dataset),
             features=Features({"problem": Value("string")}),
             desc=f"Reading the {split} files",
@@ -140,14 +182,18 @@ def _unreadable(dataset: Dataset, read: Callable[..., Any], split: str, data: Da
     return broadcast_object_list(found)[0]
 
 
-def _message_of(unreadable: Mapping[int, str], total: int, split: str) -> str:
-    shown = [f"row {row}: {problem}" for row, problem in islice(unreadable.items(), MOST_SHOWN)]
-    named = list_first(shown, len(unreadable))
-    return f"{len(unreadable)} of {total} samples of the split {split!r} cannot be read: {named}."
+def _message_of(unreadable: Mapping[int, str], named: Sequence[str], total: int, split: str) -> str:
+    shown = [f"{name}: {problem}" for name, problem in zip(named, unreadable.values(), strict=False)]
+    found = list_first(shown, len(unreadable))
+    return f"{len(unreadable)} of {total} samples of the split {split!r} cannot be read: {found}."
 
 
 def _readable_stream(
-    dataset: IterableDataset, transform: Callable[[dict[str, Any]], dict[str, Any]], split: str, data: MediaArguments
+    dataset: IterableDataset,
+    transform: Callable[[dict[str, Any]], dict[str, Any]],
+    split: str,
+    data: MediaArguments,
+    sources: Sources | None,
 ) -> IterableDataset:
     def of_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = []
@@ -155,15 +201,15 @@ def _readable_stream(
             try:
                 rows.append(transform(row))
             except UnreadableError as error:
-                message = f"a sample of the split {split!r} cannot be read: {error}."
+                message = f"{name_of_sample(row, sources)} of the split {split!r} cannot be read: {error}."
                 if not data.skip_unreadable:
                     raise ValueError(f"{message} --skip_unreadable leaves such samples out.") from error
                 logger.warning(f"{message} It is left out.")
             except ValueError as error:
-                raise ValueError(f"a sample of the split {split!r}: {error}") from error
+                raise ValueError(f"{name_of_sample(row, sources)} of the split {split!r}: {error}") from error
         return _columns(rows)
 
-    return dataset.map(of_batch, batched=True, batch_size=_STREAMED, remove_columns=columns_of(dataset))
+    return dataset.map(of_batch, batched=True, batch_size=_STREAMED, remove_columns=stored_columns(dataset))
 
 
 def _rows(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

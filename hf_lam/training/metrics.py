@@ -202,6 +202,38 @@ def _multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return {"map": average_precision, "f1": float(f1)}
 
 
+def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """What a `Trainer` takes as `compute_metrics` for regression; computed in memory, nothing is written.
+
+    Args:
+        prediction: of the model, `(n, targets)` or `(n,)`, or a tuple that begins with it; the true numbers likewise.
+
+    Returns:
+        "mse" and "mae", the mean squared and the mean absolute error, and "pearson" and "spearman", the correlations.
+        Of several targets, each is the mean over them. A correlation that is not defined, because all predictions or
+        all true numbers of a target are equal, is left out.
+
+    Raises:
+        ValueError: when called with other shapes.
+    """
+    from scipy.stats import pearsonr, spearmanr
+
+    predicted, true = (np.asarray(values, dtype=np.float64) for values in _logits_and_labels(prediction))
+    predicted, true = (values[:, None] if values.ndim == 1 else values for values in (predicted, true))
+    if predicted.ndim != 2 or predicted.shape != true.shape:
+        raise ValueError(
+            f"for regression, predictions and labels must be of one shape (samples, targets), got {predicted.shape} "
+            f"and {true.shape}."
+        )
+    errors = predicted - true
+    metrics = {"mse": float(np.mean(errors**2)), "mae": float(np.mean(np.abs(errors)))}
+    if len(true) > 1 and (np.ptp(predicted, axis=0) > 0).all() and (np.ptp(true, axis=0) > 0).all():
+        for name, correlation in (("pearson", pearsonr), ("spearman", spearmanr)):
+            columns = zip(predicted.T, true.T, strict=True)
+            metrics[name] = float(np.mean([correlation(x, y).statistic for x, y in columns]))
+    return metrics
+
+
 def _logits_and_labels(prediction: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
     outputs = prediction.predictions
     return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs), np.asarray(prediction.label_ids)

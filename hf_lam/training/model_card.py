@@ -113,7 +113,7 @@ def _sample(trainer: HfLamTrainer) -> dict[str, Any] | None:
 
 
 def _results(task: Task, task_name: str, results: Mapping[str, float]) -> list[EvalResult]:
-    data, is_held_out = task.data, _is_held_out(task)
+    data, is_held_out = task.data, task.is_held_out
     return [
         EvalResult(
             task_type=task_name,
@@ -134,14 +134,9 @@ def _data_name(data: DataArguments, split: str = "train") -> str:
     """The Hub id of the data, or the last name of the file or folder that the split comes from."""
     if data.dataset_name is not None and not _is_local(data.dataset_name):
         return data.dataset_name
-    files = [getattr(data, f"{name}_file") for name in (split, "train", "validation", "test")]
-    return Path(str(data.dataset_name or data.data_dir or next(filter(None, files)))).resolve().name
-
-
-def _is_held_out(task: Task) -> bool:
-    """Whether the samples for evaluation are a part of the training data, which had no split of their own."""
-    split = getattr(task.splits.get("validation"), "split", None)
-    return str(split) == task.data.train_split_name != task.data.validation_split_name
+    given = data.files() or data.folders()
+    own = given.get(split, next(iter(given.values()), None))
+    return Path(str(data.dataset_name or data.data_dir or own)).resolve().name
 
 
 # --- Text ------------------------------------------------------------------------------------------------------------
@@ -166,19 +161,24 @@ def _about_data(task: Task, results: Mapping[str, float]) -> str:
         text += f", configuration `{data.dataset_config_name}`" if data.dataset_config_name else ""
         text += f", revision `{data.dataset_revision}`" if data.dataset_revision else ""
     else:
-        files = [data.train_file, data.validation_file, data.test_file]
-        kept = [f"`{Path(file).name}`" for file in files if file is not None]
-        text = f"Local files: {', '.join(kept)}" if kept else f"A local folder, `{name}`"
+        files = [f"`{Path(path).resolve().name}`" for path in data.files().values()]
+        folders = [f"`{Path(path).resolve().name}`" for path in data.folders().values()]
+        text = f"A local folder, `{name}`"
+        if files or folders:
+            text = f"Local {'files' if files else 'folders'}: {', '.join(files or folders)}"
     sizes = {
         "training": results.get("train_samples"),
         "evaluation": results.get("eval_samples"),
         "prediction": results.get("predict_samples"),
     }
     said = [f"{int(size):,} samples for {purpose}" for purpose, size in sizes.items() if size is not None]
-    if _is_held_out(task):
+    if task.is_held_out:
         said.append("those for evaluation were held out of the training data")
     classes = task.labels.names
     shown = ", ".join(f"`{name}`" for name in classes[:10]) + (", …" if len(classes) > 10 else "")
+    if task.labels.is_regression:
+        what = "One number" if len(classes) == 1 else f"{len(classes)} numbers"
+        return f"{text}. {'; '.join(said)}{'. ' * bool(said)}{what} to a sample (regression): {shown}."
     kind = "any number to a sample" if task.labels.is_multi_label else "one to a sample"
     return f"{text}. {'; '.join(said)}{'. ' * bool(said)}{len(classes)} classes, {kind}: {shown}."
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from ..conversion import convert
+from ..loading import loading
 from ..modeling.hosts_facts_hf_lam import PROJECTION_NAMES
 from ..modeling.hosts_hf_lam import find_attentions
 from ..modeling.injection_hf_lam import injected_encoders
@@ -19,13 +20,33 @@ from .labels import Labels
 from .mechanism_logging import MechanismLoggingCallback
 
 
+def load_pretrained(
+    auto_class: Any, name: str, arguments: ModelArguments, of_model: bool = True, **options: Any
+) -> Any:
+    """`auto_class.from_pretrained(name, …)`, with the arguments' options for the Hub.
+
+    Args:
+        auto_class: of transformers.
+        name: a repository or a folder.
+        arguments: say which token, cache and revision.
+        of_model: whether it is the repository of the model, which alone has the revision.
+        options: more of them.
+
+    Raises:
+        LoadingError: naming the repository, if it or the Hub cannot be read.
+    """
+    hub = arguments.hub_options(of_model)
+    with loading(name, hub.get("revision"), hub["token"], hub["cache_dir"]):
+        return auto_class.from_pretrained(name, **hub, **options)
+
+
 def load_config(arguments: ModelArguments, labels: Labels | None = None) -> PreTrainedConfig:
     """The configuration of the model, told about the classes.
 
     Raises:
         ValueError: for an override of an option that the configuration does not have, or with a wrong value.
     """
-    config = AutoConfig.from_pretrained(str(arguments.model_name_or_path), **arguments.hub_options())
+    config = load_pretrained(AutoConfig, str(arguments.model_name_or_path), arguments)
     overrides = arguments.overrides()
     unknown = sorted(set(overrides) - set(config.to_dict()))
     if unknown:
@@ -57,11 +78,12 @@ def load_model(
         model = auto_class.from_config(config, trust_remote_code=arguments.trust_remote_code)
     else:
         try:
-            options = {**arguments.hub_options(), "ignore_mismatched_sizes": arguments.ignore_mismatched_sizes}
+            name = str(arguments.model_name_or_path)
+            options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": arguments.ignore_mismatched_sizes}
             if is_trained:
-                model = auto_class.from_pretrained(arguments.model_name_or_path, config=config, **options)
+                model = load_pretrained(auto_class, name, arguments, **options)
             else:
-                model = _whole(auto_class, str(arguments.model_name_or_path), config=config, **options)
+                model = _whole(auto_class, name, arguments, **options)
         except RuntimeError as error:
             if "ignore_mismatched_sizes" not in str(error):
                 raise
@@ -75,9 +97,8 @@ def load_model(
 
 def load_image_processor(arguments: ModelArguments, config: PreTrainedConfig) -> Any:
     """The image processor of a model for images or videos; with `--config_overrides`, of the sizes given there."""
-    processor = AutoImageProcessor.from_pretrained(
-        arguments.processor_name_or_path or arguments.model_name_or_path, **arguments.hub_options()
-    )
+    name = str(arguments.processor_name_or_path or arguments.model_name_or_path)
+    processor = load_pretrained(AutoImageProcessor, name, arguments)
     overrides = arguments.overrides()
     if "image_size" in overrides:
         sides = {"height": config.image_size, "width": config.image_size}
@@ -169,12 +190,12 @@ def load_teacher(arguments: ModelArguments, auto_class: Any) -> PreTrainedModel 
     """
     if arguments.teacher_model is None:
         return None
-    return _whole(auto_class, arguments.teacher_model, **arguments.hub_options(of_model=False))
+    return _whole(auto_class, arguments.teacher_model, arguments, of_model=False)
 
 
-def _whole(auto_class: Any, name: str, **options: Any) -> Any:
+def _whole(auto_class: Any, name: str, arguments: ModelArguments, **options: Any) -> Any:
     """A model that is used as it is; a `ValueError` if its checkpoint lacks weights, such as those of the head."""
-    model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
+    model, info = load_pretrained(auto_class, name, arguments, output_loading_info=True, **options)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(

@@ -18,16 +18,21 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, logsigmoid
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import HubStrategy, unwrap_peft_model
+from transformers.trainer_utils import HubStrategy, has_length, unwrap_peft_model
 from transformers.utils import logging
 
 from ..flops import cost, example_inputs
 from ..hub.cards import task_of, write_card
+from ..hub.finite_weights import refuse_infinite
 from ..hub.folders import as_results, evaluated, logged_at
 from ..modeling.hosts_hf_lam import read_whole_modules
-from ..modeling.injection_hf_lam import container_of, injected_encoders, injection_of
+from ..modeling.injection_hf_lam import injected_encoders, injection_of
+from ..modeling.layers_hf_lam import container_of
 from ..modeling.modeling_hf_lam import HfLamMixin, rename_legacy_keys
 from .callbacks import ReportingCallback
+from .checkpoints import last_checkpoint
+from .lengths import Lengths
+from .streams import WholePassCallback, position_in
 
 logger = logging.get_logger(__name__)
 
@@ -136,6 +141,8 @@ class HfLamTrainer(Trainer):
       model is configured for is counted before training, and scaled with the size of the inputs.
     - Callbacks of hf_lam that add to the logs come before those that write them (TensorBoard, …).
     - A checkpoint of a stock model is restored in full, also where its file has names of older releases (ViT).
+    - Training ends with an error at a loss that is NaN or infinite; `Trainer` goes on, and logs it as 0.
+    - Samples without a text have the length 0 where batches are grouped by length.
 
     Args:
         *args: what `Trainer` takes; `args` may be plain `TrainingArguments`, which have the defaults of
@@ -150,6 +157,7 @@ class HfLamTrainer(Trainer):
         ValueError: if the teacher shares parameters with the model (one that `hf_lam.convert` was given does), or has
             other labels; for a `mechanism_learning_rate` without mechanisms that train, or with an optimizer whose
             groups are not made here.
+        RuntimeError: while training, for a loss that is NaN or infinite.
     """
 
     # Writes the model card into a folder, instead of `Trainer`, also when the model is pushed.
@@ -162,6 +170,8 @@ class HfLamTrainer(Trainer):
             # `Trainer` restores a checkpoint, and the best one, by the names in its file. Where transformers keeps
             # those of older releases in it (ViT), it would restore nothing and say nothing. Our classes have this.
             model.register_load_state_dict_pre_hook(rename_legacy_keys)
+        if self.train_dataset is not None and not has_length(self.train_dataset):
+            self.add_callback(WholePassCallback)
         self._move_reporting_callbacks()
         # By the shapes of a sample: what a forward pass of it takes, None where that cannot be counted.
         self._flops: dict[Any, float | None] = {}
@@ -281,17 +291,86 @@ class HfLamTrainer(Trainer):
             if name in known and name not in ("labels", "return_loss", *self.label_names)
         }
 
+    # --- the loss ----------------------------------------------------------------------------------------------------
+
+    def take_loss_for_a_mean(self) -> None:
+        """Divide the loss of a stock model by the accumulation steps, as that of a converted one is.
+
+        Stock classification models take the number of samples that a step is made of and do not divide by it, or only
+        for some kinds of labels, while `Trainer` believes that they do: their gradients grow with the number of
+        accumulation steps, and of processes. Models that say themselves what they do (`accepts_loss_kwargs`) stay as
+        they are.
+        """
+        says = getattr(unwrap_peft_model(self.model), "accepts_loss_kwargs", None)
+        if says is not None or not self.model_accepts_loss_kwargs:
+            return
+        self.model_accepts_loss_kwargs = False
+        if self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1:
+            logger.warning(
+                "The loss of this stock model is divided by the gradient accumulation steps, as that of a converted "
+                "model is, so that the two can be compared. Trainer alone would multiply the gradients by "
+                f"{self.args.gradient_accumulation_steps * self.args.world_size} (steps times processes)."
+            )
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """`Trainer.training_step`; a `RuntimeError` if the loss is NaN or infinite."""
+        loss = super().training_step(*args, **kwargs)
+        # On an accelerator, looking at the loss waits for it. With `logging_nan_inf_filter` Trainer waits right after
+        # this anyway; without, what is not finite stays in the sum that `log` gets.
+        is_awaited = self.args.logging_nan_inf_filter and loss.device.type != "xla"
+        if (is_awaited or loss.device.type == "cpu") and not loss.isfinite().all():
+            self._refuse_loss(loss.item(), f"step {self.state.global_step + 1}")
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """`Trainer.log`; a `RuntimeError` if the training loss among the logs is NaN or infinite."""
+        loss = logs.get("loss", logs.get("train_loss"))
+        if loss is not None and not math.isfinite(loss):
+            self._refuse_loss(loss, f"one of the steps up to {self.state.global_step}")
+        super().log(logs, *args, **kwargs)
+
+    def _refuse_loss(self, loss: float, step: str) -> None:
+        raise RuntimeError(
+            f"the training loss of {step} is {loss}, and nothing is learnt from there on. Look for values that are "
+            "NaN or infinite in the inputs and labels, lower learning_rate, or train in fp32 or bf16 instead of fp16."
+        )
+
+    # --- batches of texts of one length ------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return super()._get_train_sampler(
+            self._measured(self.train_dataset if train_dataset is None else train_dataset)
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return super()._get_eval_sampler(self._measured(eval_dataset))
+
+    def _measured(self, dataset: Any) -> Any:
+        """What `Trainer` takes the lengths of samples from, where it groups them."""
+        if self.args.train_sampling_strategy not in ("group_by_length", "batch_rebalance") or not has_length(dataset):
+            return dataset
+        names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
+        return Lengths(dataset, names[0], self.args.length_column_name)
+
     # --- what a step costs -------------------------------------------------------------------------------------------
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """`Trainer.train`."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer.train`; `resume_from_checkpoint=True` is the last checkpoint that was written to its end."""
+        if resume_from_checkpoint is True:
+            last = last_checkpoint(Path(str(self.args.output_dir)))
+            if last is None:
+                raise ValueError(
+                    f"there is no checkpoint in {str(self.args.output_dir)!r} that was written to its end: leave out "
+                    "resume_from_checkpoint, or name one."
+                )
+            resume_from_checkpoint = str(last)
         if self._is_sharded and not self._flops:
             found = [self._count()]
             if dist.is_initialized():
                 # The first process has the parameters, the others may not.
                 dist.broadcast_object_list(found)
             self._flops[None] = found[0]
-        return super().train(*args, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """FLOPs of a training step on a batch, three times those of a forward pass (see the class)."""
@@ -344,6 +423,15 @@ class HfLamTrainer(Trainer):
 
     # --- resuming ----------------------------------------------------------------------------------------------------
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """`Trainer`'s, and of a stream the pass that a checkpoint was in, where it takes all steps for one pass."""
+        trained = super()._init_training_state(*args, **kwargs)
+        checkpoint = kwargs.get("resume_from_checkpoint", args[3] if len(args) > 3 else None)
+        if checkpoint is None or not self.state.global_step or has_length(self.train_dataset):
+            return trained
+        passes, batches = position_in(checkpoint, self.args.gradient_accumulation_steps)
+        return passes, 0 if self.args.ignore_data_skip else batches
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """`Trainer`'s, but nothing where all steps are done: resumed from the last one, it would make one more."""
         if self.state.global_step >= self.state.max_steps:
@@ -358,6 +446,16 @@ class HfLamTrainer(Trainer):
         if self.args.should_save:
             # A pickle of the training arguments, `hub_token` among them, that nothing reads and a push would publish.
             Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.push_to_hub`, which saving does too with `push_to_hub`; weights must be numbers.
+
+        Raises:
+            ValueError: for NaN or infinity in the weights, before anything is sent.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        refuse_infinite({**dict(model.named_parameters()), **dict(model.named_buffers())})
+        return super().push_to_hub(*args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of hf_lam, with what `Trainer` says about the run; `write_card` writes it, if it is there.

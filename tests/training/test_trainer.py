@@ -23,6 +23,7 @@ from transformers import (
 )
 
 import hf_lam
+from helpers.checkpointing import checkpointing_arguments
 from helpers.hosts import first_output, make_inputs, mechanisms
 from helpers.lam_models import (
     assert_same_weights,
@@ -253,7 +254,7 @@ def test_gradient_checkpointing_changes_nothing(
         stock_class, host, _, config = CASES[case]
         return trained_weights(make_lam(stock_class, host, lam, **config), tmp_path, **arguments)
 
-    checkpointed = run(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    checkpointed = run(**checkpointing_arguments(use_reentrant))
     assert_same_weights(checkpointed, run(), tolerance=1e-6)
 
 
@@ -264,7 +265,7 @@ def test_reentrant_checkpointing_with_a_frozen_host(lam: LamConfig, tmp_path: Pa
         model = hf_lam.freeze_host(make_lam(BertForSequenceClassification, "bert", lam), train_head=True)
         return trained_weights(model, tmp_path, **arguments)
 
-    checkpointed = run(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+    checkpointed = run(**checkpointing_arguments(True))
     assert_same_weights(checkpointed, run(), tolerance=1e-6)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from transformers import BertForSequenceClassification, BertModel, BertTokenizerFast
@@ -51,14 +50,18 @@ def card_of(
     results: dict[str, float] | None = None,
     task_name: str = "text-classification",
     splits: Any = None,
+    labels: Labels | None = None,
+    is_held_out: bool = False,
     **training: Any,
 ) -> ModelCard:
     """The card of a run that was not made."""
     options = {"output_dir": str(folder / "out"), "use_cpu": True, "report_to": "none", **training}
     given = HfLamTrainingArguments(**options)
     trainer = HfLamTrainer(model=model, args=given)
-    labels = Labels(("bad", "good"))
-    task = Task(ModelArguments(**arguments), DataArguments(**data), given, splits or {}, labels, checkpoint=None)
+    labels = labels or Labels(("bad", "good"))
+    task = Task(
+        ModelArguments(**arguments), DataArguments(**data), given, splits or {}, labels, None, is_held_out=is_held_out
+    )
     write_model_card(folder, trainer, task, task_name, RESULTS if results is None else results)
     return ModelCard.load(folder / "README.md")
 
@@ -149,14 +152,28 @@ def test_nothing_is_said_that_was_not_measured(tmp_path: Path, lam_bert: Any) ->
 def test_a_held_out_part_of_the_training_data_is_not_called_their_validation_split(
     tmp_path: Path, lam_bert: Any
 ) -> None:
-    parts = Dataset.from_dict({"label": [0, 1] * 10}, split="train").train_test_split(0.2)
-    splits = {"train": parts["train"], "validation": parts["test"]}
     card = card_of(
-        tmp_path, lam_bert, {"model_name_or_path": "user/b"}, {"dataset_name": "user/reviews"}, splits=splits
+        tmp_path, lam_bert, {"model_name_or_path": "user/b"}, {"dataset_name": "user/reviews"}, is_held_out=True
     )
     found = model_index_to_eval_results(card.data.to_dict()["model-index"])[1]
     assert {x.dataset_split for x in found} == {None, "test"}
     assert "held out of the training data" in card.text
+
+
+def test_numbers_that_are_predicted_are_no_classes(tmp_path: Path, lam_bert: Any) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    sources = {"model_name_or_path": "user/b"}, {"train_dir": str(tmp_path / "one"), "test_dir": str(tmp_path / "two")}
+    results = {"train_samples": 10, "eval_loss": 0.5, "eval_mse": 0.5, "eval_pearson": 0.25}
+    labels = Labels(("stars",), is_regression=True)
+    card = card_of(tmp_path, lam_bert, *sources, results, labels=labels)
+    assert "Local folders: `one`, `two`" in card.text
+    assert "One number to a sample (regression): `stars`" in card.text
+    found = model_index_to_eval_results(card.data.to_dict()["model-index"])[1]
+    assert {x.metric_name: x.metric_value for x in found if x.metric_type != "loss"} == {
+        "Mean squared error": 0.5,
+        "Pearson correlation": 0.25,
+    }
 
 
 def test_mechanisms_are_those_of_the_model(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def load(*arguments: object) -> tuple[dict[str, Any], DataArguments]:
     given = ["--model_name_or_path", "M", "--output_dir", "o", "--cache_dir", "cache", *map(str, arguments)]
     model, data, training = parse_arguments(ModelArguments, DataArguments, "", given)
-    return load_splits(data, model, training), data
+    return load_splits(data, model, training)[0], data
 
 
 def labels_of(
@@ -205,7 +206,6 @@ def test_limits() -> None:
     [
         ([2, 0, 1], None, "012", False),
         ([0.0, 1.0], None, "01", False),
-        ([True, False], None, "01", False),
         (["b", "a"], None, "ab", False),
         (["b", "NA"], None, ["NA", "b"], False),
         (["b", "a"], Value("large_string"), "ab", False),
@@ -432,6 +432,43 @@ def test_relative_paths_start_from_the_file_of_their_split(tmp_path: Path) -> No
         seed=0,
     )
     assert [splits[split][0]["level"] for split in files] == [10, 30]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_messages_name_the_rows_of_the_file(streaming: bool, folder: Path) -> None:
+    Path("d").mkdir()
+    damaged = (2, 5, 17)
+    for index in range(20):
+        Path("d", f"{index}.png").write_bytes(b"text" if index in damaged else png(index))
+    Path("d", "train.csv").write_text("image,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(20)))
+
+    def ready(*options: object) -> None:
+        given = ["--model_name_or_path", "M", "--output_dir", "o", "--data_dir", "d", "--do_train", *map(str, options)]
+        model, data, training = parse_arguments(ModelArguments, MediaArguments, "", given)
+        splits, sources, _ = load_splits(data, model, training)
+        made = prepare_media(
+            splits,
+            lambda row, root: read_image(row["image"], root=root, num_channels=1),
+            lambda image: {"level": int(np.asarray(image)[0, 0])},
+            Labels(("0", "1")),
+            data,
+            7,
+            sources,
+        )
+        for dataset in made.values():
+            list(dataset)
+
+    if streaming:
+        with pytest.raises(ValueError, match=r"row (2|5|17) of the split 'train' cannot be read: .*image '\1.png'"):
+            ready("--streaming", "--max_steps", 1)
+    else:
+        for options in ([], ["--do_eval"], ["--do_eval", "--max_train_samples", 14]):
+            with pytest.raises(ValueError) as error:
+                ready(*options)
+            found = re.findall(r"row (\d+): image '(\d+).png'", str(error.value))
+            assert found and all(row == name for row, name in found)
+            if len(options) < 2:
+                assert {int(row) for row, _ in found} == set(damaged)
 
 
 @pytest.fixture
