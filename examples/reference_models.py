@@ -62,7 +62,9 @@ class Reference:
         if self.base_model is not None:
             options["model_name_or_path"] = packaged_checkpoint()
         flags = ["--do_train", "--do_eval", "--do_predict", *([] if self.base_model else ["--from_scratch"])]
-        return [*flags, *(f"--{name}={value}" for name, value in options.items())]
+        for name, value in options.items():
+            flags += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+        return flags
 
 
 REFERENCES = {
@@ -78,6 +80,7 @@ REFERENCES = {
             "max_seq_length": 64,
             "train_sampling_strategy": "group_by_length",
             "per_device_train_batch_size": 32,
+            "class_names": ["negative", "positive"],
         },
         base_model=CHECKPOINT_ID,
     ),
@@ -152,7 +155,8 @@ class ReferenceArguments:
 
 def write_reference(name: str, folder: Path, cards: Path) -> None:
     """Write the card of a trained model, and copy it with its pictures into a folder of its own."""
-    model, processor = load_model(folder), load_processor(folder)
+    model = load_model(folder)
+    processor = load_processor(folder, model.config)
     repository, base = f"{OWNER}/{name}", REFERENCES[name].base_model
     pictures = write_card(model, folder, name=name, repository=repository, base_model=base, processor=processor)
     target = cards / name

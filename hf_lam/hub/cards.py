@@ -19,17 +19,28 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
-from ..flops import CostReport, cost
+from ..flops import CostReport, cost, example_inputs
 from ..modeling.configuration_hf_lam import HfLamConfigMixin
 from ..modeling.configuration_hf_lam_fusion import MODALITIES
 from ..modeling.injection_hf_lam import injected_encoders, injection_of, mechanism_of
 from ..modeling.mechanism_registry_hf_lam import mechanism_names
 from ..modeling.version_hf_lam import TRAVELLING_FILES, __version__
+from .card_snippets import usage_of
 from .earlier_cards import CARD_FILE, TEMPLATE, CardContent, card_in, weights_of
 
 # Metrics as `Trainer` and evaluate call them, and for readers.
-METRIC_NAMES = {"accuracy": "Accuracy", "f1": "F1", "map": "Mean average precision", "loss": "Loss"}
-# Of every head, by how the name of its class ends: the task that the Hub lists it under.
+METRIC_NAMES = {
+    "accuracy": "Accuracy",
+    "f1": "F1",
+    "map": "Mean average precision",
+    "loss": "Loss",
+    "mse": "Mean squared error",
+    "mae": "Mean absolute error",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+}
+# Of every head, by how the name of its class ends: the task that the Hub lists it under. No pipeline takes videos
+# without a head, or several modalities: those have none.
 _TASKS = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
@@ -41,15 +52,6 @@ _TASKS = {
     "BertModel": "feature-extraction",
     "ViTModel": "image-feature-extraction",
     "ViTForMaskedImageModeling": "image-feature-extraction",
-    "VideoMAEModel": "feature-extraction",
-    "FusionModel": "feature-extraction",
-}
-# A classifier of several modalities is listed under the first of these that it has.
-_FUSION_TASKS = {
-    "video": "video-classification",
-    "image": "image-classification",
-    "text": "text-classification",
-    "audio": "audio-classification",
 }
 # An option of a mechanism that is longer, such as a table of views, is left to config.json.
 _LONGEST_OPTION = 80
@@ -106,6 +108,7 @@ def model_card(
         **dict(content.further),
     )
     changes = [_describe(model, config) for config in mechanisms.values()]
+    inputs = None if processor is not None else _example_inputs(model)
     return ModelCard.from_template(
         metadata,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -120,11 +123,15 @@ def model_card(
         tables=_tables_of_heads(model),
         results=[_result_row(result) for result in content.results],
         sizes=_sizes(model) if has_code else None,
+        usage=usage_of(model, saved_class(model), processor, inputs),
         auto_classes=[loaded_by, *([] if processor is None else [_processor_class(processor)])],
         data=content.data,
         training=content.training,
         limits=_limits(model, bases) if has_code else [],
-        pictures=[{"file": file, "caption": caption} for file, caption in content.pictures.items()],
+        pictures=[
+            {"file": file, "caption": caption, "name": Path(file).stem.replace("_", " ")}
+            for file, caption in content.pictures.items()
+        ],
         kept=[{"title": title, "body": body} for title, body in content.sections],
         weights=content.weights,
         versions=_versions(model, packages),
@@ -216,11 +223,17 @@ def _auto_class(model: Any) -> str:
 
 def task_of(model: Any) -> str | None:
     """The Hub's name of what a model is for; None if it has none."""
+    if getattr(model.config, "modalities", None):
+        return None
     name = saved_class(model).__name__
-    modalities = getattr(model.config, "modalities", None)
-    if modalities and name.endswith("ForSequenceClassification"):
-        return next(task for modality, task in _FUSION_TASKS.items() if modality in modalities)
     return next((task for ending, task in _TASKS.items() if name.endswith(ending)), None)
+
+
+def _example_inputs(model: Any) -> dict[str, Any] | None:
+    try:
+        return example_inputs(model)
+    except ValueError:
+        return None
 
 
 def _processor_class(processor: Any) -> str:

@@ -37,7 +37,8 @@ _MADE_ANEW = (
 _OF_TRAINER = "Training procedure"
 # What templates leave to be filled in.
 _UNFILLED = re.compile(r"more information needed", re.IGNORECASE)
-_PICTURE = re.compile(r"!\[([^]]*)\]\((\w[\w.-]*\.(?:png|svg))\)")
+# With its caption in the next paragraph, or in place of its name.
+_PICTURE = re.compile(r"!\[([^]]*)\]\((\w[\w.-]*\.(?:png|svg))\)(?:\n\n(?!!\[)(\S.*))?")
 # The first sentence of our own, and the last line.
 _ORIGIN = re.compile(r"^`\w+`, (.+?)\. Its attention ", flags=re.MULTILINE)
 _WEIGHTS = re.compile(r"^<!-- of the weights sha256:([0-9a-f]{64}) -->$", flags=re.MULTILINE)
@@ -119,7 +120,7 @@ def read_card(text: str) -> CardContent:
         origin=origin and origin[1],
         data=filled.get("Data", ""),
         training=filled.get("Training", filled.get(_OF_TRAINER, "")),
-        pictures={file: caption for caption, file in _PICTURE.findall(filled.get("Pictures", ""))},
+        pictures={file: below or name for name, file, below in _PICTURE.findall(filled.get("Pictures", ""))},
     )
 
 

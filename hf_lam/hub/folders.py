@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult
-from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 
 from ..modeling import modeling_hf_lam, modeling_hf_lam_fusion
 from .cards import METRIC_NAMES
+from .processor_checks import check_processor_files, try_processor
 
 # What processors write, besides the vocabulary of a tokenizer.
 _PROCESSOR_FILES = (
@@ -27,6 +35,8 @@ _PROCESSOR_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+# Either of these makes a tokenizer, without further options of it.
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 _TEMPLATES = "additional_chat_templates"
 # What `Trainer` writes of a run, what the names in it begin with, and the split that is meant.
 _RESULT_FILES = ("eval_results.json", "predict_results.json")
@@ -73,32 +83,42 @@ def load_model(folder: Path) -> Any:
     return getattr(module, name).from_pretrained(folder)
 
 
-def load_processor(folder: Path) -> Any:
-    """The tokenizer, image processor, feature extractor or processor in a folder; None if there is none."""
+def load_processor(folder: Path, config: PreTrainedConfig) -> Any:
+    """The tokenizer, image processor, feature extractor or processor in a folder, tried once; None if there is none.
+
+    Raises:
+        ValueError: if its files are damaged, if it fails, or if it does not fit the model of `config`.
+    """
+    check_processor_files(folder, config)
+    auto: Any = None
     if (folder / "processor_config.json").is_file():
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    if (folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
+        auto = AutoProcessor
+    elif any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        auto = AutoTokenizer
+    elif (path := folder / "preprocessor_config.json").is_file():
+        is_of_sound = "feature_extractor_type" in json.loads(path.read_text(encoding="utf-8"))
+        auto = AutoFeatureExtractor if is_of_sound else AutoImageProcessor
+    if auto is None:
         return None
-    auto: Any = AutoImageProcessor
-    if "feature_extractor_type" in json.loads(path.read_text(encoding="utf-8")):
-        auto = AutoFeatureExtractor
-    return auto.from_pretrained(folder, trust_remote_code=False)
+    try:
+        processor = auto.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(
+            f"the tokenizer or processor in {str(folder)!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    try_processor(processor, config, folder)
+    return processor
 
 
-def copy_processor(source: Path, folder: Path) -> Any:
-    """Copy the processor's files as they are, and return the processor, or None if there is none."""
-    processor = load_processor(source)
+def copy_processor(source: Path, folder: Path, processor: Any) -> None:
+    """Copy the files of a processor, which was loaded from `source`, as they are."""
     tokenizer = getattr(processor, "tokenizer", processor)
     vocabulary = getattr(tokenizer, "vocab_files_names", {}).values()
     for name in dict.fromkeys([*_PROCESSOR_FILES, *vocabulary]):
-        if processor is not None and (source / name).is_file():
+        if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    if processor is not None and (source / _TEMPLATES).is_dir():
+    if (source / _TEMPLATES).is_dir():
         shutil.copytree(source / _TEMPLATES, folder / _TEMPLATES)
-    return processor
 
 
 def copy_results(source: Path, folder: Path, is_described: bool) -> tuple[list[Measured], list[str]]:

@@ -25,9 +25,12 @@ from .cards import draw_pictures, model_card, saved_class, task_of
 from .code_checks import MANIFEST, UNRELEASED, released_code, split_list
 from .earlier_cards import CARD_FILE, CardContent, card_in, weights_of
 from .file_checks import check_name
-from .folders import Measured, as_results, copy_processor, copy_results, load_model, measured
+from .finite_weights import refuse_infinite
+from .folders import Measured, as_results, copy_processor, copy_results, load_model, load_processor, measured
 from .names import looks_like_hub_id
+from .processor_checks import try_processor
 from .remote import Branch, limited_waiting
+from .sentence_modules import copy_modules
 from .verification import verify
 
 # What an earlier push may have left, in whatever format, and would be loaded in place of what this one brings; besides
@@ -88,14 +91,15 @@ def push(
 ) -> PushReport:
     """Push a model with its code, its processor and its card to the Hub, in one commit.
 
-    Everything is made and checked before anything is sent. Weights of whatever format and code that an earlier push
+    Everything is made and checked before anything is sent: the tokenizer or processor is loaded and tried once, and
+    weights that are NaN or infinite are refused. Weights of whatever format and code that an earlier push
     left, and that this one does not bring, are deleted by the same commit; other files of the repository stay.
     Sections of the card that is there stay, if its template does not have them (`Data` and `Training` are the run's).
 
     Args:
         model: an `HfLam…` model, or a folder that one was saved in: by `save_pretrained`, by `Trainer`, or one of its
-            checkpoints. Of a folder, only the model, its processor, the results of its run and its card are taken,
-            never pickles, states of optimizers or logs.
+            checkpoints. Of a folder, only the model, its processor, what sentence-transformers has beside it, the
+            results of its run and its card are taken, never pickles, states of optimizers or logs.
         repo_id: `you/name`, or `name` for your own namespace. It is created unless it exists.
         processor: tokenizer, image processor, feature extractor or processor, saved beside the model; of a folder,
             the one in it unless given.
@@ -130,6 +134,10 @@ def push(
     _check_arguments(repo_id, said, revision, create_pr, processor)
     loaded: Any = model if source is None else load_model(source)
     _check_model(loaded)
+    refuse_infinite(loaded.state_dict())
+    beside = load_processor(source, loaded.config) if source is not None and processor is None else None
+    if processor is not None:
+        try_processor(processor, loaded.config, "processor")
     hub = Branch(repo_id, revision, create_pr, token, is_needed=not dry_run)
     with tempfile.TemporaryDirectory(prefix="hf-lam-push-") as scratch, limited_waiting():
         notes = hub.look()
@@ -139,8 +147,11 @@ def push(
         folder = Path(scratch)
         if processor is not None:
             processor.save_pretrained(folder)
-        elif source is not None:
-            processor = copy_processor(source, folder)
+        elif source is not None and beside is not None:
+            copy_processor(source, folder, beside)
+            processor = beside
+        if source is not None:
+            notes += copy_modules(source, folder)
         # After the processor, which brings code of its own: the model's has to be complete.
         loaded.save_pretrained(folder, max_shard_size=max_shard_size)
         notes += _write_card(loaded, processor, source, folder, said, hub)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
@@ -46,8 +47,8 @@ _NOT_OF_THE_REPOSITORY = (".git", ".cache")
 class Finding:
     """Something that is wrong with a repository.
 
-    kind: `"code"`, `"foreign"` (code from elsewhere), `"call"`, `"auto_map"`, `"repository"`, `"pickle"`, `"binary"`,
-        `"file"`, `"path"`, `"size"`, `"config"` or `"weights"`.
+    kind: `"code"`, `"foreign"` (code from elsewhere), `"call"`, `"auto_map"`, `"repository"`, `"key"`, `"pickle"`,
+        `"binary"`, `"file"`, `"path"`, `"size"`, `"config"`, `"tokenizer"` or `"weights"`.
     file: the path in the repository; of several, the one that shows it; empty for the repository as a whole.
     message: what it is and what was expected.
     """
@@ -59,10 +60,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What the header of a safetensors file says of a tensor. `dtype` is the name in the file, such as `F32`."""
+    """What the header of a safetensors file says of a tensor.
+
+    dtype: the name in the file, such as `F32`.
+    start, stop: the bytes of the file that hold it.
+    """
 
     shape: tuple[int, ...]
     dtype: str
+    start: int
+    stop: int
 
 
 class UnreadableError(Exception):
@@ -90,6 +97,9 @@ class RepositoryFiles(Protocol):
     def tensors(self, name: str) -> dict[str, StoredTensor]:
         """What the header of a safetensors file lists. Raises an `UnreadableError` if it is none, or truncated."""
 
+    def part(self, name: str, start: int, stop: int) -> bytes:
+        """Some bytes of a file, which may be of any size. Raises an `UnreadableError` if they cannot be had."""
+
 
 class ModelFiles:
     """The files of one model of a repository: of the root, or of a folder with a configuration of its own.
@@ -111,6 +121,7 @@ class ModelFiles:
         }
         self.findings = files.findings
         self.revision = files.revision
+        self._tensors: dict[str, dict[str, StoredTensor]] = {}
 
     def read(self, name: str, most: int | None = None) -> bytes:
         return self._files.read(self._prefix + name, most)
@@ -119,21 +130,33 @@ class ModelFiles:
         return self._files.beginning(self._prefix + name, count)
 
     def tensors(self, name: str) -> dict[str, StoredTensor]:
-        return self._files.tensors(self._prefix + name)
+        if name not in self._tensors:
+            self._tensors[name] = self._files.tensors(self._prefix + name)
+        return self._tensors[name]
+
+    def part(self, name: str, start: int, stop: int) -> bytes:
+        return self._files.part(self._prefix + name, start, stop)
 
     def named(self, name: str) -> str:
         """The path in the repository; empty for the model as a whole."""
         return self._prefix + name if name else self._prefix.rstrip("/")
 
 
-def models_in(files: RepositoryFiles) -> list[str]:
-    """The folders that hold a model of their own, the root (empty) first: a configuration beside code or weights."""
+def models_in(files: RepositoryFiles, parts: Collection[str]) -> list[str]:
+    """The folders that hold a model of their own: a configuration beside code or weights.
+
+    The root (empty) is the first, whatever it holds.
+
+    Args:
+        files: of the repository.
+        parts: folders that hold a part of another model.
+    """
     kinds: dict[str, set[str]] = {}
     for name in files.sizes:
         folder, _, base = name.rpartition("/")
         kinds.setdefault(folder, set()).add(base if base == "config.json" else base.rpartition(".")[2].lower())
     found = {folder for folder, seen in kinds.items() if "config.json" in seen and seen & {"py", "safetensors"}}
-    return ["", *sorted(found - {""})]
+    return ["", *sorted(found - {""} - set(parts))]
 
 
 def leaves_folder(path: str) -> bool:
@@ -195,7 +218,7 @@ def _read_tensors(size: int, read: Callable[[int, int], bytes], budget: _Budget)
         if len(header) != length or header[:1] != b"{":
             raise ValueError("its header is not JSON")
         listed = json.loads(header.decode("utf-8"), object_pairs_hook=_without_repetition)
-        return _checked_tensors(listed, size - 8 - length)
+        return _checked_tensors(listed, 8 + length, size)
     except (ValueError, RecursionError, MemoryError, OverflowError) as error:
         reason = "its header is nested too deep" if isinstance(error, RecursionError) else error
         raise UnreadableError(f"is not a whole safetensors file: {reason}") from error
@@ -208,8 +231,8 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _checked_tensors(listed: dict[str, Any], room: int) -> dict[str, StoredTensor]:
-    """The tensors that a header lists, if they fill the `room` bytes behind it; a `ValueError` if they do not."""
+def _checked_tensors(listed: dict[str, Any], begin: int, size: int) -> dict[str, StoredTensor]:
+    """The tensors that a header lists, if they fill the file from `begin` on; a `ValueError` if they do not."""
     metadata = listed.pop("__metadata__", None)
     is_text = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     if metadata is not None and not is_text:
@@ -225,15 +248,15 @@ def _checked_tensors(listed: dict[str, Any], room: int) -> dict[str, StoredTenso
             raise ValueError(f"{name!r} has no shape and place in the file")
         if place[1] - place[0] != math.prod(shape) * _BITS[dtype] // 8:
             raise ValueError(f"{name!r} has the shape {shape} and the kind {dtype}, but {place[1] - place[0]} bytes")
-        tensors[name] = StoredTensor(tuple(shape), dtype)
+        tensors[name] = StoredTensor(tuple(shape), dtype, begin + place[0], begin + place[1])
         places.append((place[0], place[1]))
     end = 0
     for start, stop in sorted(places):
         if start != end:
             raise ValueError(f"its tensors overlap or leave a gap at byte {end}")
         end = stop
-    if end != room:
-        raise ValueError(f"its header lists {end} bytes of tensors, and {room} are there")
+    if end != size - begin:
+        raise ValueError(f"its header lists {end} bytes of tensors, and {size - begin} are there")
     return tensors
 
 
@@ -296,14 +319,13 @@ class LocalFiles:
             return None
 
     def tensors(self, name: str) -> dict[str, StoredTensor]:
+        return _read_tensors(self.sizes[name], functools.partial(self.part, name), self._budget)
+
+    def part(self, name: str, start: int, stop: int) -> bytes:
         try:
             with open(self.root / name, "rb") as file:
-
-                def read(start: int, stop: int) -> bytes:
-                    file.seek(start)
-                    return file.read(stop - start)
-
-                return _read_tensors(self.sizes[name], read, self._budget)
+                file.seek(start)
+                return file.read(stop - start)
         except OSError as error:
             raise UnreadableError(f"cannot be read: {error.strerror}") from error
 
@@ -355,12 +377,11 @@ class HubFiles:
         return None
 
     def tensors(self, name: str) -> dict[str, StoredTensor]:
+        return _read_tensors(self.sizes[name], functools.partial(self.part, name), self._budget)
+
+    def part(self, name: str, start: int, stop: int) -> bytes:
         url = hf_hub_url(self.repo_id, name, revision=self.revision, endpoint=self.api.endpoint)
-
-        def read(start: int, stop: int) -> bytes:
-            headers = {**build_hf_headers(token=self.api.token), "range": f"bytes={start}-{stop - 1}"}
-            response = get_session().get(url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-            hf_raise_for_status(response)
-            return response.content[: stop - start]
-
-        return _read_tensors(self.sizes[name], read, self._budget)
+        headers = {**build_hf_headers(token=self.api.token), "range": f"bytes={start}-{stop - 1}"}
+        response = get_session().get(url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        hf_raise_for_status(response)
+        return response.content[: stop - start]

@@ -16,7 +16,10 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import HF_MODULES_CACHE
 
 from .code_checks import Code, check_auto_maps, check_code, closure, released_code, targets_of
-from .file_checks import READ, check_kinds, check_references, read_configs
+from .file_checks import check_kinds, check_references, read_configs
+from .finite_weights import check_finite
+from .key_checks import check_keys, unsaid
+from .known_keys import MODELS
 from .repository_files import (
     Finding,
     HubFiles,
@@ -26,7 +29,9 @@ from .repository_files import (
     hub_host,
     models_in,
 )
-from .weight_checks import check_weights
+from .sentence_modules import is_read, modules_in, parts_in
+from .tokenizer_files import check_tokenizers
+from .weight_checks import check_parts, check_weights, config_class_of, vocabulary_rows
 
 __all__ = ["Finding", "Verification", "verify"]
 
@@ -76,24 +81,36 @@ class Verification:
 
 
 def verify(
-    source: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    weights: bool = False,
 ) -> Verification:
     """Tell what a repository is before its code is trusted. None of it is run, and nothing is unpickled.
 
     Checked are, by their contents: that every Python file is byte for byte that of one released hf_lam, and that all
-    are there which loading needs; that no file names code or weights elsewhere; that the weights are safetensors,
-    whole, and those of the model that the configuration describes; and that there are no pickles, programs, files of
-    unknown kinds, or paths and links that leave the repository. What verify does not know is a finding too: mechanisms
-    from elsewhere, whose code is in no release, classes of processors and encoders of fusion models that were not
-    looked through, and what is too large to be read.
+    are there which loading needs; that in the files that transformers, sentence-transformers and PEFT read while they
+    load, every key at every depth is one that is known to name no code and no place elsewhere; that the weights are
+    safetensors, whole, and those of the model that the configuration describes; that tokenizers are whole and have no
+    more tokens than the model; and that there are no pickles, programs, files of unknown kinds, or paths and links
+    that leave the repository. What verify does not know is a finding too: keys and modules that are in no table,
+    mechanisms from elsewhere, whose code is in no release, classes of processors and encoders of fusion models that
+    were not looked through, and what is too large to be read.
 
-    A folder in the repository with a configuration, and code or weights beside it, is looked at as a model of its own.
-    Of a repository on the Hub, the files that nothing here reads, such as a vocabulary or a picture, are judged by
-    their names.
+    So what has passed runs no code but that of the release, of transformers and of the libraries, and reads nothing
+    from elsewhere, when it is loaded with `trust_remote_code=True` at the commit that was looked at. It does not say
+    what the model computes: weights may be wrong or trained to harm, labels may be swapped, a vocabulary may mean
+    other words, and a prompt or a chat template may say what it likes.
+
+    A folder in the repository with a configuration, and code or weights beside it, is looked at as a model of its own;
+    the modules of sentence-transformers that its `modules.json` lists belong to it. Of a repository on the Hub, the
+    files that nothing here reads, such as a picture, are judged by their names.
 
     Args:
         source: a folder, or the id of a model repository on the Hub. Of a repository, small files are downloaded into
             the usual cache, and of weights only the headers.
+        weights: whether to read all weights besides, a slice at a time and into no file, and find NaN and infinity.
         revision: of a repository: a branch, a tag or a commit. The commit that it stands for is what is looked at and
             returned; give it to `from_pretrained` to load just that.
         token: for the Hub, as in huggingface_hub.
@@ -108,22 +125,30 @@ def verify(
             in huggingface_hub.
     """
     files = _files_of(source, revision, token)
-    folders = models_in(files)
+    modules = modules_in(files)
+    folders = models_in(files, parts_in(modules))
+    # sentence-transformers once had the model in a folder, and in the root only the list of its modules.
+    in_folders = any(folder and modules.get(folder) in MODELS for folder in folders)
+    lists_models = in_folders and "config.json" not in files.sizes
     released = released_code()
-    models = [_look_at(ModelFiles(files, folder, folders), released) for folder in folders[:_MOST_MODELS]]
+    models = [
+        _look_at(ModelFiles(files, folder, folders), released, bool(folder) or not lists_models, weights)
+        for folder in folders[:_MOST_MODELS]
+    ]
     # After they were looked at, which may find files that cannot be read.
     findings = list(files.findings)
     if len(folders) > _MOST_MODELS:
         findings.append(Finding("size", "", f"holds {len(folders)} models; verify looks at {_MOST_MODELS}"))
     findings += [finding for model in models for finding in model.findings]
     hosts = {host for model in models for host in model.code.hosts}
-    if isinstance(files, HubFiles) or any(finding.kind == "repository" for finding in findings):
+    if isinstance(files, HubFiles) or any(finding.kind in ("repository", "key") for finding in findings):
         hosts.add(hub_host())
-    versions = {None if model.code.foreign else model.code.version for model in models}
+    with_code = [model.code for model in models if model.is_model]
+    versions = {None if code.foreign else code.version for code in with_code}
     return Verification(
         source=os.fspath(source),
         revision=files.revision,
-        version=None if None in versions else models[0].code.version,
+        version=None if None in versions else with_code[0].version,
         code=dict(sorted((model.files.named(name), x) for model in models for name, x in model.code.hashes.items())),
         imports=tuple(sorted({name for model in models for name in model.code.imports})),
         hosts=tuple(sorted(hosts)),
@@ -136,33 +161,49 @@ def verify(
 class _Model(NamedTuple):
     """What was found out about one model of a repository; `findings` name the files as they are in the repository.
 
+    is_model: whether there is one. In the root may be a list of the modules of sentence-transformers alone.
     run: the Python files that loading runs.
     reads: the files that loading reads.
     """
 
     files: ModelFiles
+    is_model: bool
     code: Code
     run: set[str]
     reads: set[str]
     findings: list[Finding]
 
 
-def _look_at(files: ModelFiles, released: Mapping[str, Mapping[str, str]]) -> _Model:
+def _look_at(
+    files: ModelFiles, released: Mapping[str, Mapping[str, str]], is_model: bool, are_weights_read: bool
+) -> _Model:
     configs, findings = read_configs(files)
-    named = _named_version(configs.get("config.json"))
+    config = configs.get("config.json")
+    named = _named_version(config)
+    modules = modules_in(files)
     code = check_code(files, released, named)
-    findings += code.findings
+    if is_model or code.hashes:
+        findings += code.findings
     findings += check_auto_maps(files, configs, code)
     findings += check_references(configs)
     findings += check_kinds(files)
-    loaded, weight_findings = check_weights(files, configs, findings, code.file_of)
-    findings += weight_findings
+    strange_keys = check_keys(configs, modules, config_class_of, is_model)
+    parts, part_findings = check_parts(files, parts_in(modules))
+    loaded: tuple[str, ...] = ()
+    if is_model:
+        loaded, weight_findings = check_weights(files, configs, findings + strange_keys, code.file_of, parts)
+        findings += weight_findings
+    findings += part_findings + unsaid(strange_keys, findings)
+    findings += check_tokenizers(files, configs, vocabulary_rows(config))
+    if are_weights_read:
+        findings += check_finite(files, [name for name in (*loaded, *parts) if name.endswith(".safetensors")])
     if named is not None and code.version is not None and named != code.version:
         message = f"was written by hf_lam {named}, but the code is that of {code.version}"
         findings.append(Finding("config", "config.json", message))
     run = closure(targets_of(configs), code)[0]
-    reads = {*loaded, *run} | {name for name in files.sizes if READ.fullmatch(name)}
-    return _Model(files, code, run, reads, [replace(found, file=files.named(found.file)) for found in findings])
+    reads = {*loaded, *parts, *run} | {name for name in files.sizes if is_read(name, modules)}
+    findings = [replace(found, file=files.named(found.file)) for found in findings]
+    return _Model(files, is_model, code, run, reads, findings)
 
 
 def _files_of(source: str | os.PathLike[str], revision: str | None, token: str | bool | None) -> LocalFiles | HubFiles:

@@ -40,6 +40,7 @@ def check_weights(
     configs: Mapping[str, Any],
     earlier: Sequence[Finding],
     file_of: Callable[[str], str | None],
+    parts: Collection[str],
 ) -> tuple[tuple[str, ...], list[Finding]]:
     """The files that loading reads weights from, and findings: files that are damaged, and tensors that do not fit.
 
@@ -49,6 +50,7 @@ def check_weights(
         earlier: what was found before. No model is built of a configuration that reaches out, and a file that cannot
             be read is not reported again.
         file_of: the file of the repository that registers a mechanism from elsewhere, by its name; None if none does.
+        parts: files of weights of other parts; see `check_parts`.
     """
     unread = {finding.file for finding in earlier if finding.kind in ("config", "size")} - set(configs)
     config = configs.get("config.json")
@@ -57,18 +59,18 @@ def check_weights(
         findings += [
             Finding("weights", name, "is not among the weights that are loaded")
             for name in files.sizes
-            if name.lower().endswith(".safetensors") and name not in loaded
+            if name.lower().endswith(".safetensors") and name not in loaded and name not in parts
         ]
     if "config.json" in unread:
         return loaded, findings
     if not isinstance(config, dict):
         return loaded, [*findings, Finding("config", "config.json", "is missing, or is no configuration")]
-    if "quantization_config" in config:
+    if any(key == "quantization_config" for key, _ in entries(config)):
         message = "the weights are quantized, which verify cannot compare with the configuration"
         return loaded, [*findings, Finding("config", "config.json", message)]
     if refusal := _other_model(config):
         return loaded, [*findings, Finding("config", "config.json", refusal)]
-    if any(finding.kind in ("repository", "path") and finding.file == "config.json" for finding in earlier):
+    if any(finding.kind in ("repository", "path", "key") and finding.file == "config.json" for finding in earlier):
         return loaded, findings
     config, foreign = _without_foreign(config, file_of)
     findings += [
@@ -83,6 +85,26 @@ def check_weights(
     if model is None:
         return loaded, [*findings, Finding("config", "config.json", refusal)]
     return loaded, findings + (_compare(model, stored, loaded[0], list(foreign)) if stored else [])
+
+
+def check_parts(files: RepositoryFiles, folders: Collection[str]) -> tuple[tuple[str, ...], list[Finding]]:
+    """The weights of the modules of sentence-transformers in these folders, and findings for damaged ones."""
+    names = [name for folder in sorted(folders) if folder and (name := f"{folder}/{WEIGHTS}") in files.sizes]
+    return tuple(names), _read_headers(files, names)[1]
+
+
+def config_class_of(kind: Any) -> Any:
+    """The class of a configuration by its `model_type`; None if it is of no model that hf_lam has or builds."""
+    if not isinstance(kind, str):
+        return None
+    return CONFIG_MAPPING[kind] if kind in SELF_CONTAINED else _CONFIGS.get(kind)
+
+
+def vocabulary_rows(config: Any) -> int | None:
+    """The rows of the embedding of tokens that a configuration describes; None if it describes none."""
+    parts = [config, config.get("text_config")] if isinstance(config, dict) else []
+    rows = next((part["vocab_size"] for part in parts if isinstance(part, dict) and "vocab_size" in part), None)
+    return rows if type(rows) is int and rows > 0 else None
 
 
 def _without_foreign(
@@ -191,7 +213,7 @@ def _replaced_part(config: dict[str, Any]) -> str:
         kind = part.get("model_type")
         if not isinstance(kind, str):
             continue
-        config_class: Any = _CONFIGS.get(kind) or CONFIG_MAPPING[kind]
+        config_class = config_class_of(kind)
         own = {field.name for field in dataclasses.fields(config_class)} | {"model_type", "attribute_map"}
         for key in part:
             if key not in own and not isinstance(getattr(config_class, key, property()), property):
@@ -257,7 +279,7 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Collection[
     for part in (config, *(value for _, value in entries(config) if isinstance(value, dict))):
         kind = part.get("model_type")
         if isinstance(kind, str):
-            config_class = _CONFIGS[kind] if kind in _CONFIGS else CONFIG_MAPPING[kind]
+            config_class = config_class_of(kind)
             common = {option.name for option in dataclasses.fields(PreTrainedConfig)}
             own = {option.name for option in dataclasses.fields(config_class)} - common
             yield part, own | set(config_class.attribute_map) | {"num_labels"}
@@ -324,5 +346,7 @@ def _compare(model: Any, stored: dict[str, StoredTensor], file: str, foreign: Se
 
 
 def _is_optional(model: Any, name: str) -> bool:
-    """Whether loading does without: an encoder's pooler and mask token, which no configuration mentions."""
-    return model.base_model is model and name.removeprefix("embeddings.").startswith(OPTIONAL_PARTS)
+    """Whether loading does without: an encoder's pooler and mask token, which no configuration mentions, and marks."""
+    return modeling_hf_lam.is_mark(name) or (
+        model.base_model is model and name.removeprefix("embeddings.").startswith(OPTIONAL_PARTS)
+    )

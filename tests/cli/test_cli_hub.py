@@ -162,11 +162,12 @@ def verified(monkeypatch):
     return find
 
 
-def test_what_passes_is_said_with_the_commit_to_pin(verified):
+@pytest.mark.parametrize("options", [[], ["--weights"]])
+def test_what_passes_is_said_with_the_commit_to_pin(verified, options):
     calls = verified()
-    code, out, err = run_main("verify", "me/lam", "--revision", "main")
+    code, out, err = run_main("verify", "me/lam", "--revision", "main", *options)
     assert code == 0
-    assert calls == [(("me/lam",), {"revision": "main"})]
+    assert calls == [(("me/lam",), {"revision": "main", "weights": bool(options)})]
     lines = out.splitlines()[1:] if "print" in out.splitlines()[0] else out.splitlines()
     assert lines[0] == "me/lam: passed"
     assert "code: hf_lam 0.1.0, 2 files" in lines

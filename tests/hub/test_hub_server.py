@@ -107,4 +107,6 @@ def test_faults_come_as_often_as_they_are_asked_for(hub: HubServer) -> None:
     with pytest.raises(Exception, match=r"disconnected|reset|Broken pipe"):
         commit(api, {"b.txt": b"b" * 10**6})
     assert "b.txt" not in hub.repos["user/one"].files()
-    assert ModelCard("---\nlicense: mit\n---\n").validate() is None
+    # Before 2.0, huggingface_hub asks the Hub itself, whatever HF_ENDPOINT says.
+    if int(huggingface_hub.__version__.partition(".")[0]) >= 2:
+        assert ModelCard("---\nlicense: mit\n---\n").validate() is None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import transformers
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertModel,
     BertTokenizerFast,
@@ -39,7 +39,7 @@ from helpers.verification import (
     torch_file,
 )
 from hf_lam import HfLamBertModel, HfLamFusionConfig, HfLamFusionModel, HfLamFusionProcessor, __version__
-from hf_lam.hub import file_checks, verification, weight_checks
+from hf_lam.hub import file_checks, finite_weights, verification, weight_checks
 from hf_lam.hub.code_checks import check_code
 from hf_lam.hub.file_checks import check_references
 from hf_lam.hub.verification import verify
@@ -284,9 +284,10 @@ def test_another_repository(folder: Path, file: str, changes: dict[str, Any]) ->
         changes = {"auto_map": json.loads((folder / file).read_text())["auto_map"] | changes["auto_map"]}
     edit(folder / file, **changes)
     result = verify(folder)
-    finding = only(result)
+    finding = result.findings[0]
     assert (finding.kind, finding.file) == ("repository", file)
     assert "evil/repo" in finding.message
+    assert {finding.file for finding in result.findings} == {file}
     assert result.hosts == ("huggingface.co",)
 
 
@@ -401,7 +402,7 @@ def test_encoders_that_are_not_built(
     target = Path(shutil.copytree(saved("plain_fusion"), tmp_path / "model"))
     edit(target / "config.json", image_config=encoder)
     monkeypatch.setattr(weight_checks, "_build", lambda *_: pytest.fail("it was built"))
-    assert "which verify does not build" in verify(target).findings[-1].message
+    assert any("which verify does not build" in finding.message for finding in verify(target).findings)
 
 
 @pytest.mark.parametrize("changes", [{"vocab_file": "/etc/passwd"}, {"use_timm_backbone": True}])
@@ -432,6 +433,7 @@ def test_what_people_add_to_a_configuration_passes(folder: Path) -> None:
         _name_or_path="/home/me/bert",
     )
     edit(folder / "tokenizer_config.json", special_tokens_map_file="/home/me/special_tokens_map.json")
+    (folder / "vocab.txt").write_text("[UNK]\nhi\n")
     (folder / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": "/tmp/run", "x": "y" * 2_100_000}))
     assert verify(folder).findings == ()
 
@@ -504,6 +506,33 @@ def test_what_is_wrong_with_a_repository(hub: HubServer, folder: Path) -> None:
         assert (finding.kind, finding.file, message in finding.message) == ("weights", WEIGHTS, True)
     assert findings("../outside.txt", b"") == [("path", "../outside.txt")]
     assert findings("README.md", b"# A card") == []
+
+
+def test_weights_on_the_hub_are_read_in_slices_and_not_kept(
+    hub: HubServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finite_weights, "_SLICE_BYTES", 4096)
+    tensors = load_file(folder / WEIGHTS)
+    tensors["classifier.bias"][1] = float("inf")
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    hub.repos["user/model"] = repo = Repo()
+    repo.commit("main", contents_of(folder))
+    assert verify("user/model").passed
+    finding = only(verify("user/model", weights=True))
+    assert finding.message == "classifier.bias holds a value that is NaN or infinite"
+    for request in hub.asked(r"\.safetensors"):
+        first, last = map(int, request.headers["range"].removeprefix("bytes=").split("-"))
+        assert last - first < 4096 or first == 0
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_what_would_run_code_of_another_repository(hub: HubServer, folder: Path) -> None:
+    hub.repos["user/model"] = repo = Repo()
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "user/evil--modeling_evil.Evil"}]
+    repo.commit("main", contents_of(folder) | {"modules.json": json.dumps(modules).encode()})
+    result = verify("user/model")
+    assert told(result) == [("key", "modules.json")]
+    assert "user/evil--modeling_evil.Evil" in result.findings[0].message
 
 
 def test_what_is_not_on_the_hub(hub: HubServer) -> None:

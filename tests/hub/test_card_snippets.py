@@ -1,0 +1,119 @@
+"""The code on a card runs as it stands, and prints something."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from transformers import (
+    ASTFeatureExtractor,
+    BertTokenizer,
+    VideoMAEImageProcessor,
+    ViTImageProcessor,
+)
+from transformers.pipelines import SUPPORTED_TASKS
+
+from helpers.fusion_models import make_fusion
+from helpers.lam_models import make_lam
+from hf_lam import HfLamFusionProcessor
+from hf_lam.hub.cards import model_card, task_of
+from hf_lam.hub.earlier_cards import CardContent, read_card
+from hf_lam.modeling.configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "sat", "on", "the", "mat", "."]
+CLASSES = {
+    name.removeprefix("HfLam"): (host, auto)
+    for host, config in (("bert", HfLamBertConfig), ("vit", HfLamViTConfig), ("videomae", HfLamVideoMAEConfig))
+    for auto, name in config.auto_classes.items()
+}
+# Modalities, and whether there is a head.
+FUSION = {"text image": True, "video audio": False}
+
+
+def tokenizer() -> Any:
+    return BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)})
+
+
+def make(case: str) -> tuple[Any, Any]:
+    """A model and its processor."""
+    image = ViTImageProcessor(size={"height": 16, "width": 16})
+    video = VideoMAEImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    if case in FUSION:
+        modalities = case.split()
+        parts = {
+            "text": {"tokenizer": tokenizer()},
+            "image": {"image_processor": image},
+            "video": {"video_processor": video},
+            "audio": {"feature_extractor": ASTFeatureExtractor(num_mel_bins=16, max_length=32)},
+        }
+        processor = HfLamFusionProcessor(**{k: v for name in modalities for k, v in parts[name].items()})
+        return make_fusion(modalities, head=FUSION[case]), processor
+    host = CLASSES[case][0]
+    processors = {"bert": tokenizer, "vit": lambda: image, "videomae": lambda: video}
+    return make_lam(getattr(transformers, case), host), processors[host]()
+
+
+def run_snippet(card: str) -> str:
+    """What the first block of Python on a card prints."""
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]  # type: ignore[index]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "card", "exec"), {})
+    return out.getvalue().strip()
+
+
+@pytest.mark.parametrize("has_processor", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", [*CLASSES, *FUSION])
+def test_it_runs_and_prints(case: str, has_processor: bool, tmp_path: Path) -> None:
+    model, processor = make(case)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    card = model_card(model, name="m", repository=str(tmp_path), processor=processor if has_processor else None)
+    assert run_snippet(str(card)), str(card)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"num_labels": 2, "id2label": {0: "negative", 1: "positive"}}, r"negative|positive"),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, r"\[('LABEL_\d'(, )?)*\]"),
+        ({"num_labels": 1, "problem_type": "regression"}, r"\[-?\d+\.\d+(e-\d+)?\]"),
+        ({"num_labels": 2, "problem_type": "regression"}, r"\[-?\d\S+, -?\d\S+\]"),
+    ],
+)
+def test_what_a_classifier_says(config: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    model = make_lam(transformers.BertForSequenceClassification, "bert", **config)
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    card = str(model_card(model, name="m", repository=str(tmp_path), processor=tokenizer()))
+    assert re.fullmatch(expected, run_snippet(card))
+
+
+@pytest.mark.parametrize("case", [*CLASSES, *FUSION])
+def test_a_task_is_one_that_the_model_loads_for(case: str) -> None:
+    model, _ = make(case)
+    task = task_of(model)
+    if case in FUSION or case == "VideoMAEModel":
+        assert task is None and "pipeline_tag" not in str(model_card(model, name="m"))
+    elif task not in ("question-answering", "multiple-choice"):  # of the Hub; no pipelines of transformers
+        auto_classes = {kind.__name__ for kind in SUPPORTED_TASKS[task]["pt"]}
+        assert auto_classes & set(type(model.config).auto_classes)
+
+
+def test_a_caption_stands_once(tmp_path: Path) -> None:
+    pictures = {"masks.png": "The mask of the layers: white is 1.", "attention_maps.png": "Attention of the layers."}
+    model = make_lam(transformers.BertModel, "bert")
+    card = str(model_card(model, CardContent(pictures=pictures), name="m"))
+    for file, caption in pictures.items():
+        assert card.count(caption) == 1
+        assert f"![{file[:-4].replace('_', ' ')}]({file})" in card
+    assert read_card(card).pictures == pictures
+    # As cards were before, and by hand.
+    assert read_card("## Pictures\n\n![a mask](m.png)\n\n![maps](n.png)\n").pictures == {
+        "m.png": "a mask",
+        "n.png": "maps",
+    }
+    assert read_card("## Pictures\n\n![a mask](m.png)\n\na mask\n").pictures == {"m.png": "a mask"}
