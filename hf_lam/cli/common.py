@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..loading import LoadingError, causes, loading
 from ..mechanism_options import ELSEWHERE
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def load_config(source: str, revision: str | None = None) -> PreTrainedConfig:
     """The configuration of a model, without running code from its repository.
 
     Raises:
+        LoadingError: if the repository or the Hub cannot be read.
         ValueError: if there is none that can be read.
     """
     from huggingface_hub.errors import StrictDataclassError
@@ -163,7 +165,10 @@ def load_config(source: str, revision: str | None = None) -> PreTrainedConfig:
 
     options = {} if revision is None else {"revision": revision}
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        with loading(source, revision):
+            return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+    except LoadingError:
+        raise
     except (OSError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"{source!r} is no folder or id of a model that can be read: {first_line(error)}") from error
     except (TypeError, KeyError, AttributeError) as error:
@@ -175,13 +180,14 @@ def load_config(source: str, revision: str | None = None) -> PreTrainedConfig:
 
 @contextmanager
 def loading_weights(source: str) -> Iterator[None]:
-    """While this lasts, an error about weights in a folder that are damaged names the file."""
+    """While this lasts, an error about damaged weights in a folder names the file, one of the Hub the repository."""
     from safetensors import SafetensorError
 
     from ..hub.repository_files import LocalFiles, UnreadableError
 
     try:
-        yield
+        with loading(source):
+            yield
     except (SafetensorError, OSError) as error:
         if not is_local(source):
             raise
@@ -252,7 +258,7 @@ def exit_code_of(error: BaseException) -> int | None:
     from ..hub import PushError
 
     # transformers, and this program, wrap what the Hub's client raises.
-    chain = list(_causes(error))
+    chain = list(causes(error))
     absent = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError, HFValidationError)
     if any(isinstance(cause, absent) and not isinstance(cause, GatedRepoError) for cause in chain):
         return NETWORK_FAILED if isinstance(error, PushError) else WRONG_USE
@@ -262,12 +268,6 @@ def exit_code_of(error: BaseException) -> int | None:
     if isinstance(error, (ValueError, TypeError, ImportError)):
         return WRONG_USE
     return CHECK_FAILED if isinstance(error, (RuntimeError, OSError, SafetensorError)) else None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def one_line(error: BaseException) -> str:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,20 +21,17 @@ from .common import (
     load_config,
     load_processor,
     loading_weights,
-    model_source,
     print_json,
     random_model,
     result_console,
     stdout_for,
     working,
 )
+from .comparing import Comparison, check_same_ids, compare
+from .output import check_output, new_folder, saying_why
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedConfig, PreTrainedModel
-
-# The bound of the library's own tests, in fp32; of outputs above 1, relative to the largest.
-TOLERANCE = 1e-5
+    from transformers import PreTrainedConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -125,6 +118,8 @@ def convert(
 ) -> None:
     """Turn a stock checkpoint into an HfLam model, and save it with its code, processor and model card.
 
+    One of sentence-transformers stays one: its modules, prompts and options go along.
+
     OUTPUT is written in one piece or not at all. It loads anywhere with trust_remote_code=True, and here without.
 
     For private models, log in with `hf auth login`, or set HF_TOKEN; there is no option that would leave a token in
@@ -133,10 +128,9 @@ def convert(
     configs = read_mechanisms("--mechanism", mechanism, "--mechanism-config", mechanism_config)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    source = model_source(model)
     check_output(output)
     with stdout_for(as_json):
-        done = _convert(model, source, output, configs, auto_class, num_labels, revision, dtype, check)
+        done = _convert(model, output, configs, auto_class, num_labels, revision, dtype, check)
     if as_json:
         print_json(asdict(done))
     else:
@@ -145,7 +139,6 @@ def convert(
 
 def _convert(
     name: str,
-    source: str,
     output: Path,
     configs: list[MechanismConfig],
     auto_class: str | None,
@@ -154,56 +147,71 @@ def _convert(
     dtype: str | None,
     check: bool,
 ) -> Conversion:
+    from transformers import PreTrainedTokenizerBase
+
     from ..conversion import convert_silently
     from ..hub.cards import write_card
+    from ..hub.processor_checks import check_processor_files, try_processor
     from ..modeling.injection_hf_lam import list_changes
     from ..parameters import mechanism_parameters
+    from .originals import copy_beside, find_original
 
     notes: list[str] = []
-    with working(f"Loading {name}", has_bars=not is_local(source)):
-        config = load_config(source, revision)
-        if auto_class is None:
-            auto_class = own_auto_class(config)
-            if auto_class == "AutoModel":
-                notes += _why_no_head(config)
-        if num_labels is not None and "Classification" not in auto_class:
-            raise ValueError(f"--num-labels is for a classification head, not for {auto_class}; see --auto-class.")
-        options = {"revision": revision, "dtype": dtype, "num_labels": num_labels}
-        options = {key: value for key, value in options.items() if value is not None}
-        try:
-            with loading_weights(source):
-                converted = convert_silently(source, *configs, auto_class=auto_class, **options)
-        except RuntimeError as error:
-            if num_labels is None or "ignore_mismatched_sizes" not in str(error):
-                raise
-            raise ValueError(
-                f"the head of {name!r} has another number of classes than --num-labels {num_labels}. Leave the "
-                "option out to keep that head, or convert the encoder that it was trained from."
-            ) from error
-        changes = list_changes(converted)
-        if num_labels is not None:
-            config.num_labels = num_labels
-        processor = load_processor(source, config, revision)
-    if processor is None:
-        notes.append("the original has no tokenizer or processor beside it, so none was saved")
+    with new_folder(output) as folder:
+        with working(f"Loading {name}", has_bars=not is_local(name)):
+            original = find_original(name, revision)
+            source = original.source
+            revision = None if is_local(source) else revision
+            config = load_config(source, revision)
+            if auto_class is None:
+                auto_class = own_auto_class(config)
+                if auto_class == "AutoModel":
+                    notes += _why_no_head(config)
+            if num_labels is not None and "Classification" not in auto_class:
+                raise ValueError(f"--num-labels is for a classification head, not for {auto_class}; see --auto-class.")
+            options = {"revision": revision, "dtype": dtype, "num_labels": num_labels}
+            options = {key: value for key, value in options.items() if value is not None}
+            if is_local(source):
+                check_processor_files(source, config)
+            try:
+                with loading_weights(source):
+                    converted = convert_silently(source, *configs, auto_class=auto_class, **options)
+            except RuntimeError as error:
+                if num_labels is None or "ignore_mismatched_sizes" not in str(error):
+                    raise
+                raise ValueError(
+                    f"the head of {name!r} has another number of classes than --num-labels {num_labels}. Leave the "
+                    "option out to keep that head, or convert the encoder that it was trained from."
+                ) from error
+            changes = list_changes(converted)
+            if num_labels is not None:
+                config.num_labels = num_labels
+            processor = load_processor(source, config, revision)
+        if processor is None:
+            notes.append("the original has no tokenizer or processor beside it, so none was saved")
+        else:
+            try_processor(processor, converted.config, source)
 
-    difference, compared = None, None
-    if check:
-        with working("Comparing the outputs with those of the original", has_bars=not is_local(source)):
-            difference, compared, bound, reason = _compare(converted, source, auto_class, options)
-        notes += reason
-        if difference is not None and not changes and not difference <= bound:
-            raise RuntimeError(
-                f"the outputs of the converted model are up to {difference:.3g} away from those of the original, "
-                f"where at most {bound:.3g} was expected. {str(output)!r} was not written; --no-check writes it "
-                "nevertheless."
-            )
-    with working(f"Saving {output}"), _published(output) as folder:
-        converted.save_pretrained(folder)
-        if processor is not None:
-            processor.save_pretrained(folder)
-        base_model = None if is_local(source) else source
-        write_card(converted, folder, name=output.resolve().name, base_model=base_model, processor=processor)
+        with working(f"Saving {output}"), saying_why(output):
+            converted.save_pretrained(folder)
+            if processor is not None:
+                processor.save_pretrained(folder)
+            base_model = None if is_local(name) else name
+            write_card(converted, folder, name=output.resolve().name, base_model=base_model, processor=processor)
+            notes += copy_beside(original, folder)
+        comparison = Comparison()
+        if check:
+            with working("Comparing the outputs with those of the original", has_bars=not is_local(source)):
+                comparison = compare(folder, type(converted), source, auto_class, options)
+                if isinstance(processor, PreTrainedTokenizerBase):
+                    check_same_ids(folder, processor)
+            notes += comparison.notes
+            if not changes and not comparison.is_equal:
+                raise RuntimeError(
+                    f"the outputs of the converted model are up to {comparison.difference:.3g} away from those of the "
+                    f"original, where at most {comparison.bound:.3g} was expected. {str(output)!r} was not written; "
+                    "--no-check writes it nevertheless."
+                )
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     block = converted.config.hf_lam
     return Conversion(
@@ -216,24 +224,12 @@ def _convert(
         parameters=converted.num_parameters(),
         mechanism_parameters=sum(parameter.numel() for parameter in mechanism_parameters(converted)),
         changes=changes,
-        largest_difference=difference,
-        compared=compared,
+        largest_difference=comparison.difference,
+        compared=comparison.compared,
         processor=None if processor is None else type(processor).__name__,
         files=files,
         notes=notes,
     )
-
-
-# --- What is there already ------------------------------------------------------------------------------------------
-
-
-def check_output(output: Path) -> None:
-    """Raises a `ValueError` if something is there that would be overwritten."""
-    if output.is_dir():
-        if any(output.iterdir()):
-            raise ValueError(f"the folder {str(output)!r} is not empty; choose a new one.")
-    elif os.path.lexists(output):
-        raise ValueError(f"{str(output)!r} is not a folder; choose a new one.")
 
 
 def own_auto_class(config: PreTrainedConfig) -> str:
@@ -250,69 +246,11 @@ def _why_no_head(config: PreTrainedConfig) -> list[str]:
     return [f"there is no HfLam class for {name}, so this is the encoder; see --auto-class" for name in strange]
 
 
-# --- What the conversion changed -------------------------------------------------------------------------------------
-
-
-def _compare(
-    converted: PreTrainedModel, source: str, auto_class: str, options: dict[str, Any]
-) -> tuple[float | None, str | None, float, list[str]]:
-    """The largest difference from the original, of what, how large it may be, and why it was not measured if so."""
-    import torch
-    import transformers
-
-    from ..flops import example_inputs
-
-    load = getattr(transformers, auto_class).from_pretrained
-    stock, info = load(source, trust_remote_code=False, output_loading_info=True, **options)
-    # What the checkpoint lacks, such as a new head, is drawn at random in both.
-    compared = "encoder" if info["missing_keys"] else "outputs"
-    try:
-        inputs = example_inputs(converted)
-        generator = torch.Generator().manual_seed(0)
-        for name, tensor in inputs.items():
-            if tensor.is_floating_point():  # zeros
-                inputs[name] = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
-        with torch.no_grad():
-            expected, found = (_outputs(model, inputs, compared) for model in (stock, converted))
-    except (RuntimeError, ValueError) as error:
-        return None, None, 0.0, [f"the outputs were not compared: {error}"]
-    gaps = [(x.float() - y.float()).abs().max().item() for x, y in zip(expected, found, strict=True)]
-    scale = max(1.0, *(x.float().abs().max().item() for x in expected))
-    # In half precision, what a few roundings make of equal formulas.
-    precision = TOLERANCE if converted.dtype == torch.float32 else 10 * torch.finfo(converted.dtype).eps
-    return max(gaps), compared, precision * scale, []
-
-
-def _outputs(model: Any, inputs: dict[str, Tensor], compared: str) -> list[Tensor]:
-    if compared == "encoder":
-        # Multiple choice has one sequence more than its encoder.
-        inputs = {name: x.flatten(0, 1) if name.endswith("ids") and x.dim() == 3 else x for name, x in inputs.items()}
-        return [model.base_model(**inputs)[0]]
-    return [value for value in model(**inputs).to_tuple() if hasattr(value, "is_floating_point")]
-
-
 def _parameters_of(config: PreTrainedConfig, auto_class: str) -> int:
     import torch
 
     with torch.device("meta"):
         return random_model(config, auto_class).num_parameters()
-
-
-# --- Writing and saying ----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _published(output: Path) -> Iterator[Path]:
-    """A folder to write to, which takes its place as `output` if nothing fails."""
-    target = output.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        folder = Path(scratch, target.name)
-        folder.mkdir()
-        yield folder
-        if target.is_dir():
-            target.rmdir()  # refuses if something has come in meanwhile
-        folder.rename(target)
 
 
 def _lines(done: Conversion) -> str:

@@ -31,6 +31,7 @@ from ..flops import cost
 from ..locomt.calibration import calibrate_views
 from ..locomt.views import set_views
 from ..modeling.mechanism_list_hf_lam import LamConfig, LocomtConfig, SttConfig
+from ..modeling.saving_hf_lam import staging
 from ..modeling.version_hf_lam import __version__
 from ..parameters import mechanism_parameters
 from ..stt.fitting import fit_synthesizers
@@ -69,13 +70,13 @@ def run_demo(
     beside = output.absolute()
     beside.parent.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.") as partial,
+        staging(beside.parent, f".{beside.name}.") as partial,
         tempfile.TemporaryDirectory(prefix="hf-lam-demo-") as scratch,
         _quiet_transformers(),
         _one_thread(),
     ):
-        result = Tour(Path(partial), Path(scratch), settings, console).run(output, started)
-        publish(Path(partial), output)
+        result = Tour(partial, Path(scratch), settings, console).run(output, started)
+        publish(partial, output)
     console.print(make_table(result.rows))
     console.print(make_closing_lines(result), markup=False, highlight=False, soft_wrap=True)
     return result

@@ -1,0 +1,112 @@
+"""`hf-lam convert` on models of sentence-transformers: what they embed, score or expand stays what it was."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, BertTokenizer
+
+from helpers.command_line import run_main
+from helpers.hosts import make_model
+from helpers.hub_server import HubServer, Repo
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat"]
+TEXTS = ["the cat sat", "on the mat the cat the cat the cat the cat", "mat"]
+PAIRS = [("the cat", "sat on the mat"), ("the mat", "the cat")]
+PROMPTS = {"prompts": {"query": "the cat "}, "default_prompt_name": "query"}
+OF_MODEL = ("config.json", "model.safetensors", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def save_stock(model_class: Any, folder: Path, **config: Any) -> str:
+    make_model(model_class, "bert", **config).save_pretrained(folder)
+    BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("sentences")
+    encoder = Transformer(save_stock(BertModel, root / "stock"), max_seq_length=12)
+    torch.manual_seed(0)
+    modules = [encoder, Pooling(32, "mean"), Dense(32, 16), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu", **PROMPTS).save(str(root / "embedder"))
+    scorer = save_stock(BertForSequenceClassification, root / "stock_scorer", num_labels=1)
+    CrossEncoder(scorer, device="cpu", max_length=12).save_pretrained(str(root / "scorer"))
+    SparseEncoder(save_stock(BertForMaskedLM, root / "stock_sparse"), device="cpu").save_pretrained(
+        str(root / "sparse")
+    )
+    # As folders were until version 2: the model in one of its own.
+    old = shutil.copytree(root / "embedder", root / "old")
+    (old / "0_Transformer").mkdir()
+    for name in OF_MODEL:
+        shutil.move(old / name, old / "0_Transformer" / name)
+    entries = json.loads((old / "modules.json").read_text())
+    entries[0]["path"] = "0_Transformer"
+    (old / "modules.json").write_text(json.dumps(entries))
+    return {name: root / name for name in ("embedder", "scorer", "sparse", "old")}
+
+
+def results(kind: str, folder: Path) -> torch.Tensor:
+    options: dict[str, Any] = {"device": "cpu", "trust_remote_code": True}
+    if kind == "scorer":
+        return torch.tensor(CrossEncoder(str(folder), **options).predict(PAIRS))
+    if kind == "sparse":
+        return SparseEncoder(str(folder), **options).encode(TEXTS).to_dense()
+    return torch.tensor(SentenceTransformer(str(folder), **options).encode(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mechanism"), [("embedder", "lam"), ("old", "lam"), ("scorer", "stt"), ("sparse", "locomt")]
+)
+def test_it_does_what_it_did(folders: dict[str, Path], tmp_path: Path, kind: str, mechanism: str) -> None:
+    code, out, err = run_main("convert", folders[kind], tmp_path / "out", "--mechanism", mechanism)
+    assert code == 0, err
+    assert "nothing changes the outputs before training" in out and "note:" not in out
+    expected, found = results(kind, folders[kind]), results(kind, tmp_path / "out")
+    assert expected.std() > 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    listed = [json.loads((folder / "modules.json").read_text()) for folder in (folders[kind], tmp_path / "out")]
+    assert [module["type"] for module in listed[0]] == [module["type"] for module in listed[1]]
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_what_cannot_go_along_is_said(folders: dict[str, Path], tmp_path: Path) -> None:
+    source = shutil.copytree(folders["embedder"], tmp_path / "source")
+    (source / "2_Dense" / "model.safetensors").rename(source / "2_Dense" / "pytorch_model.bin")
+    entries = json.loads((source / "modules.json").read_text())
+    entries.append({"idx": 4, "name": "4", "path": "4_Own", "type": "own_code.Head"})
+    (source / "modules.json").write_text(json.dumps(entries))
+    (source / "evaluation").mkdir()
+    (source / "evaluation" / "results.csv").write_text("spearman\n0.8\n")
+    code, out, err = run_main("convert", source, tmp_path / "out", "--mechanism", "lam", "--json")
+    assert code == 0, err
+    notes = json.loads(out)["notes"]
+    for expected in ("2_Dense/pytorch_model.bin", "own_code.Head", "evaluation/results.csv"):
+        assert any(expected in note for note in notes), notes
+    assert not (tmp_path / "out" / "2_Dense" / "pytorch_model.bin").exists()
+
+
+def test_a_folder_of_modules_without_a_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    source = shutil.copytree(folders["old"], tmp_path / "source")
+    (source / "0_Transformer" / "config.json").unlink()
+    code, _, err = run_main("convert", source, tmp_path / "out", "--mechanism", "lam")
+    assert code == 2 and "there is no model in the folder" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["embedder", "old"])
+def test_from_the_hub(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    files = {path.relative_to(folders[kind]).as_posix(): path for path in folders[kind].rglob("*") if path.is_file()}
+    with HubServer() as server:
+        server.repos["user/sentences"] = repo = Repo()
+        repo.commit("main", {name: path.read_bytes() for name, path in files.items()})
+        server.serve(monkeypatch, tmp_path / "cache")
+        code, _, err = run_main("convert", "user/sentences", tmp_path / "out", "--mechanism", "lam")
+    assert code == 0, err
+    torch.testing.assert_close(results(kind, tmp_path / "out"), results(kind, folders[kind]), rtol=0, atol=1e-6)
+    assert "base_model: user/sentences" in (tmp_path / "out" / "README.md").read_text()
