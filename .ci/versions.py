@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""What pyproject.toml promises of versions: the lowest of every package together, and the newest of every package.
+
+In environments of their own:
+
+1. the lowest version of everything, but torch, which is that of constraints.txt (of others, pip finds only builds of
+   several GB): a small set of tests, and models saved there load here, and the other way round, in all four directions
+   (tests/cross_version/make_and_check.py);
+2. the newest version of everything but torch: the same small set;
+3. with Python 3.10, if there is one and 15 GB are free: the lowest version of everything, torch too.
+
+    python .ci/versions.py [--work FOLDER]
+"""
+
+import argparse
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "tests" / "cross_version" / "make_and_check.py"
+EXTRAS = ("test", "viz")
+# What each package is needed for: converting, saving, loading, training, the command line, media, pictures, checks.
+SMALL_SET = (
+    "tests/core/test_private_names.py",
+    "tests/core/test_saving.py",
+    "tests/core/test_peft.py",
+    "tests/cli/test_cli.py",
+    "tests/cli/test_cli_convert.py",
+    "tests/training/test_trainer.py",
+    "tests/training/test_mechanism_logging.py",
+    "tests/training/test_metrics.py",
+    "tests/training/test_training_media.py",
+    "tests/visualization/test_visualization.py",
+    "tests/hub/verification/test_verification.py",
+)
+GB = 10**9
+# What a CUDA build of torch, the only one for this Python, takes while it is installed.
+NEEDED = 15 * GB
+
+
+def run(*command):
+    """Run a command to its end, wherever this was called from; its output goes to ours."""
+    sys.stdout.flush()
+    # The models are tiny: more threads only wait for each other.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([str(part) for part in command], check=True, stdin=subprocess.DEVNULL, cwd=ROOT, env=environment)
+
+
+def lowest():
+    """The lowest version of every package that pyproject.toml names, by the package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = project["optional-dependencies"]
+    found = {}
+    for requirement in [*project["dependencies"], *(entry for extra in EXTRAS for entry in optional[extra])]:
+        name, version = re.match(r"([\w.-]+)\s*(?:>=|==)\s*([\w.]+)", requirement).groups()
+        if found.setdefault(name, version) != version:
+            sys.exit(f"pyproject.toml has two lowest versions of {name}: {found[name]} and {version}.")
+    return found
+
+
+def tested_torch():
+    return re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group(1)
+
+
+def install(python, folder, versions, *options):
+    """Install hf_lam and what its tests need, with these versions and otherwise the newest."""
+    constraints = folder / "constraints.txt"
+    constraints.write_text("".join(f"{name}=={version}\n" for name, version in versions.items()))
+    pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile")
+    run(*pip, *options, "-c", constraints, "-e", f"{ROOT}[{','.join(EXTRAS)}]")
+
+
+def make_environment(base, folder):
+    run(base, "-m", "venv", folder)
+    return folder / "bin" / "python"
+
+
+def find_python(name):
+    """An interpreter that runs, on the path or among those of pyenv; None if there is none."""
+    version = name.removeprefix("python")
+    for path in (shutil.which(name), *glob.glob(os.path.expanduser(f"~/.pyenv/versions/{version}.*/bin/{name}"))):
+        if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
+            return path
+    return None
+
+
+class Checks:
+    """What is done one after the other, and what of it failed."""
+
+    def __init__(self):
+        self.failed = []
+
+    def step(self, title, do, *arguments):
+        """Whether it went well."""
+        print(f"\n--- {title}", flush=True)
+        start = time.monotonic()
+        try:
+            do(*arguments)
+        except subprocess.CalledProcessError:
+            self.failed.append(title)
+        print(f"    {time.monotonic() - start:.0f} s", flush=True)
+        return title not in self.failed
+
+    def small_set(self, title, python):
+        options = ("-q", "-m", "not slow and not gpu", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider")
+        self.step(f"small set of tests, {title}", run, python, "-m", "pytest", *options, *SMALL_SET)
+
+    def all_directions(self, pythons, folder):
+        for saver, saver_python in pythons.items():
+            saved = folder / f"saved_by_{saver}"
+            if not self.step(f"save with {saver}", run, saver_python, SCRIPT, "save", saved):
+                continue
+            for loader, loader_python in pythons.items():
+                for command in ("load", "load-stock"):
+                    title = f"saved with {saver}, {command} with {loader}"
+                    self.step(title, run, loader_python, SCRIPT, command, saved)
+
+
+def check(folder):
+    """Everything; returns the failed steps."""
+    checks = Checks()
+    torch = {"torch": tested_torch()}
+    python = make_environment(sys.executable, folder / "venv")
+    if checks.step("install the lowest versions", install, python, folder, lowest() | torch):
+        checks.small_set("lowest versions", python)
+        checks.all_directions({"lowest": python, "tested": sys.executable}, folder)
+    upgrade = ("--upgrade", "--upgrade-strategy", "eager")
+    if checks.step("install the newest versions", install, python, folder, torch, *upgrade):
+        checks.small_set("newest versions", python)
+    shutil.rmtree(folder / "venv")
+    old = find_python("python3.10")
+    if old is None or shutil.disk_usage(folder).free < NEEDED:
+        print(f"\n--- Python 3.10: left out, {'there is none' if old is None else 'less than 15 GB are free'}")
+    else:
+        python = make_environment(old, folder / "venv310")
+        if checks.step("install the lowest versions, Python 3.10", install, python, folder, lowest()):
+            checks.small_set("lowest versions, Python 3.10", python)
+    return checks.failed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="where to put everything; default: a temporary folder")
+    arguments = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.work or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        failed = check(folder)
+    if failed:
+        sys.exit("versions: failed: " + "; ".join(failed))
+    print("\nversions: the lowest and the newest ok, models load in all four directions")
+
+
+if __name__ == "__main__":
+    main()
