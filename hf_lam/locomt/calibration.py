@@ -16,7 +16,7 @@ from ..modeling.attention_pass_hf_lam import attend_changed
 from ..modeling.injection_hf_lam import InjectedEncoder, encoders_with, injection_of
 from ..modeling.locomt_hf_lam import LocomtConfig
 from ..modeling.locomt_views_hf_lam import parse_view
-from ..modeling.mechanism_hf_lam import Attended, Attention, ScoreChange
+from ..modeling.mechanism_hf_lam import Attended, Attention, ScoreChange, extend_change
 from ..observing import evaluation_mode, observing, run_batches, tokens_of
 
 # Most attention weights that the measurement forms at once.
@@ -35,9 +35,11 @@ class CalibrationReport:
         views: the view chosen for each head.
         mass_kept: attention mass on the pairs of segments inside that view, from 0 to 1: a mean over all query rows
             that are neither padding nor global.
-        mass_total: the same for the full view; what is missing to 1 lies on global segments.
+        mass_total: the same for the full view; what is missing to 1 lies on global segments, and on keys before
+            the tokens (`past_key_values`), which every view shows.
         mass_of_pairs: `[layer][head][i][j]`, what queries of segment `i` contribute to the total on keys of `j`.
-        cost: pairs of tokens that the head scores in its view, as a mean over the samples. Times `4·D` it is FLOPs.
+        cost: pairs of a query and a key that the head scores in its view, as a mean over the samples. Times `4·D` it
+            is FLOPs.
         full_cost: the same for a head with the full view.
         flops_fraction: attention FLOPs of the table, as a fraction of those of full views in the whole model.
         kept: `mass_kept`, as a mean over all heads.
@@ -141,8 +143,8 @@ def calibrate_views(
     mass = _measure(model, base, config, batches)
     local = [i for i, everywhere in enumerate(is_global) if not everywhere]
     pairs = (mass.pairs / mass.rows).tolist()
-    costs = [sum(mass.products[i][j] for i, j in view) for view in views]
-    full_cost = sum(map(sum, mass.products))
+    costs = [mass.past + sum(mass.products[i][j] for i, j in view) for view in views]
+    full_cost = mass.past + sum(map(sum, mass.products))
     per_layer, heads = len(pairs[0]), [head for row in pairs for head in row]
     capacity = int(budget * full_cost * len(heads) * (1 + 1e-9))
     smallest = min(costs) * len(heads)
@@ -208,6 +210,7 @@ class _Mass:
     pairs: attention weights by pair of segments, `(layers, heads, m, m)`; 0 for global ones.
     rows: query rows that were counted.
     products: `L_i · L_j`, summed over the samples.
+    past: the same for all tokens and the keys before them, which every view shows.
     """
 
     def __init__(self, config: LocomtConfig) -> None:
@@ -218,14 +221,16 @@ class _Mass:
         self.rows = 0
         self.samples = 0
         self.products = [[0] * segments for _ in range(segments)]
+        self.past = 0
 
-    def count(self, segment_of: Tensor, is_valid: Tensor) -> None:
-        """One batch: `(B, L, m)` one-hot, and which tokens are not padding, `(B, L)`."""
+    def count(self, segment_of: Tensor, is_valid: Tensor, past: int) -> None:
+        """One batch: `(B, L, m)` one-hot, which tokens are not padding, `(B, L)`, and how many keys come before."""
         valid = (segment_of * is_valid.unsqueeze(-1)).sum(1).long().cpu()
         # Fixed segments are computed whole, padding and all.
         lengths = segment_of.sum(1).long().cpu() if self.counts_padding else valid
         self.rows += int(valid[:, self.is_local].sum())
         self.samples += len(lengths)
+        self.past += past * int(lengths.sum())
         products = (lengths.T @ lengths).tolist()
         self.products = [
             [a + b for a, b in zip(*rows, strict=True)] for rows in zip(self.products, products, strict=True)
@@ -253,12 +258,12 @@ def _attend_to_all(attention: Attention, mass: _Mass) -> Tensor:
     """The context of full attention, whatever the views are; its weights, some rows at a time, go to `mass`."""
     batch, heads, length, _ = attention.query.shape
     padding, device = attention.padding, attention.query.device
-    change = attention.of_pass.change_scores(attention)
+    change = extend_change(attention.of_pass.change_scores(attention), attention.past)
     segment_of = _segments_of(attention)
     is_token = tokens_of(attention)
     is_valid = torch.ones(batch, length, dtype=torch.bool, device=device) if is_token is None else is_token
     if attention.layer == 0:
-        mass.count(segment_of, is_valid)
+        mass.count(segment_of, is_valid, attention.past)
     counted_keys = segment_of * mass.is_local.to(device)
     counted_rows = counted_keys * is_valid.unsqueeze(-1)
     total = segment_of.new_zeros(heads, *mass.pairs.shape[2:])
@@ -272,7 +277,7 @@ def _attend_to_all(attention: Attention, mass: _Mass) -> Tensor:
         context, weights = attend_changed(part, ScoreChange(_cut(change.factor, rows), _cut(change.addend, rows)))
         assert weights is not None
         contexts.append(context)
-        on_segments = weights.float() @ counted_keys.unsqueeze(1)  # (B, H, rows, m)
+        on_segments = weights[..., attention.past :].float() @ counted_keys.unsqueeze(1)  # (B, H, rows, m)
         total += torch.einsum("bri,bhrj->hij", counted_rows[:, rows], on_segments)
     mass.pairs[attention.layer] += total.double().cpu()
     return torch.cat(contexts, dim=2)

@@ -70,17 +70,20 @@ def forward_with_token_types(base: Any, host_forward: Any, *args: Any, **kwargs:
     return run(*args, **{**kwargs, TOKEN_TYPES: token_types})
 
 
-def check_input_grid(base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """An image of another shape may have as many patches as the grid, which then would not be noticed."""
-    values: Any = kwargs.get(base.main_input_name, args[0] if args else None)
-    found = read_input_grid(base.config, tuple(values.shape)) if isinstance(values, Tensor) else ()
-    injection: Injection = base._hf_lam
+def check_input_grid(injection: Injection, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """An image of another shape may have as many patches as the grid, which then would not be noticed.
+
+    model: the encoder, or the model around one that gets embeddings.
+    """
+    name = model.main_input_name
+    values: Any = kwargs.get(name, args[0] if args else None)
+    found = read_input_grid(model.config, tuple(values.shape)) if isinstance(values, Tensor) else ()
     for config in injection.configs.values():
         grid = config.input_grid(injection.host)
         if found and grid and found != grid:
             patches, made_for = (" × ".join(map(str, sizes)) for sizes in (found, grid))
             raise ValueError(
-                f"{base.main_input_name} of shape {tuple(values.shape)} has a grid of {patches} patches, but "
+                f"{name} of shape {tuple(values.shape)} has a grid of {patches} patches, but "
                 f"{type(config).__name__} was made for {made_for}. {config.explain_input_grid(found)}"
             )
 

@@ -76,6 +76,7 @@ class Injection:
     begins: names of the mechanisms that have something to begin with.
     token_types_position: where the encoder's forward takes `token_type_ids`; None if no mechanism needs them.
     layers_path: where in the stack the layers are.
+    is_told: whether the user knows that saving loses the mechanisms.
     seen: what was there when it was looked at last: the layers, or what somebody has wrapped around them.
     undo: what was changed, in order; `remove` goes through it backwards.
     observers: what looks at the attention of the layers at the moment; the last one stands in front.
@@ -90,6 +91,7 @@ class Injection:
     begins: tuple[str, ...]
     token_types_position: int | None = None
     layers_path: str = ""
+    is_told: bool = False
     seen: tuple[nn.Module, ...] = ()
     undo: list[Any] = field(default_factory=list)
     observers: tuple[Observer, ...] = ()

@@ -15,6 +15,7 @@ from torch import nn
 # What the names of our hooks begin with.
 _PREFIX = "hf_lam."
 _TABLES = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs")
+_STATE_TABLES = ("_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
 
 
 class Replaced(NamedTuple):
@@ -75,6 +76,13 @@ class Changes:
         """Call `hook(module, args, kwargs, output)` after each forward."""
         self._hook(module, hook, *_TABLES[2:])
 
+    def hook_state(self, module: Any, hook: Callable[..., Any]) -> None:
+        """Call `hook(module, …)` before `state_dict` gathers tensors, and before `load_state_dict` looks for them."""
+        key = key_of(hook)
+        for table in _STATE_TABLES:
+            getattr(module, table)[key] = functools.partial(hook, module)
+        self.undo.append(Hooked(module, key))
+
     def _hook(self, module: Any, hook: Callable[..., Any], table: str, with_kwargs: str) -> None:
         # Under a name. `register_forward_hook` numbers all hooks of a process, so that a model would have another
         # pickle, and another hash in `Dataset.map`, each time it is loaded.
@@ -92,7 +100,7 @@ def key_of(hook: Callable[..., Any]) -> str:
 
 def drop_hooks(module: nn.Module, keys: Iterable[str]) -> None:
     """Take hooks off a module, by their names."""
-    for table in _TABLES:
+    for table in (*_TABLES, *_STATE_TABLES):
         for key in keys:
             getattr(module, table).pop(key, None)
 

@@ -8,6 +8,7 @@ package. Only `torch`, `transformers`, the standard library and sibling modules 
 from __future__ import annotations
 
 import os
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,7 +39,7 @@ class HfLamConfigMixin:
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "hf_lam":
             value = mechanism_block(value)
-        elif name == "num_labels" and not isinstance(value, int):
+        elif name == "num_labels" and not isinstance(value, Integral):  # numpy's, too
             raise ValueError(f"{type(self).__name__}: num_labels must be an integer, got {value!r}.")
         check_host_option(type(self).__name__, name, value)
         super().__setattr__(name, value)

@@ -184,6 +184,11 @@ def read_input_shape(config: Any) -> tuple[int, ...] | None:
     return None
 
 
+def count_first_tokens(encoder: Any) -> int:
+    """How many tokens come before the patches of an encoder that does not say it: classes and registers."""
+    return count_class_tokens(encoder) + (getattr(encoder.config, "num_register_tokens", None) or 0)
+
+
 def count_class_tokens(encoder: Any) -> int:
     """How many tokens at the beginning stand for the whole input."""
     if encoder.main_input_name == "input_ids":

@@ -25,6 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .hosts_facts_hf_lam import (
     PROJECTION_NAMES,
     SHIMS,
+    count_first_tokens,
     is_fusion,
     read_grid,
     read_positions,
@@ -53,6 +54,8 @@ class HostTokens(NamedTuple):
     token_types: how many different `token_type_ids` there are; 0 if the encoder takes none.
     modalities: of a fusion model, in their order; else empty.
     modality_lengths: the most tokens of each; None where its encoder does not say.
+    patches: of a host that does not say its length, the grid of an input of the size that it is configured for.
+    first: tokens before it then, as far as the host's modules tell.
     """
 
     host: str
@@ -63,6 +66,24 @@ class HostTokens(NamedTuple):
     token_types: int = 0
     modalities: tuple[str, ...] = ()
     modality_lengths: tuple[int | None, ...] = ()
+    patches: tuple[int, ...] = ()
+    first: int = 0
+
+    @property
+    def configured_grid(self) -> tuple[int, ...]:
+        """The grid of an input of the size that the host is configured for; empty for text."""
+        return self.grid or self.patches
+
+    def grid_of(self, length: int | None) -> tuple[int, ...]:
+        """The grid of inputs of the host's own size, if they have `length` tokens; empty for others, and for text.
+
+        length: None for as many as they have.
+        """
+        if length is None or length == self.length:
+            return self.grid
+        # Class tokens may be put in front by a model around the encoder.
+        is_own = self.length is None and 0 <= length - self.first - prod(self.patches) <= 2
+        return self.patches if is_own else ()
 
 
 class Host(NamedTuple):
@@ -112,7 +133,9 @@ def read_tokens(base: Any) -> HostTokens:
     config, name, length = base.config, type(base).__name__, max_length_of(base)
     if is_fusion(config):
         return HostTokens(name, length, modalities=tuple(config.modalities), modality_lengths=tuple(base.max_lengths))
-    grid, frames_per_step = ((), 1) if length is None else read_grid(config)
+    grid, frames_per_step = read_grid(config)
+    if grid and length is None:  # positions that turn queries and keys, or that are added to scores
+        return HostTokens(name, None, patches=grid, first=count_first_tokens(base))
     if grid:
         assert length is not None
         return HostTokens(name, length, length - prod(grid), grid, frames_per_step)
@@ -304,9 +327,10 @@ def choose_implementation(base: PreTrainedModel) -> str:
 
 def check_keeps_tokens(base: PreTrainedModel) -> None:
     """Raises a `ValueError` for a host that drops tokens, where mechanisms are tied to places."""
-    if getattr(base.config, "mask_ratio", None):
+    if getattr(base.config, "mask_ratio", None) is not None:  # 0.0 keeps all, in another order in each call
         raise ValueError(
-            f"{type(base).__name__} drops tokens at random (mask_ratio={base.config.mask_ratio}), but {TIED_TO_PLACES}"
+            f"{type(base).__name__} drops tokens at random and puts the others into a random order "
+            f"(mask_ratio={base.config.mask_ratio}), but {TIED_TO_PLACES}"
         )
 
 

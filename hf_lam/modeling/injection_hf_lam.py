@@ -39,6 +39,7 @@ from .hosts_hf_lam import (
 from .layers_hf_lam import (
     attach_to_layers,
     container_of,
+    follow_in_state,
     follow_layers,
     layers_in,
     make_mechanism,
@@ -124,9 +125,12 @@ def save_stock(model: Any, before: Any, *args: Any, **kwargs: Any) -> None:
     """`save_pretrained` of a model whose class has no place for the mechanisms that it has."""
     names = [name for base in injected_encoders(model) for name in injection_of(base).configs]
     # With an adapter, nothing but the adapter is saved.
-    if names and not getattr(model, "_hf_peft_config_loaded", False):
+    is_told = any(injection_of(base).is_told for base in injected_encoders(model))
+    if names and not is_told and not getattr(model, "_hf_peft_config_loaded", False):
         stock = type(model).__name__
-        logger.warning_once(
+        for base in injected_encoders(model):
+            injection_of(base).is_told = True  # once a model: `Trainer` saves it many times
+        logger.warning(
             f"save_pretrained writes a {stock}, which transformers loads WITHOUT the mechanisms of hf_lam that this "
             f"model has ({', '.join(names)}). Keep them with hf_lam.save_mechanism(model, folder), and attach them to "
             f"the loaded {stock} with hf_lam.load_mechanism(model, folder). A model made with hf_lam.convert saves "
@@ -141,12 +145,14 @@ def save_stock(model: Any, before: Any, *args: Any, **kwargs: Any) -> None:
 class Plan(NamedTuple):
     """What `apply` will do to an encoder.
 
+    model: what was given: the encoder, or a model around it.
     base: the encoder.
     injection: the record that it will have.
     container: the new modules, which may be given their weights before.
     projections: what a replacement of the scores does without, as modules and names in them.
     """
 
+    model: Any
     base: Any
     injection: Injection
     container: MechanismContainer
@@ -166,9 +172,10 @@ class Plan(NamedTuple):
         write_block(base, injection.configs)
         # Loading builds models without values and then asks `_init_weights` for those the checkpoint lacks.
         changes.set(base, "_init_weights", functools.partial(initialize_weights, base))
+        changes.hook_state(base, follow_in_state)
         changes.hook_before(injection.stack, notice_changed_layers)
         changes.hook_before(injection.stack, enter_stack)
-        _apply_to_inputs(base, injection, changes)
+        _apply_to_inputs(self.model, injection, changes)
         attach_to_layers(injection, changes)
 
 
@@ -216,7 +223,7 @@ def plan_injection(model: PreTrainedModel, block: dict[str, Any] | None) -> Plan
         layers_path=path_of_layers(stack, layers),
     )
     injection.seen = tuple(layers_in(stack, injection.layers_path))
-    return Plan(base, injection, container, projections)
+    return Plan(model, base, injection, container, projections)
 
 
 def check_grid(name: str, configs: dict[str, Any]) -> None:
@@ -248,13 +255,15 @@ def _position_of_token_types(base: Any, configs: dict[str, Any]) -> int | None:
     return list(inspect.signature(type(base).forward).parameters).index("token_type_ids") - 1
 
 
-def _apply_to_inputs(base: Any, injection: Injection, changes: Changes) -> None:
+def _apply_to_inputs(model: Any, injection: Injection, changes: Changes) -> None:
     """Check and note what the encoder is called with, where mechanisms are tied to it."""
-    configs = injection.configs.values()
+    base, configs = injection.base, injection.configs.values()
     if any(config.needs_places for config in configs) and drops_tokens(base.config):
         changes.hook_before(base, refuse_dropped_tokens)
-    if injection.host.tokens.grid and any(config.needs_places for config in configs):
-        changes.hook_before(base, check_input_grid)
+    if injection.host.tokens.configured_grid and any(config.needs_places for config in configs):
+        # DINOv3's encoder, for one, gets embeddings.
+        gets_input = model.main_input_name in inspect.signature(type(base).forward).parameters
+        changes.hook_before(base if gets_input else model, functools.partial(check_input_grid, injection))
     if injection.token_types_position is not None:
         # Not a hook: sentence-transformers calls `forward` itself. What accelerate may have put there stays beneath.
         host_forward = base.__dict__.get("forward")

@@ -106,10 +106,6 @@ class LamConfig(MechanismConfig):
     def needs_embeddings(self) -> bool:
         return self.source == "embeddings"
 
-    def input_grid(self, host: Host) -> tuple[int, ...]:
-        is_own_size = self.max_length in (None, host.tokens.length)
-        return host.tokens.grid if self.is_dense and is_own_size else ()
-
     def explain_input_grid(self, grid: tuple[int, ...]) -> str:
         return "Resize them, or use a low-rank mask, which is tied to no place: LamConfig(rank=8)."
 
@@ -292,7 +288,7 @@ class LearnableAttentionMasks(Mechanism, nn.ModuleList):
             mask = LearnableAttentionMask(config, host.hidden_size, host.num_heads, max_length, host.initializer_range)
             self.append(mask)
         # The columns for a short text are the first ones; those for a smaller image lie all over the grid.
-        self.exact_length = max_length if config.is_dense and host.tokens.grid else None
+        self.exact_length = max_length if config.is_dense and host.tokens.configured_grid else None
         self.modality_lengths = [length for length in host.tokens.modality_lengths if length is not None]
 
     def begin(self, start: PassStart) -> Tensor | None:

@@ -104,6 +104,14 @@ def notice_changed_layers(stack: Any, args: tuple[Any, ...], kwargs: dict[str, A
     injection.seen = now
 
 
+def follow_in_state(base: Any, *args: Any) -> None:
+    """Before the tensors of an encoder are gathered or loaded: they belong to the layers that there are.
+
+    Where that is not possible, `save_pretrained` and the like say so.
+    """
+    follow_layers(base)
+
+
 def layers_in(stack: nn.Module, path: str) -> list[nn.Module]:
     """What lies where the layers of a stack are: these, or what somebody has wrapped around them."""
     try:
@@ -142,13 +150,19 @@ def explain_layers(base: Any) -> str | None:
     problem = follow_layers(base)
     if problem is not None:
         return problem
-    name, has = type(base).__name__, len(base._hf_lam.attentions)
+    name = type(base).__name__
     new = [attention for attention in recorded_attentions(base) if number_of(attention) is None]
     if new:
         return (
             f"{name} has {len(new)} layers that were put in after its mechanisms had been attached, and have none. "
             "Call hf_lam.remove before the layers are changed, and attach mechanisms afterwards."
         )
+    return explain_number_of_layers(base)
+
+
+def explain_number_of_layers(base: Any) -> str | None:
+    """Why an encoder, with mechanisms or without, would not load again with the layers it has; None if it would."""
+    name, has = type(base).__name__, len(recorded_attentions(base))
     said = getattr(base.config, "num_hidden_layers", has)
     if said != has:
         return f"{name} has {has} layers, and its configuration says {said}. Set config.num_hidden_layers={has}."

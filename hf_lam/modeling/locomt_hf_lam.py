@@ -237,7 +237,7 @@ class LocomtConfig(MechanismConfig):
         """The host's, but for full views, in which a place does not matter."""
         segments = len(self.parsed_segments)
         is_full = all(len(view) == segments**2 for row in self.parsed_views for view in row)
-        return () if is_full else host.tokens.grid
+        return () if is_full else super().input_grid(host)
 
     @property
     def needs_token_types(self) -> bool:

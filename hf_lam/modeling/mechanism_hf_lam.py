@@ -161,7 +161,7 @@ class MechanismConfig:
         Inputs with another grid are refused, also if they have as many patches: one that is tied to places would take
         them for others.
         """
-        return host.tokens.grid if self.needs_places else ()
+        return host.tokens.grid_of(self.exact_tokens or self.max_tokens) if self.needs_places else ()
 
     def explain_input_grid(self, grid: tuple[int, ...]) -> str:
         """What to do about inputs that have another grid, as one or two sentences."""

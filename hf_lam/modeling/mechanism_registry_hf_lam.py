@@ -161,6 +161,14 @@ def mechanism_block(value: Any) -> dict[str, Any] | None:
     block: dict[str, Any] = {"version": written_by}
     for name, known in _REGISTRY.items():
         if name in value:
+            is_saved = value.get("version") == __version__ and isinstance(value[name], Mapping)
+            lost = {field.name for field in fields(known.config_class)} - set(value[name]) if is_saved else None
+            if lost:
+                raise ValueError(
+                    f"hf_lam block: {name!r} lacks {sorted(lost)}, which hf_lam {__version__} writes down; without "
+                    "them it would be another model. Give the configuration that was saved. (A block without the key "
+                    "'version' may leave options out, which then have their defaults.)"
+                )
             try:
                 block[name] = known.config_class.from_dict(value[name]).to_dict()
             except ValueError as error:

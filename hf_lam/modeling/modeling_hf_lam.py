@@ -39,7 +39,7 @@ from transformers.conversion_mapping import (
 from .configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig
 from .hosts_facts_hf_lam import CONVERSIONS, OPTIONAL_PARTS
 from .injection_hf_lam import injected_encoders, injection_of, plan_injection
-from .layers_hf_lam import explain_heads, explain_layers
+from .layers_hf_lam import explain_heads, explain_layers, explain_number_of_layers
 from .mechanism_hf_lam import MARK
 from .mechanism_registry_hf_lam import block_of
 from .saving_hf_lam import saving
@@ -142,8 +142,8 @@ class HfLamMixin(PreTrainedModel):
                 f"{type(self).__name__} has mechanisms in an encoder inside of it, for which its configuration has no "
                 "place. Call hf_lam.remove on that encoder, or keep its mechanisms with hf_lam.save_mechanism."
             )
-        for base in own:
-            problem = explain_layers(base) or explain_heads(base)
+        problems = [explain_layers(base) or explain_heads(base) for base in own]
+        for problem in problems or [explain_number_of_layers(self.base_model)]:
             if problem is not None:
                 raise ValueError(problem)
         folder = Path(save_directory)
@@ -313,7 +313,7 @@ def _check_mechanisms_fit(model: Any, info: Any, source: str | os.PathLike[str])
             f"or something else: it has hf_lam={shown}, and the weights have {misfits[0]}. Load it with the "
             'configuration it was saved with (the key "hf_lam" of its config.json, or from_pretrained(..., '
             "hf_lam=...)); to change its mechanisms, call hf_lam.remove(model) and hf_lam.inject(model, ...) "
-            "afterwards."
+            "afterwards, and to leave out layers, take them out of the loaded model."
         )
 
 

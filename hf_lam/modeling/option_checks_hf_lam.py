@@ -6,6 +6,7 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 import math
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from transformers.activations import ACT2FN
@@ -67,7 +68,8 @@ def check_host_option(owner: str, name: str, value: Any) -> None:
     if name in _SIZES:
         least, most = _SIZES[name]
         numbers = value if isinstance(value, (list, tuple)) else [value]
-        wrong = [number for number in numbers if isinstance(number, int) and not is_count(number, least, most)]
+        integers = [n if isinstance(n, bool) else int(n) for n in numbers if isinstance(n, Integral)]  # numpy's, too
+        wrong = [number for number in integers if not is_count(number, least, most)]
         if wrong or not numbers:
             reason = " A model with more would fill all memory." if wrong and wrong[0] > most else ""
             raise ValueError(

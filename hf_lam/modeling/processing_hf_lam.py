@@ -363,9 +363,13 @@ def _is_column(values: Any) -> bool:
     if isinstance(values, (str, bytes, list, tuple)):
         return False
     dtype = getattr(values, "dtype", None)
-    return isinstance(values, Sequence) or (
-        getattr(values, "ndim", 0) == 1 and str(dtype) in ("object", "str", "string")
-    )
+    if isinstance(values, Sequence):
+        return True
+    if getattr(values, "ndim", 0) != 1 or dtype is None:
+        return False
+    is_of_objects = str(dtype) in ("object", "str", "string") or getattr(dtype, "kind", "") == "U"
+    # pandas makes numbers, NaN, of a column without any value.
+    return is_of_objects or (hasattr(values, "isna") and bool(values.isna().all()))
 
 
 def _is_batch_of_images(images: Any) -> bool:

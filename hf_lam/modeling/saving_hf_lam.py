@@ -38,6 +38,11 @@ def saving(folder: Path) -> Iterator[Path]:
 
     If the process dies, `folder` loads as before or as after.
     """
+    in_the_way = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
+    if os.path.lexists(in_the_way) and not in_the_way.is_dir():
+        raise ValueError(
+            f"cannot save to the folder {str(folder)!r}: {str(in_the_way)!r} is none. Give another place."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with staging(folder, PARTIAL, keep=_weights_in_use(folder)) as partial:
         yield partial
@@ -137,6 +142,11 @@ def _publish(partial: Path, folder: Path) -> None:
     Several files cannot be replaced at once, but one can. Over an earlier model, that one is the configuration: first
     it names the new weights where they were written, then they get their own names, then it names them no longer.
     """
+    blocked = sorted(name for name in os.listdir(partial) if (folder / name).is_dir())
+    if blocked:
+        raise ValueError(
+            f"{str(folder)!r} has a folder {blocked[0]!r} where a file goes. Move it away, or save elsewhere."
+        )
     weights = _weights_in(partial)
     # The list of mechanisms imports others of these files.
     for name in sorted(os.listdir(partial), key=lambda name: (name == LIST_FILE, name)):

@@ -219,10 +219,9 @@ class SttConfig(MechanismConfig):
 
     def input_grid(self, host: Host) -> tuple[int, ...]:
         """Its own grid, which may be for inputs of another size; the host's, where it has other axes than that."""
-        of_host = host.tokens.grid
-        if self.grid is not None and len(self.grid) == len(of_host):
+        if self.grid is not None and len(self.grid) == len(host.tokens.configured_grid):
             return tuple(self.grid)
-        return of_host if self.max_tokens == host.tokens.length else ()
+        return host.tokens.grid_of(self.max_tokens)
 
     def explain_input_grid(self, grid: tuple[int, ...]) -> str:
         return f"Resize them, or make the model with SttConfig(grid={list(grid)}, prefix_tokens={self.prefix_tokens})."

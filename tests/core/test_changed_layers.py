@@ -192,6 +192,44 @@ def refuse(model: Any, folder: Path, message: str) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("name", ["per_layer", "mixture", "lam"])
+@pytest.mark.parametrize("surgery", ["reversed", "last", "doubled"])
+def test_a_state_dict_that_is_the_first_look_belongs_to_them(name: str, surgery: str, tmp_path: Path) -> None:
+    def make_injected() -> Any:
+        model = inject(make_host("bert"), *mechanisms(name, "bert"))
+        perturb_mechanisms(model)
+        return change_layers(model, SURGERIES[surgery], copies=True)
+
+    model, inputs = make("bert", name)
+    change_layers(model, SURGERIES[surgery], copies=True)
+    state = torch.compile(model).state_dict()  # as `Trainer` gathers it
+    model.save_pretrained(tmp_path, state_dict={key.removeprefix("_orig_mod."): x for key, x in state.items()})
+    assert torch.equal(first_output(type(model).from_pretrained(tmp_path), inputs), first_output(model, inputs))
+    injected, other = make_injected(), make_injected()
+    for parameter in mechanism_parameters(other):
+        parameter.data.zero_()
+    state = injected.state_dict()
+    other.load_state_dict(state)
+    assert torch.equal(first_output(other, inputs), first_output(injected, inputs))
+    fresh = inject(make_host("bert"), *mechanisms(name, "bert"))
+    change_layers(fresh, SURGERIES[surgery], copies=True).load_state_dict(state)
+    assert torch.equal(first_output(fresh, inputs), first_output(injected, inputs))
+
+
+def test_a_model_without_mechanisms_says_how_many_layers_it_has(tmp_path: Path) -> None:
+    model = remove(make("vit", "per_layer")[0])
+    change_layers(model, [0, 2], tell=False)
+    with pytest.raises(ValueError, match="has 2 layers, and its configuration says 3"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    model.config.num_hidden_layers = 2
+    model.save_pretrained(tmp_path / "model")
+    inputs = make_inputs("vit")
+    assert torch.equal(
+        first_output(type(model).from_pretrained(tmp_path / "model"), inputs), first_output(model, inputs)
+    )
+
+
 @pytest.mark.parametrize("name", ["per_layer", "half", "bottleneck", "mixture", "shared"])
 def test_a_configuration_that_says_another_number(name: str, tmp_path: Path) -> None:
     model, _ = make("vit", name)

@@ -8,14 +8,20 @@ import pytest
 import torch
 from transformers import (
     AutoModelForImageClassification,
+    BeitConfig,
+    BeitModel,
     CLIPVisionConfig,
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     PreTrainedModel,
     ViTForImageClassification,
+    ViTMAEConfig,
+    ViTMAEModel,
     VivitConfig,
     VivitModel,
 )
@@ -77,6 +83,38 @@ def test_on_other_hosts(host: str, name: str) -> None:
     inject(model, *TIED[name])
     with pytest.raises(ValueError, match="a grid of 2 × 8 patches"):
         model(pixel_values=torch.randn(1, 3, 8, 32), **options)
+
+
+# They add no positions to their tokens, so they do not say how many there are.
+SMALL = {"image_size": 16, "patch_size": 4}
+WITHOUT_POSITIONS: dict[str, tuple[Any, int]] = {
+    "dinov3": (lambda: DINOv3ViTModel(DINOv3ViTConfig(**SIZES, **SMALL, num_register_tokens=4)), 5),
+    "beit": (lambda: BeitModel(BeitConfig(**SIZES, **SMALL)), 1),
+}
+
+
+@pytest.mark.parametrize("host", WITHOUT_POSITIONS)
+def test_hosts_that_do_not_say_how_many_tokens_there_are(host: str) -> None:
+    make, first = WITHOUT_POSITIONS[host]
+    length = first + 16
+    halves = [["a", length - 8], ["b", 8]]
+    for config in (
+        LamConfig(max_length=length),
+        LocomtConfig(segments=halves, views="self"),
+        SttConfig(grid=[4, 4], prefix_tokens=first),
+    ):
+        model = inject(make().eval(), config)
+        assert model(torch.randn(1, 3, 16, 16)).last_hidden_state.shape[1] == length
+        with pytest.raises(ValueError, match=r"a grid of 2 × 8 patches, but \w+ was made for 4 × 4"):
+            model(torch.randn(1, 3, 8, 32))
+
+
+def test_tokens_in_a_random_order_have_no_places() -> None:
+    model = ViTMAEModel(ViTMAEConfig(**SIZES, image_size=16, patch_size=4, mask_ratio=0.0))
+    for config in (LamConfig(), LocomtConfig(views="half"), SttConfig()):
+        with pytest.raises(ValueError, match=r"random order \(mask_ratio=0.0\)"):
+            inject(model, config)
+    assert inject(model, LamConfig(rank=2)) is model
 
 
 @pytest.mark.parametrize("name", FREE)

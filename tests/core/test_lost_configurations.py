@@ -23,6 +23,7 @@ from hf_lam import (
     HfLamBertConfig,
     HfLamBertModel,
     HfLamFusionModel,
+    HfLamViTConfig,
     HfLamViTForImageClassification,
     LamConfig,
     LocomtConfig,
@@ -75,6 +76,22 @@ def test_weights_that_were_saved_with_mechanisms_say_so(name: str, loss: str, tm
     rewrite(tmp_path, LOSSES[loss])
     with pytest.raises(RuntimeError, match="was saved with mechanisms"):
         type(model).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("lost", [["views"], ["segments"], ["annealing"], None], ids=str)
+def test_a_block_that_lost_options_is_not_filled_up_with_defaults(lost: list[str] | None, tmp_path: Path) -> None:
+    model = convert(make_host("vit"), LocomtConfig(views="half"))
+    model.save_pretrained(tmp_path)
+
+    def lose(config: dict[str, Any]) -> None:
+        options = config["hf_lam"]["locomt"]
+        for name in lost or list(options):
+            del options[name]
+
+    rewrite(tmp_path, lose)
+    with pytest.raises(ValueError, match=r"'locomt' lacks .*without them it would be another model"):
+        type(model).from_pretrained(tmp_path)
+    assert HfLamViTConfig(hf_lam={"locomt": {}}).hf_lam["locomt"]["views"] == "full"  # written by hand
 
 
 def test_one_of_two_is_missed_too(tmp_path: Path) -> None:
@@ -184,6 +201,11 @@ def test_saving_an_injected_model_says_what_is_lost(
     names = ", ".join(config.name for config in configs)
     assert f"WITHOUT the mechanisms of hf_lam that this model has ({names})" in warnings.text
     assert "save_mechanism" in warnings.text
+    warnings.clear()
+    model.save_pretrained(tmp_path / "model")
+    assert not warnings.text  # once a model; `Trainer` saves it again and again
+    inject(make_model(ViTForImageClassification, "vit"), *configs).save_pretrained(tmp_path / "model")
+    assert "WITHOUT" in warnings.text
     # hf_lam's own loaders notice what stock classes do not.
     for load in (
         lambda: HfLamViTForImageClassification.from_pretrained(tmp_path / "model"),

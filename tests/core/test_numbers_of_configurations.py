@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -172,6 +173,13 @@ def test_a_field_of_a_fusion_model(name: str, value: Any) -> None:
             setattr(config, name, value)
 
 
+@pytest.mark.parametrize(
+    "make", [HfLamViTConfig, HfLamBertConfig, lambda **options: fusion_config(("text",), **options)]
+)
+def test_numbers_of_numpy_are_numbers(make: Any) -> None:
+    assert make(num_labels=np.int64(3)).num_labels == 3
+
+
 @pytest.mark.parametrize("value", HUGE)
 @pytest.mark.parametrize(
     "make",
@@ -227,4 +235,5 @@ def test_a_version_is_a_version(version: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", ["0.1.0", "1.2", "0.1.0.dev", "2.0.0rc1", "1.0.0+local.2", "0.2.0.dev3"])
 def test_what_releases_are_called(version: str) -> None:
-    assert HfLamBertConfig(hf_lam={"version": version, "lam": {}}).hf_lam["version"] == version
+    block = {"version": version, "lam": LamConfig().to_dict()}
+    assert HfLamBertConfig(hf_lam=block).hf_lam["version"] == version

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BertForSequenceClassification, BertModel, DynamicCache
 
 from helpers.hosts import make_host, make_inputs, make_model, max_difference, mechanisms, perturb_mechanisms
-from hf_lam import LamConfig, LocomtConfig, MechanismConfig, SttConfig, convert, cost, inject
+from hf_lam import LamConfig, LocomtConfig, MechanismConfig, SttConfig, calibrate_views, convert, cost, inject
 from hf_lam.modeling.attention_pass_hf_lam import refuse_past
 from hf_lam.modeling.locomt_attention_hf_lam import attend_annealed, attend_eager, attend_with_weights
 from hf_lam.modeling.locomt_blocks_hf_lam import attend_blocks
@@ -20,6 +20,7 @@ from hf_lam.modeling.locomt_layout_hf_lam import Layout, fixed_layout, sample_la
 from hf_lam.modeling.locomt_views_hf_lam import parse_view
 
 PAST = 3
+SPANS = [["a", 5], ["b", 6]]
 # What transformers calls past_key_values from 5.24 on.
 CACHE = "cache" if "cache" in inspect.signature(BertModel.forward).parameters else "past_key_values"
 # What leaves a model as it was, and so has to leave it with a prefix, too.
@@ -160,6 +161,26 @@ def test_costs_hold_the_prefix(name: str) -> None:
 
 
 # --- the functions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("configs", [(LocomtConfig(segments=SPANS),), (LamConfig(), LocomtConfig(segments=SPANS))])
+def test_views_are_calibrated_to_what_is_left_beside_the_prefix(configs: tuple[Any, ...]) -> None:
+    model = inject(make_host("bert", initializer_range=0.5), *configs)
+    maps = model(**with_past("whole"), output_attentions=True).attentions
+    batches = [with_past("whole")]
+    config, report = calibrate_views(model, batches, 0.8)
+    mass = torch.tensor(report.mass_of_pairs)
+    for layer, weights in enumerate(maps):
+        between = weights[0, :, :, PAST:]
+        for i, rows in enumerate((slice(0, 5), slice(5, 11))):
+            for j, keys in enumerate((slice(0, 5), slice(5, 11))):
+                assert max_difference(mass[layer, :, i, j], between[:, rows, keys].sum((1, 2)) / 11) < 1e-5
+    assert report.total < 0.99 and report.full_cost == 11 * (PAST + 11)
+    # What the table costs is what `cost` counts.
+    inject(calibrated := make_host("bert"), config)
+    layers = cost(calibrated, with_past("whole")).layers
+    assert [sum(layer.formula["own"]) for layer in layers] == [4 * 8 * sum(row) for row in report.cost]
+
 
 LAYOUTS = {
     "in order": Layout((4, 0, 3)),

@@ -184,6 +184,19 @@ def test_a_save_that_fails_changes_nothing(
     assert which(folder, saved) == "before"
 
 
+def test_places_where_no_folder_can_be_are_said_before_anything_is_written(
+    saved: dict[str, Any], tmp_path: Path
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(saved["root"] / "after" / "whole")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder" / "model.safetensors").mkdir(parents=True)
+    for name, message in (("file", "is none"), ("file/below/it", "file' is none"), ("folder", "has a folder 'model")):
+        with pytest.raises(ValueError, match=message):
+            model.save_pretrained(tmp_path / name)
+    assert (tmp_path / "file").read_text() == "x"
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["model.safetensors"]
+
+
 def test_only_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
     with staging(tmp_path, PARTIAL) as living:
         pid = os.fork()

@@ -163,6 +163,7 @@ import sys, torch, transformers
 root = sys.argv[1]
 inputs, expected = torch.load(f"{root}/cases.pt")
 import hf_lam
+from helpers.checkpointing import checkpoint_activations, keep_activations
 local = hf_lam.HfLamViTModel.from_pretrained(f"{root}/one")
 hub = {}
 for name in expected:

@@ -470,6 +470,15 @@ def test_a_column_of_a_data_set_is_a_list(processor) -> None:
         assert torch.equal(batch[name], tensor) and torch.equal(collated[name], tensor)
 
 
+def test_columns_of_a_table_without_any_value_and_of_numpys_texts(processor) -> None:
+    expected = processor(text=TEXTS[:2], return_tensors="pt", padding=True)
+    empty = pd.DataFrame({"image": [float("nan")] * 2})["image"]
+    found = processor(text=np.array(TEXTS[:2]), images=empty, audio=empty, return_tensors="pt", padding=True)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor)
+    assert "pixel_values" not in found and "audio_values" not in found
+
+
 @pytest.mark.parametrize("kind", ["pt", "np", None, "lists", "batched"])
 def test_the_collator_makes_the_batch_that_the_processor_makes(processor, kind) -> None:
     inputs = without(raw(), text=[1], images=[0, 2], videos=[2])
