@@ -18,9 +18,9 @@ def last_checkpoint(folder: Path) -> Path | None:
     `Trainer` writes its state last. transformers' `get_last_checkpoint` also takes one whose process died before that.
     """
     steps = sorted(
-        (int(path.name.split("-")[1]), path)
+        (int(path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")), path)
         for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.is_dir() and path.name.split("-")[1].isdigit()
+        if path.is_dir() and path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal()
     )
     for _, path in reversed(steps):
         try:

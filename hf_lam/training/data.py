@@ -17,9 +17,12 @@ from datasets import (
     load_dataset,
     load_dataset_builder,
 )
-from datasets.exceptions import DatasetsError
+from datasets.config import HF_DATASETS_CACHE
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from huggingface_hub import HfApi
 from transformers import PreTrainedConfig, TrainingArguments
 
+from ..loading import loading
 from .arguments import FILE_BUILDERS, DataArguments, ModelArguments
 from .columns import (
     MOST_SHOWN,
@@ -34,7 +37,7 @@ from .columns import (
 from .folders import load_folders, read_folders, split_folders
 from .labels import Labels, find_labels
 from .sources import ENCODED_FILE, Sources, first_of, numbered_stream, rows_in, shards_of, with_sources
-from .tables import load_tables
+from .tables import load_tables, reason_of
 
 _Loaded = tuple[AnyDataset, Sources]
 
@@ -90,9 +93,7 @@ def load_splits(
         with training.main_process_first(desc="loading the data"):
             found = _load(data, model, names)
     except (DatasetsError, OSError, ValueError, StopIteration) as error:
-        # `datasets` says that something went wrong, and why in the cause; of an empty json file, nothing.
-        reason = str(error.__cause__ or error) or "there are no samples"
-        raise ValueError(f"the data cannot be loaded: {reason}") from error
+        raise ValueError(f"the data cannot be loaded: {reason_of(error)}") from error
     wanted = {"train": training.do_train, "validation": training.do_eval, "test": training.do_predict}
     splits = {split: found[names[split]] for split, is_wanted in wanted.items() if is_wanted and names[split] in found}
     is_held_out = training.do_eval and "validation" not in splits and names["train"] in found
@@ -116,11 +117,7 @@ def _load(data: DataArguments, model: ModelArguments, names: Mapping[str, str]) 
     """All splits of the source that the arguments name."""
     cache_dir = model.cache_dir
     if data.dataset_name is not None:
-        options: dict[str, Any] = {"streaming": data.streaming, "cache_dir": cache_dir}
-        loaded = load_dataset(
-            data.dataset_name, data.dataset_config_name, revision=data.dataset_revision, token=model.token, **options
-        )
-        return {split: _with_sources(dataset) for split, dataset in loaded.items()}
+        return {split: _with_sources(dataset) for split, dataset in _load_from_hub(data, model).items()}
     if data.data_dir is not None:
         return _load_folder(data, cache_dir)
     if folders := {names[split]: Path(path) for split, path in data.folders().items()}:
@@ -134,11 +131,24 @@ def _load(data: DataArguments, model: ModelArguments, names: Mapping[str, str]) 
     return {names[split]: load_tables([file], data, cache_dir) for split, file in data.files().items()}
 
 
+def _load_from_hub(data: DataArguments, model: ModelArguments) -> Any:
+    name, revision, token = str(data.dataset_name), data.dataset_revision, model.token
+    options: dict[str, Any] = {"streaming": data.streaming, "cache_dir": model.cache_dir}
+    try:
+        return load_dataset(name, data.dataset_config_name, revision=revision, token=token, **options)
+    except (DatasetNotFoundError, ConnectionError):
+        # `datasets` does not pass on what the Hub answered; asked once more, it says so.
+        cache_dir = model.cache_dir or str(HF_DATASETS_CACHE)
+        with loading(name, revision, token, cache_dir, is_dataset=True):
+            HfApi().dataset_info(name, revision=revision, token=token)
+        raise
+
+
 def _load_folder(data: DataArguments, cache_dir: str | None) -> dict[str, _Loaded]:
     """The splits of `--data_dir`."""
     root = Path(os.path.abspath(str(data.data_dir)))
     splits = split_folders(root)
-    read = None if splits is None else read_folders(splits)
+    read = None if splits is None else read_folders(splits, are_splits=root not in splits.values())
     if read is not None:
         return dict(load_folders(*read, data, cache_dir))
     # As a name, "csv" or "imagefolder" is a builder and no folder; as a path, it is one.

@@ -37,7 +37,8 @@ _SPLIT_WORDS = {
 }
 
 # What makes a folder a data set of another form.
-_OTHER_FORMS = {".zip", ".tar", ".gz", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow"}
+_TABLES = {".csv", ".tsv", ".json", ".jsonl", ".parquet"}
+_ARCHIVES = {".zip", ".tar", ".gz", ".arrow"}
 
 # A stream of files is divided among so many workers at most.
 _MOST_SHARDS = 64
@@ -86,8 +87,14 @@ def split_folders(root: Path) -> dict[str, Path] | None:
     return {split: paths[0] for split, paths in found.items()}
 
 
-def read_folders(folders: Mapping[str, Path]) -> tuple[str, dict[str, Folder]] | None:
+def read_folders(folders: Mapping[str, Path], are_splits: bool = True) -> tuple[str, dict[str, Folder]] | None:
     """What lies in folders of splits, and whether that is `"image"`, `"video"` or `"audio"`.
+
+    Tables beside folders of classes, or beside a table of metadata, are left out and named in the log.
+
+    Args:
+        folders: of the splits.
+        are_splits: whether the folders are named as splits; otherwise a table in them may be the data.
 
     Returns:
         None for what has another form: archives, tables, files that lie deeper, no such files at all.
@@ -98,15 +105,18 @@ def read_folders(folders: Mapping[str, Path]) -> tuple[str, dict[str, Folder]] |
     kind = max(numbers, key=lambda name: numbers[name])
     if not numbers[kind]:
         return None
-    read = {}
+    read: dict[str, Folder] = {}
+    tables = []
     for split, root in folders.items():
         found = read[split] = Folder(root)
         for path in files[split]:
             inner = path.relative_to(root)
             if path.name in ImageFolder.METADATA_FILENAMES and len(inner.parts) == 1 and found.metadata is None:
                 found.metadata = str(path)
-            elif path.suffix.lower() in _OTHER_FORMS:
+            elif path.suffix.lower() in _ARCHIVES or path.name in ImageFolder.METADATA_FILENAMES:
                 return None
+            elif path.suffix.lower() in _TABLES:
+                tables.append(str(Path(root.name, inner)))
             elif path.suffix.lower() in _KINDS[kind][1]:
                 if len(inner.parts) == 1:
                     found.flat.append(str(inner))
@@ -114,6 +124,13 @@ def read_folders(folders: Mapping[str, Path]) -> tuple[str, dict[str, Folder]] |
                     found.classes.setdefault(inner.parts[0], []).append(str(inner))
                 else:
                     return None
+    if tables:
+        if not are_splits or not any(folder.metadata or len(folder.classes) > 1 for folder in read.values()):
+            return None
+        logger.warning(
+            f"{len(tables)} tables lie in the folders of the data, and are left out: "
+            f"{list_first([repr(name) for name in tables[:MOST_SHOWN]], len(tables))}."
+        )
     return kind, read
 
 

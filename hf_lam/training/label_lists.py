@@ -14,14 +14,27 @@ _PRINTED_TEXT = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 
 
 def looks_like_list(text: Any) -> bool:
-    """Whether a text is written like a list."""
-    return isinstance(text, str) and text.strip().startswith("[") and text.strip().endswith("]")
+    """Whether a text is written like a list, or is a tuple or a set of Python."""
+    if not isinstance(text, str):
+        return False
+    text = text.strip()
+    ends = text[:1] + text[-1:]
+    return ends == "[]" or (ends in ("()", "{}") and isinstance(_literal(text), (tuple, set)))
+
+
+def _literal(text: str) -> Any:
+    """What a text says in Python; None for anything else."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def read_list(value: Any) -> Any:
     """A label as lists and numbers of Python: arrays, and lists that are written as text.
 
-    `'["a", "b"]'`, `"['a', 'b']"`, `"[1, 0]"`, and what numpy prints, `"[1. 0.]"`. Other values stay what they are.
+    `'["a", "b"]'`, `"['a', 'b']"`, `"('a', 'b')"`, `"{'a', 'b'}"`, `"[1, 0]"`, and what numpy prints, `"[1. 0.]"`.
+    Other values stay what they are.
 
     Raises:
         ValueError: for a text that is written like a list, and is none.
@@ -41,10 +54,9 @@ def read_list(value: Any) -> Any:
         return [_number(word) for word in text[1:-1].split()]
     except ValueError:
         pass
-    try:
-        found = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{value!r} is written like a list, and cannot be read as one") from error
+    found = _literal(text)
+    if found is None:
+        raise ValueError(f"{value!r} is written like a list, and cannot be read as one")
     return list(found)
 
 

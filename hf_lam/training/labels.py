@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -314,7 +315,12 @@ def _occurring(values: Iterable[Any], is_list: bool, column: str) -> tuple[list[
     """The classes that occur, and whether they are numbers from 0."""
     found: set[Any] = set()
     for value in values:
-        found.update(value or () if is_list else (value,))
+        try:
+            found.update(value or () if is_list else (value,))
+        except TypeError as error:
+            raise ValueError(
+                f"the column {column!r} must hold names or whole numbers, or lists of them; it holds {value!r}."
+            ) from error
     # What is missing is named with its row later.
     found = {value for value in found if value is not None and value == value}
     if found and all(isinstance(value, str) for value in found):
@@ -323,6 +329,8 @@ def _occurring(values: Iterable[Any], is_list: bool, column: str) -> tuple[list[
             raise ValueError(
                 f"the column {column!r} holds numbers, and {some_of(sorted(nothing))} where there is none."
             )
+        if not is_list:
+            _check_joined(found, column)
         return sorted(found, key=int if all(map(_is_whole, found)) else None), False
     if not found or not all(isinstance(value, (int, float)) and float(value).is_integer() for value in found):
         raise ValueError(
@@ -351,6 +359,25 @@ def _occurring(values: Iterable[Any], is_list: bool, column: str) -> tuple[list[
     return [str(number) for number in numbers], True
 
 
+def _check_joined(names: set[str], column: str) -> None:
+    """Raises a `ValueError` for a name that other names are joined in, or if all look like vectors of 0 and 1."""
+    for name in sorted(names):
+        for mark in ",;| ":
+            parts = [part.strip() for part in name.split(mark)]
+            # "New York" may lie beside "York".
+            if len(parts) > 1 and set(parts) <= names and (mark != " " or all(map(_is_whole, parts))):
+                raise ValueError(
+                    f"the column {column!r} can be read in two ways: {name!r} is a class, or it is several, which "
+                    f"occur by themselves as well: {some_of(parts)}. For several write lists, such as "
+                    f"'{json.dumps(parts[:2], ensure_ascii=False)}'; if it is a class, give all with --class_names."
+                )
+    if all(re.fullmatch(r"[01]([ ,;|]+[01])+", name) for name in names):
+        raise ValueError(
+            f"the column {column!r} can be read in two ways: {some_of(sorted(names))} are names, or vectors of 0 and "
+            "1. For vectors write lists, such as '[1, 0]'; if they are names, give all with --class_names."
+        )
+
+
 def _warn_of_classes(names: Sequence[str], is_held_out: bool, seen: Mapping[str, Sequence[Any]], column: str) -> None:
     """Say what may not be meant: names that differ in blanks or case alone, classes that are not trained."""
     alike: dict[str, list[str]] = {}
@@ -377,13 +404,19 @@ def _flat(values: Iterable[Any]) -> Iterable[Any]:
 
 
 def _check_counting(columns: Iterable[Sequence[Any]], classes: int, column: str) -> None:
-    """Raises a `ValueError` if numbers of classes, which count from 0, seem to count from 1."""
+    """Raises a `ValueError` if numbers of classes, which count from 0, must count from 1; a warning if they may."""
     is_number = {int(x) for values in columns for x in _flat(values) if isinstance(x, (int, float)) and x == x}
     if classes in is_number and not is_number & {0, -1} and max(is_number) == classes and min(is_number) > 0:
         raise ValueError(
             f"the labels in {column!r} are whole numbers from {min(is_number)} to {classes}, and can be read in two "
             f"ways. They count from 1: then give their numbers as the names, --class_names 1 … {classes}. Or they "
             f"count from 0, as they do here: then {classes} is a class more than the {classes} there are."
+        )
+    if is_number and min(is_number) == 1:
+        logger.warning(
+            f"The labels in {column!r} are whole numbers from 1 to {max(is_number)}, and count from 0: none is of the "
+            f"first of the {classes} classes. If they count from 1, give their numbers as the names, --class_names "
+            f"1 … {classes}."
         )
 
 

@@ -355,8 +355,8 @@ def _amplitudes(samples: np.ndarray) -> np.ndarray:
         return samples / float(1 << 8 * size - 1)
     if kind in "iu" and np.abs(samples).max() > 1:
         raise ValueError(
-            f"a waveform of whole numbers ({samples.dtype}) does not say which one is the loudest; divide them by it, "
-            "by 32768 if they were 16 bits wide, or store them in that width"
+            f"a waveform of whole numbers ({samples.dtype}, as lists of them become) does not say which one is the "
+            "loudest; divide them by it, by 32768 if they were 16 bits wide, or give an array of that width"
         )
     return samples.astype(np.float64)
 

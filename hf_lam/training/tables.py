@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetsError
 
 from .arguments import FILE_BUILDERS, DataArguments
 from .columns import without_decoding
@@ -32,19 +33,30 @@ def load_tables(
     """The rows of files of one kind, one file after the other, and where they come from.
 
     Raises:
-        ValueError: for a file whose encoding is another one, or with a row that has too many fields.
+        ValueError: for a file that cannot be read, whose encoding is another one, or with a row that has too many
+            fields.
     """
     names = [_name_of(file, files) for file in files]
     read = _read_stream if data.streaming else _read
     parts: list[Any] = [None] * len(files)
     for options, indices in _alike([_options(file, name, data) for file, name in zip(files, names, strict=True)]):
-        chosen = [files[index] for index in indices]
-        for index, part in zip(indices, read(chosen, options, data, cache_dir), strict=True):
+        try:
+            found = read([files[index] for index in indices], options, data, cache_dir)
+        except (DatasetsError, OSError, ValueError, StopIteration) as error:
+            named = " or ".join(repr(names[index]) for index in indices)
+            raise ValueError(f"{named}: {reason_of(error)}") from error
+        for index, part in zip(indices, found, strict=True):
             parts[index] = part
     if data.streaming:
         return numbered_stream(parts), Sources(names, count=lambda part: rows_in(parts[part]))
     sources = Sources(names, [len(part) for part in parts])
     return with_sources(parts, parts[0] if len(parts) == 1 else concatenate_datasets(parts)), sources
+
+
+def reason_of(error: BaseException) -> str:
+    """Why data cannot be loaded: `datasets` says that something went wrong, and why in the cause; at times nothing."""
+    reason = str((isinstance(error, DatasetsError) and error.__cause__) or error)
+    return "there are no samples" if not reason or "corresponds to no data" in reason else reason
 
 
 def _name_of(file: str, files: Sequence[str]) -> str:
@@ -132,8 +144,9 @@ def _check_encoding(path: Path, name: str, encoding: str, is_given: bool) -> boo
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
             bad = error.object[error.start]
+            lines += error.object[: error.start].count(b"\n")
             raise ValueError(
-                f"{name!r} cannot be read as {encoding}: byte 0x{bad:02x} after line {lines}. Say its encoding with "
+                f"{name!r} cannot be read as {encoding}: byte 0x{bad:02x} in line {lines}. Say its encoding with "
                 f"--encoding, such as {'utf-8' if is_given else 'latin-1, cp1252'} or utf-16."
             ) from error
     return has_quotes
@@ -265,7 +278,7 @@ def _read_whole(file: str, data: DataArguments) -> Dataset:
     for number, row in enumerate(rows):
         if len(row) > width:
             raise ValueError(
-                f"row {number - 1} of {Path(file).name!r} has {len(row)} fields, the header {width}: "
+                f"row {number - 1} has {len(row)} fields, the header {width}: "
                 f"{json.dumps(row[: width + 1], ensure_ascii=False)}."
             )
     content = io.StringIO(newline="")

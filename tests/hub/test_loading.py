@@ -15,6 +15,9 @@ from helpers.command_line import error_line, run_main
 from helpers.finetuning import IMAGE, TEXT, main, write_sentences
 from helpers.hub_server import ALWAYS, HubServer, Repo
 from hf_lam.loading import LoadingError, loading
+from hf_lam.training.arguments import DataArguments, ModelArguments
+from hf_lam.training.data import load_splits
+from hf_lam.training.trainer import HfLamTrainingArguments
 
 
 @pytest.fixture
@@ -94,6 +97,37 @@ def test_the_command_line_says_it(hub: HubServer, tmp_path: Path) -> None:
     for command in (("convert", "user/typo", tmp_path / "out", "--mechanism", "lam"), ("inspect", "user/typo")):
         code, _, printed = run_main(*command)
         assert code == 2 and "no repository 'user/typo'" in error_line(printed)
+
+
+DATA_CASES = {
+    "user/typo": r"no data set 'user/typo' at http://127.* or it is private; .*without a token.*hf auth login",
+    "user/gated": r"'user/gated' is only for those who were granted access.*Ask for access at .*datasets/user/gated",
+    "user/down": r"answered 50\d when it was asked for the data set 'user/down'",
+}
+
+
+@pytest.mark.parametrize("name", DATA_CASES)
+def test_data_that_cannot_be_loaded(name: str, hub: HubServer, tmp_path: Path) -> None:
+    hub.fail("user/typo", 404, ALWAYS, headers={"X-Error-Code": "RepoNotFound"})
+    hub.fail("user/gated", 403, ALWAYS, headers={"X-Error-Code": "GatedRepo"})
+    hub.fail("user/down", 500, ALWAYS)
+    with pytest.raises(ValueError, match=rf"^the data cannot be loaded: .*{DATA_CASES[name]}"):
+        load_splits(
+            DataArguments(dataset_name=name),
+            ModelArguments(model_name_or_path="M", cache_dir=str(tmp_path / "data")),
+            HfLamTrainingArguments(output_dir=str(tmp_path), do_train=True, report_to=[]),
+        )
+
+
+def test_data_without_the_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    message = r"'user/there' is not, .* in the cache '.*data', and HF_HUB_OFFLINE.* run this once before"
+    with pytest.raises(ValueError, match=message):
+        load_splits(
+            DataArguments(dataset_name="user/there"),
+            ModelArguments(model_name_or_path="M", cache_dir=str(tmp_path / "data")),
+            HfLamTrainingArguments(output_dir=str(tmp_path), do_train=True, report_to=[]),
+        )
 
 
 @pytest.mark.parametrize("script", [TEXT, IMAGE])

@@ -61,7 +61,7 @@ def test_without_a_whole_one_there_is_an_error(tmp_path: Path) -> None:
 
 
 def test_steps_are_numbers(tmp_path: Path) -> None:
-    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-best", "checkpoint-11"):
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-best", "checkpoint-11", "checkpoint-12-old"):
         (tmp_path / name).mkdir()
         if name != "checkpoint-11":
             (tmp_path / name / STATE).write_text("{}")

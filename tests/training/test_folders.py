@@ -76,6 +76,23 @@ def test_stray_files_are_left_out_and_named(said: list[str]) -> None:
     assert "'stray.png'" in said[0]
 
 
+@pytest.mark.parametrize("options", [("--data_dir", "d"), ("--train_dir", "d/train", "--test_dir", "d/test")])
+def test_stray_tables_are_left_out_and_named(options: tuple[str, ...], said: list[str]) -> None:
+    touch("d/train/a/0.png", "d/train/b/1.png", "d/train/labels.csv", "d/test/2.png", "d/test/info.json", "d/all.csv")
+    data = load(*options, "--do_train", "--do_predict")
+    assert data.labels.names == ("a", "b") and names_in(data, "test", "image") == ["2.png"]
+    assert said[0].startswith("2 tables lie in the folders of the data, and are left out: ")
+    assert "'train/labels.csv'" in said[0] and "'test/info.json'" in said[0]
+
+
+def test_a_table_beside_images_is_the_data() -> None:
+    touch("d/images/0.png", "d/masks/0.png", "e/train/images/0.png")
+    for name in ("d/train.csv", "e/train/data.csv"):
+        Path(name).write_text("image,label\nimages/0.png,x\nimages/0.png,y\n")
+        data = load("--data_dir", name[0], "--do_train")
+        assert [row["label"] for row in data.splits["train"]] == ["x", "y"]
+
+
 @pytest.mark.parametrize("test", ["unknown/7.png", "test/7.png"])
 def test_one_folder_that_is_no_class_holds_files_without_labels(test: str, said: list[str]) -> None:
     touch("d/train/a/0.png", "d/train/b/1.png", f"d/test/{test}")

@@ -118,6 +118,8 @@ def test_a_stream_that_turns_out_otherwise() -> None:
         ["['a b', 'c']", "['c']", "[]"],
         [str(np.array(["a b", "c"])), "['c']", "[]"],
         [" ['a b' , \"c\"]", "['c']\n", "[ ]"],
+        ["('a b', 'c')", "('c',)", "()"],
+        ["{'c', 'a b'}", " {'c'}", "[]"],
     ],
 )
 def test_lists_written_as_text(values: list[str]) -> None:
@@ -129,8 +131,42 @@ def test_lists_written_as_text(values: list[str]) -> None:
 def test_names_that_look_a_little_like_lists() -> None:
     assert found(["a,b", "c"]).names == ("a,b", "c")
     assert found(["[POS]", "[NEG]"]).names == ("[NEG]", "[POS]")
+    assert found(["(a)", "{b}", "(1)"]).names == ("(1)", "(a)", "{b}")
+    assert found(["New York", "York", "New"]).names == ("New", "New York", "York")
     with pytest.raises(ValueError, match=r"two ways: 1 labels are written like lists.*'\[1, 2\]'.* 'a'"):
         found(["[1, 2]", "a"])
+
+
+@pytest.mark.parametrize("values", [["[['a'], ['b']]"], ["[{'a': 1}]", "[{'b': 1}]"]])
+def test_lists_of_lists_are_no_labels(values: list[str]) -> None:
+    with pytest.raises(ValueError, match="must hold names or whole numbers, or lists of them"):
+        found(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [(["a", "b", "a,b"], "a,b"), (["a", "a | b", "b"], r"a \| b"), (["0 2", "0", "1", "2"], "0 2")],
+)
+def test_several_names_in_one(values: list[str], shown: str) -> None:
+    with pytest.raises(ValueError, match=rf"two ways: '{shown}' is a class, or it is several.* --class_names"):
+        found(values)
+    assert found(values, class_names=sorted(values)).names == tuple(sorted(values))
+
+
+@pytest.mark.parametrize("values", [["1 0 1", "0 1 0"], ["1,0", "0,1"]])
+def test_vectors_without_brackets(values: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"two ways: .* are names, or vectors of 0 and 1"):
+        found(values)
+
+
+def test_numbers_that_may_count_from_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(labels_module.logger, "warning", said.append)
+    assert found([1, 2, 1], class_names=["a", "b", "c", "d"]).encode(1) == 1
+    assert len(said) == 1 and "from 1 to 2, and count from 0" in said[0] and "--class_names 1 … 4" in said[0]
+    found([0, 2, 1], class_names=["a", "b", "c", "d"])
+    found([1, 2], class_names=["1", "2"])
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -151,15 +151,20 @@ def test_folders(streaming: bool) -> None:
     ("name", "content", "message"),
     [
         ("a.csv", "", "cannot be loaded"),
-        ("a.csv", "text,label\n", "cannot be loaded"),
+        ("a.csv", "text,label\n", "cannot be loaded: 'a.csv': there are no samples"),
+        (
+            "a.csv",
+            "text,label\nstra\udcdfe,a\n",
+            "cannot be loaded: 'a.csv' cannot be read as utf-8: byte 0xdf in line 2",
+        ),
         ("a.csv", "text,label\na,1\nb,2,3,4\n", "cannot be loaded.*line 3"),
-        ("a.json", "{bad", "cannot be loaded: JSON parse error"),
-        ("a.jsonl", "", "cannot be loaded: there are no samples"),
-        ("a.parquet", "text", "cannot be loaded: Parquet"),
+        ("a.json", "{bad", "cannot be loaded: 'a.json': JSON parse error"),
+        ("a.jsonl", "", "cannot be loaded: 'a.jsonl': there are no samples"),
+        ("a.parquet", "text", "cannot be loaded: 'a.parquet': Parquet"),
     ],
 )
 def test_damaged_files(name: str, content: str, message: str) -> None:
-    Path(name).write_text(content)
+    Path(name).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=message):
         load("--train_file", name, "--do_train")
 
