@@ -221,6 +221,10 @@ def load_processor(source: str, config: PreTrainedConfig, revision: str | None =
 
     The class follows the configuration: transformers' own search ends with an empty tokenizer where there is no file
     of one.
+
+    Raises:
+        LoadingError: if the repository or the Hub cannot be read.
+        ValueError: if it cannot be made of its files.
     """
     import transformers
     from transformers.utils import has_file
@@ -236,7 +240,14 @@ def load_processor(source: str, config: PreTrainedConfig, revision: str | None =
     if not any(has_file(source, file, revision=revision) for file in files):
         return None
     options = {} if revision is None else {"revision": revision}
-    return getattr(transformers, auto_class).from_pretrained(source, trust_remote_code=False, **options)
+    try:
+        with loading(source, revision):
+            return getattr(transformers, auto_class).from_pretrained(source, trust_remote_code=False, **options)
+    except LoadingError:
+        raise
+    except Exception as error:  # tokenizers raises nothing narrower
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"the tokenizer or processor of {source!r} cannot be loaded ({reason}).") from error
 
 
 # --- Errors ----------------------------------------------------------------------------------------------------------

@@ -57,11 +57,17 @@ def compare(folder: Path, model_class: Any, source: str, auto_class: str, option
             expected, found = (_outputs(model, inputs, compared) for model in (stock, converted))
     except (RuntimeError, ValueError) as error:
         return Comparison(notes=(f"the outputs were not compared: {error}",))
-    gaps = [(x.float() - y.float()).abs().max().item() for x, y in zip(expected, found, strict=True)]
+    if not all(torch.isfinite(x).all() for x in expected):
+        raise RuntimeError(
+            f"the outputs of {source!r} are NaN or infinite, so they cannot be compared. Its weights are damaged, or "
+            "too large for their dtype."
+        )
+    # Where one is NaN, the largest is: max of Python would pass it over.
+    gap = torch.stack([(x.float() - y.float()).abs().max() for x, y in zip(expected, found, strict=True)]).max().item()
     scale = max(1.0, *(x.float().abs().max().item() for x in expected))
     # In half precision, what a few roundings make of equal formulas.
     precision = TOLERANCE if converted.dtype == torch.float32 else 10 * torch.finfo(converted.dtype).eps
-    return Comparison(max(gaps), compared, precision * scale)
+    return Comparison(gap, compared, precision * scale)
 
 
 def check_same_ids(folder: Path, tokenizer: Any) -> None:

@@ -7,11 +7,12 @@ import os
 import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from ..hub.known_keys import MODELS, MODULE
+from ..hub.file_checks import read_configs
+from ..hub.known_keys import MODELS, MODULE, ROUTERS
 from ..hub.repository_files import LocalFiles
-from ..hub.sentence_modules import MODULES_FILE, copy_modules, modules_in
+from ..hub.sentence_modules import MODULES_FILE, check_modules, copy_modules, is_read, listed_in, modules_in
 from ..loading import loading
 from .common import is_local, model_source
 
@@ -55,7 +56,8 @@ def find_original(name: str, revision: str | None = None) -> Original:
     """Where the model is that a name means. Older folders of sentence-transformers have it in a folder of theirs.
 
     Raises:
-        ValueError: for a folder without a model, or a path where there is no folder.
+        ValueError: for a folder without a model, or a path where there is no folder; for modules of
+            sentence-transformers that are damaged, or that have several models as routes.
     """
     if is_local(name):
         root = Path(os.path.expanduser(name))
@@ -87,11 +89,29 @@ def copy_beside(original: Original, folder: Path) -> list[str]:
 
 
 def _path_of_model(root: Path) -> str:
-    """The folder of the model in a folder of sentence-transformers that has none itself; empty elsewhere."""
-    if (root / "config.json").is_file() or not (root / MODULES_FILE).is_file():
+    """The folder of the model in a folder of sentence-transformers that has it in one of its own; empty elsewhere."""
+    if not (root / MODULES_FILE).is_file():
         return ""
-    modules = modules_in(LocalFiles(root))
-    return next((path for path, kind in modules.items() if kind in MODELS), "")
+    files = LocalFiles(root)
+    every, listed, modules = files.sizes, listed_in(files), modules_in(files)
+    files.sizes = {name: size for name, size in every.items() if name == MODULES_FILE or is_read(name, modules)}
+    configs, findings = read_configs(files)
+    files.sizes = every
+    for finding in findings or check_modules(files, configs, modules):
+        raise ValueError(f"{str(root / finding.file)!r} {finding.message}.")
+    content = configs[MODULES_FILE]
+    if not isinstance(content, list) or not all(
+        isinstance(x, dict) and isinstance(x.get("path"), str) for x in content
+    ):
+        raise ValueError(f"{str(root / MODULES_FILE)!r} is no list of modules, each with its path.")
+    models = [path for path, kind in listed.items() if kind in MODELS]
+    if not models and ROUTERS & set(listed.values()):
+        routes = ", ".join(repr(str(root / path)) for path, kind in modules.items() if kind in MODELS)
+        raise ValueError(
+            f"{str(root)!r} has its models in the routes of a Router, and convert takes one: "
+            f"{routes or 'download it, and name the folder of a route'}."
+        )
+    return "" if "" in models or not models else models[0]
 
 
 def _download_modules(source: str, revision: str | None) -> Path | None:
@@ -132,6 +152,6 @@ def _move_to_root(original: Original, folder: Path) -> None:
     listed = folder / MODULES_FILE
     modules = json.loads(listed.read_text(encoding="utf-8"))
     for module in modules:
-        if module["path"].strip("/") == original.path:
+        if PurePosixPath(module["path"]).as_posix() == original.path:
             module["path"] = ""
     listed.write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ _SAMPLES = {
     "text": ('text="A cat sat on the mat."',),
     "image": ('images=Image.new("RGB", (64, 64))',),
     "video": ('videos=[Image.new("RGB", (64, 64))] * {frames}',),
-    "audio": ("audio=numpy.zeros(16_000)", "sampling_rate=16_000"),
+    "audio": ("audio=numpy.zeros({rate:_})", "sampling_rate={rate:_}"),
 }
 
 
@@ -53,9 +53,11 @@ def _made_by(kind: str, model: Any, processor: Any) -> str | None:
         return None
     if modalities:
         video = model.config.modality_config("video") if "video" in modalities else None
+        rate = getattr(getattr(processor, "feature_extractor", None), "sampling_rate", 16_000)
         samples = [sample for modality in MODALITIES if modality in modalities for sample in _SAMPLES[modality]]
-        lines = "".join(f"    {sample},\n" for sample in (*samples, 'return_tensors="pt"'))
-        return f"inputs = processor(\n{lines})".replace("{frames}", str(getattr(video, "num_frames", "")))
+        made = [sample.format(frames=getattr(video, "num_frames", ""), rate=rate) for sample in samples]
+        lines = "".join(f"    {sample},\n" for sample in (*made, 'return_tensors="pt"'))
+        return f"inputs = processor(\n{lines})"
     if isinstance(processor, PreTrainedTokenizerBase):
         texts = '"A cat sat on the mat."'
         if kind.endswith("ForQuestionAnswering"):

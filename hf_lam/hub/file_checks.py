@@ -52,8 +52,8 @@ _NO_PATHS = ("_name_or_path", "name_or_path", "special_tokens_map_file")
 
 # Processors, and the tokenizers of encoders, that were looked through: they read their own files and nothing else.
 _TOKENIZERS = (
-    "Albert Bert CLIP Camembert ConvBert Deberta DebertaV2 DistilBert Electra GPT2 LayoutLM MPNet MobileBert Roberta "
-    "SqueezeBert T5 XLMRoberta XLNet"
+    "Albert Bert CLIP Camembert ConvBert Deberta DebertaV2 DistilBert Electra GPT2 Herbert LayoutLM MPNet MobileBert "
+    "Roberta SqueezeBert T5 XLMRoberta XLNet"
 )
 _IMAGE_PROCESSORS = "Beit Bit CLIP ConvNext DeiT Siglip ViT VideoMAE"
 _CLASSES = frozenset(

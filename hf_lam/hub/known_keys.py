@@ -38,11 +38,12 @@ TEMPLATES = (str, NONE, [{"name": str, "template": str}], {"*": str})
 TOKENIZER = {
     # Classes are compared with those that were looked through; so are the names of files with what is there.
     **_each(TEXT, "tokenizer_class processor_class slow_tokenizer_class"),
-    **_each(TEXTS, "vocab_file merges_file tokenizer_file source_spm target_spm"),
+    **_each(TEXTS, "vocab_file merges_file tokenizer_file full_tokenizer_file source_spm target_spm"),
     **_each((str, NONE, list, {"*": NUMBER}), "vocab merges init_inputs"),
     "auto_map": (list, dict, NONE),
     # Where it once came from.
-    **_each(TEXT, "name_or_path _name_or_path special_tokens_map_file"),
+    **_each(TEXT, "name_or_path _name_or_path special_tokens_map_file tokenizer_type dtype torch_dtype"),
+    "special_tokens_map": {"*": TOKENS},
     "transformers_version": str,
     "backend": frozenset({"tokenizers", "sentencepiece"}),
     "chat_template": TEMPLATES,
@@ -58,7 +59,8 @@ TOKENIZER = {
     **_each(FLAG, "clean_up_tokenization_spaces split_by_punct split_special_tokens"),
     **_each(FLAG, "spaces_between_special_tokens use_default_system_prompt sp_bpe"),
     **_each(FLAG, "fuse_unk byte_fallback ignore_merges clean_text handle_chinese_chars"),
-    **_each(FLAG, "only_label_first_subword sanitize_special_tokens"),
+    **_each(FLAG, "only_label_first_subword sanitize_special_tokens fix_mistral_regex"),
+    **_each(FLAG, "return_token_type_ids return_attention_mask"),
     **_each(NUMBERS, "model_max_length max_length max_len max_seq_length vocab_size stride"),
     **_each(NUMBERS, "extra_ids offset pad_to_multiple_of dropout unk_id pad_token_label"),
     **_each(NUMBERS, "cls_token_box sep_token_box pad_token_box"),

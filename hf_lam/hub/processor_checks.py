@@ -137,7 +137,9 @@ def _try_values(kind: str, part: Any, place: str) -> None:
             rate = int(getattr(part, "sampling_rate", 16_000))
             values = part(generator.normal(size=rate).astype(np.float32), sampling_rate=rate)
         else:
-            pictures = generator.integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
+            means = getattr(part, "image_mean", None)  # one for each channel
+            channels = len(means) if isinstance(means, (list, tuple)) else 3
+            pictures = generator.integers(0, 256, (2, 48, 64, channels), dtype=np.uint8)
             values = part([pictures] if kind == "video_processor" else pictures[0])
     made = np.asarray(values[part.model_input_names[0]], dtype=np.float64)
     if not made.size or not np.isfinite(made).all():

@@ -11,13 +11,19 @@ from typing import Any
 
 from .file_checks import READ, check_name
 from .known_keys import FILES, MODELS, MODULE, ROUTERS
-from .repository_files import LocalFiles, RepositoryFiles, UnreadableError, leaves_folder
+from .repository_files import Finding, LocalFiles, RepositoryFiles, UnreadableError, leaves_folder
 
 MODULES_FILE = "modules.json"
 ROUTER_FILE = "router_config.json"
 # Modules may be routes of modules; nobody nests them deeper.
 _DEEPEST = 8
 _MOST_BYTES = 2_000_000
+# Modules that cannot be made without their `config.json`, and those that have weights.
+_WITH_OPTIONS = frozenset(
+    ["Pooling", "Dense", "LayerNorm", "WeightedLayerPooling", "BoW", "WordWeights", "SparseAutoEncoder", "LogitScore"]
+)
+_WITH_WEIGHTS = frozenset(["Dense", "LayerNorm", "CNN", "LSTM", "StaticEmbedding", "SparseAutoEncoder"])
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def modules_in(files: RepositoryFiles) -> dict[str, str]:
@@ -26,6 +32,14 @@ def modules_in(files: RepositoryFiles) -> dict[str, str]:
     What is wrong with the files that list them is told where their keys are checked; here it is passed over.
     """
     found: dict[str, str] = {}
+    for folder, kind in listed_in(files).items():
+        _add(files, found, folder, kind, 0)
+    return found
+
+
+def listed_in(files: RepositoryFiles) -> dict[str, str]:
+    """Those of `modules_in` that are in a list of modules, and not routes of another one."""
+    found: dict[str, str] = {}
     for name in files.sizes:
         parent, _, base = name.rpartition("/")
         if base != MODULES_FILE:
@@ -33,8 +47,40 @@ def modules_in(files: RepositoryFiles) -> dict[str, str]:
         for module in _entries(_read(files, name)):
             path, kind = module.get("path"), _class_of(module.get("type"))
             if isinstance(path, str) and kind is not None and not leaves_folder(path):
-                _add(files, found, _joined(parent, path), kind, 0)
+                found.setdefault(_joined(parent, path), kind)
     return found
+
+
+def check_modules(files: RepositoryFiles, configs: Mapping[str, Any], modules: Mapping[str, str]) -> list[Finding]:
+    """Findings for modules whose options or weights are absent, or do not fit each other.
+
+    Args:
+        files: of the repository.
+        configs: its JSON files that can be read, by their paths.
+        modules: the classes of the modules, by their folders.
+    """
+    findings = []
+    for folder, kind in modules.items():
+        options = _joined(folder, "config.json")
+        if kind in _WITH_OPTIONS and options not in files.sizes:
+            findings.append(Finding("config", options, f"is missing, without which there is no {kind}"))
+        stored = [name for base in _WEIGHTS if (name := _joined(folder, base)) in files.sizes]
+        if kind in _WITH_WEIGHTS and not stored:
+            findings.append(Finding("weights", _joined(folder, _WEIGHTS[0]), f"is missing, the weights of the {kind}"))
+        elif kind == "Dense" and options in configs and stored[0].endswith(_WEIGHTS[0]):
+            findings += _check_dense(files, stored[0], configs[options])
+    return findings
+
+
+def _check_dense(files: RepositoryFiles, name: str, options: Any) -> list[Finding]:
+    try:
+        tensor = files.tensors(name).get("linear.weight")
+    except UnreadableError:  # which is told where headers are read
+        return []
+    wanted = tuple(options.get(key) for key in ("out_features", "in_features")) if isinstance(options, dict) else ()
+    if tensor is None or tensor.shape == wanted:
+        return []
+    return [Finding("weights", name, f"has a layer of the shape {tensor.shape}, but its config.json says {wanted}")]
 
 
 def parts_in(modules: dict[str, str]) -> set[str]:

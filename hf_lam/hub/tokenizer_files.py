@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .repository_files import Finding, RepositoryFiles, UnreadableError
@@ -159,14 +159,44 @@ def _read_tokenizer(data: bytes) -> Vocabulary:
         tokens = _checked_ids(vocab)
     if not tokens:
         raise ValueError("has an empty vocabulary")
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        value = content.get(part)
+        if value is not None and not (isinstance(value, dict) and isinstance(value.get("type"), str)):
+            raise ValueError(f"has a {part} without a type")
     if model.get("type") == "BPE" and not isinstance(model.get("merges"), list):
         raise ValueError("has no merges, which BPE needs")
-    added = content.get("added_tokens")
-    for entry in added if isinstance(added, list) else []:
+    added: dict[str, int] = {}
+    special = set()
+    for entry in _items(content, "added_tokens"):
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
             raise ValueError("has added_tokens that are no tokens")
-        tokens = {**tokens, **_checked_ids({entry["content"]: entry.get("id")})}
-    return Vocabulary(tokens, max(tokens.values()) + 1)
+        added |= _checked_ids({entry["content"]: entry.get("id")})
+        special |= {entry["content"]} if entry.get("special") else set()
+    tokens = {**tokens, **added}
+    if not tokens.keys() - special:
+        raise ValueError("has no tokens but special ones")
+    return Vocabulary(tokens, max(*tokens.values(), *_ids_put_in(content)) + 1)
+
+
+def _ids_put_in(content: dict[str, Any]) -> Iterator[int]:
+    """The ids that are put around and behind a text, whatever the vocabulary says; -1 for what is none."""
+    yield _id_of(content["padding"].get("pad_id")) if isinstance(content.get("padding"), dict) else -1
+    processor = content.get("post_processor")
+    for part in [processor, *_items(processor, "processors")]:
+        # A token and its id.
+        yield from (_id_of(pair[1]) for key in ("sep", "cls") if len(pair := _items(part, key)) == 2)
+        special = part.get("special_tokens") if isinstance(part, dict) else None
+        for token in special.values() if isinstance(special, dict) else ():
+            yield from map(_id_of, _items(token, "ids"))
+
+
+def _items(value: Any, key: str) -> list[Any]:
+    items = value.get(key) if isinstance(value, dict) else None
+    return items if isinstance(items, list) else []
+
+
+def _id_of(value: Any) -> int:
+    return value if type(value) is int else -1
 
 
 def _read_ids(data: bytes) -> Vocabulary:

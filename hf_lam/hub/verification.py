@@ -29,7 +29,7 @@ from .repository_files import (
     hub_host,
     models_in,
 )
-from .sentence_modules import is_read, modules_in, parts_in
+from .sentence_modules import check_modules, is_read, modules_in, parts_in
 from .tokenizer_files import check_tokenizers
 from .weight_checks import check_parts, check_weights, config_class_of, vocabulary_rows
 
@@ -93,10 +93,11 @@ def verify(
     are there which loading needs; that in the files that transformers, sentence-transformers and PEFT read while they
     load, every key at every depth is one that is known to name no code and no place elsewhere; that the weights are
     safetensors, whole, and those of the model that the configuration describes; that tokenizers are whole and have no
-    more tokens than the model; and that there are no pickles, programs, files of unknown kinds, or paths and links
-    that leave the repository. What verify does not know is a finding too: keys and modules that are in no table,
-    mechanisms from elsewhere, whose code is in no release, classes of processors and encoders of fusion models that
-    were not looked through, and what is too large to be read.
+    more tokens than the model; that the modules of sentence-transformers have their options and weights; and that
+    there are no pickles, programs, files of unknown kinds, or paths and links that leave the repository. What verify
+    does not know is a finding too: keys and modules that are in no table, mechanisms from elsewhere, whose code is in
+    no release, classes of processors and encoders of fusion models that were not looked through, and what is too large
+    to be read.
 
     So what has passed runs no code but that of the release, of transformers and of the libraries, and reads nothing
     from elsewhere, when it is loaded with `trust_remote_code=True` at the commit that was looked at. It does not say
@@ -193,7 +194,7 @@ def _look_at(
     if is_model:
         loaded, weight_findings = check_weights(files, configs, findings + strange_keys, code.file_of, parts)
         findings += weight_findings
-    findings += part_findings + unsaid(strange_keys, findings)
+    findings += part_findings + check_modules(files, configs, modules) + unsaid(strange_keys, findings)
     findings += check_tokenizers(files, configs, vocabulary_rows(config))
     if are_weights_read:
         findings += check_finite(files, [name for name in (*loaded, *parts) if name.endswith(".safetensors")])

@@ -1,6 +1,7 @@
 """`hf-lam convert` on tiny stock checkpoints."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -194,3 +195,32 @@ def test_outputs_that_should_not_have_changed_are_a_failed_check(stock, tmp_path
     assert list(tmp_path.iterdir()) == []
     assert run_main(*arguments, "--no-check")[0] == 0
     assert (tmp_path / "out").is_dir()
+
+
+def test_outputs_that_are_no_numbers_are_a_failed_check(stock, tmp_path):
+    model = make_host("bert")
+    model.pooler.dense.bias.data[0] = torch.nan  # the second output alone
+    model.save_pretrained(tmp_path / "source")
+    code, _, err = run_main("convert", tmp_path / "source", tmp_path / "out", "--mechanism", "lam")
+    assert code == cli.CHECK_FAILED
+    assert "NaN" in error_line(err)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Unheard"}}),
+        ("tokenizer.json", {"version": "9"}),
+        ("chat_template.jinja", b"\xff\xfe"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_loaded(stock, tmp_path, file, content):
+    source = shutil.copytree(stock / "classifier", tmp_path / "source")
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((source / file).read_text()) | content).encode()
+    (source / file).write_bytes(content)
+    code, _, err = run_main("convert", source, tmp_path / "out", "--mechanism", "lam")
+    assert code == cli.WRONG_USE
+    assert f"{str(source)!r} cannot be loaded" in error_line(err)
+    assert not (tmp_path / "out").exists()

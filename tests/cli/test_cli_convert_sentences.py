@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, BertTokenizer
 
-from helpers.command_line import run_main
+from helpers.command_line import error_line, run_main
 from helpers.hosts import make_model
 from helpers.hub_server import HubServer, Repo
 
@@ -97,6 +98,59 @@ def test_a_folder_of_modules_without_a_model(folders: dict[str, Path], tmp_path:
     code, _, err = run_main("convert", source, tmp_path / "out", "--mechanism", "lam")
     assert code == 2 and "there is no model in the folder" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", ["./0_Transformer", "0_Transformer/"])
+def test_a_path_written_otherwise_and_a_version_in_the_root(
+    folders: dict[str, Path], tmp_path: Path, path: str
+) -> None:
+    """Its first releases wrote their version into `config.json`."""
+    source = shutil.copytree(folders["old"], tmp_path / "source")
+    (source / "config.json").write_text('{"__version__": "0.3.0"}')
+    entries = json.loads((source / "modules.json").read_text())
+    entries[0]["path"] = path
+    (source / "modules.json").write_text(json.dumps(entries))
+    code, _, err = run_main("convert", source, tmp_path / "out", "--mechanism", "lam")
+    assert code == 0, err
+    expected, found = results("embedder", folders["embedder"]), results("embedder", tmp_path / "out")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("modules.json", "[{", "is not JSON"),
+        ("modules.json", '{"a": 1}', "no list of modules"),
+        ("modules.json", "[1]", "no list of modules"),
+        ("modules.json", '[{"type": "x"}]', "no list of modules"),
+        ("1_Pooling/config.json", "{", "is not JSON"),
+        ("1_Pooling/config.json", None, "is missing"),
+        ("2_Dense/model.safetensors", None, "is missing"),
+    ],
+)
+def test_damaged_modules_are_refused(
+    folders: dict[str, Path], tmp_path: Path, file: str, content: str | None, message: str
+) -> None:
+    source = shutil.copytree(folders["embedder"], tmp_path / "source")
+    if content is None:
+        (source / file).unlink()
+    else:
+        (source / file).write_text(content)
+    code, _, err = run_main("convert", source, tmp_path / "out", "--mechanism", "lam")
+    assert code == 2
+    assert f"{str(source / file)!r}" in error_line(err) and message in error_line(err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_in_the_routes_of_a_router(folders: dict[str, Path], tmp_path: Path) -> None:
+    encoders = [Transformer(str(folders["embedder"].parent / "stock")) for _ in range(2)]
+    router = Router.for_query_document(*([encoder, Pooling(32, "mean")] for encoder in encoders))
+    SentenceTransformer(modules=[router], device="cpu").save(str(tmp_path / "source"))
+    code, _, err = run_main("convert", tmp_path / "source", tmp_path / "out", "--mechanism", "lam")
+    route = tmp_path / "source" / "query_0_Transformer"
+    assert code == 2 and "Router" in error_line(err) and str(route) in error_line(err)
+    assert not (tmp_path / "out").exists()
+    assert run_main("convert", route, tmp_path / "out", "--mechanism", "lam")[0] == 0
 
 
 @pytest.mark.parametrize("kind", ["embedder", "old"])

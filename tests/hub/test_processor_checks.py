@@ -41,6 +41,7 @@ WHOLE = {
     "whole words": lambda: fast(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"), unk_token="[UNK]"),
     "no special tokens": lambda: fast(models.WordLevel({"a": 0, "b": 1}, unk_token="a")),
     "pictures": ViTImageProcessor,
+    "grey pictures": lambda: ViTImageProcessor(image_mean=[0.5], image_std=[0.5]),
     "videos": transformers.VideoMAEImageProcessor,
     "sounds": ASTFeatureExtractor,
     "several": lambda: HfLamFusionProcessor(

@@ -17,6 +17,7 @@ from transformers import BertConfig, GenerationConfig, ViTConfig
 from helpers.verification import Files, edit, told
 from hf_lam import HfLamBertConfig, HfLamFusionConfig
 from hf_lam.hub import known_keys
+from hf_lam.hub.file_checks import check_references
 from hf_lam.hub.key_checks import check_keys
 from hf_lam.hub.repository_files import Finding, LocalFiles
 from hf_lam.hub.sentence_modules import copy_modules, modules_in
@@ -302,6 +303,13 @@ def test_what_releases_of_transformers_wrote_is_known() -> None:
     }
     assert findings_of({"config.json": CONFIGS["bert"] | old}) == []
     assert findings_of({"generation_config.json": GenerationConfig(max_length=3).to_dict()}) == []
+    tokenizer = {
+        **{"full_tokenizer_file": None, "tokenizer_type": "bert", "return_token_type_ids": True, "dtype": "float32"},
+        **{"special_tokens_map": {"cls_token": "[CLS]"}, "fix_mistral_regex": True, "do_basic_tokenize": True},
+        **{"tokenizer_class": "HerbertTokenizerFast"},
+    }
+    assert findings_of({"tokenizer_config.json": tokenizer}) == []
+    assert check_references({"tokenizer_config.json": tokenizer}) == []
     for name in ("ViT", "CLIP", "Beit", "ConvNext", "DeiT", "VideoMAE"):
         processor = getattr(transformers, f"{name}ImageProcessor")()
         assert findings_of({"preprocessor_config.json": json.loads(processor.to_json_string())}) == []
@@ -342,6 +350,26 @@ def test_its_model_may_be_in_a_folder(embedder: Path) -> None:
     assert result.version is not None
     shutil.rmtree(embedder / "0_Transformer")
     assert ("code", "") in told(verify(embedder))
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("1_Pooling/config.json", "config"),
+        ("2_Dense/config.json", "config"),
+        ("2_Dense/model.safetensors", "weights"),
+        ("3_Router/query_0_Dense/model.safetensors", "weights"),
+    ],
+)
+def test_what_its_modules_lack(embedder: Path, file: str, kind: str) -> None:
+    (embedder / file).unlink()
+    assert (kind, file) in told(verify(embedder))
+
+
+@pytest.mark.parametrize("options", [{"out_features": 10**12}, {"in_features": 8}, {"out_features": "8"}])
+def test_weights_of_another_dense_layer(embedder: Path, options: dict[str, Any]) -> None:
+    edit(embedder / "2_Dense" / "config.json", **options)
+    assert ("weights", "2_Dense/model.safetensors") in told(verify(embedder))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,22 @@ def tokenizer_json(**model: Any) -> bytes:
     return json.dumps({"model": {"type": "WordPiece", "vocab": IDS, **model}, "added_tokens": []}).encode()
 
 
+def with_parts(**parts: Any) -> bytes:
+    return json.dumps(json.loads(tokenizer_json()) | parts).encode()
+
+
+def added(*words: str) -> list[dict[str, Any]]:
+    return [{"id": IDS[word], "content": word, "special": True} for word in words]
+
+
+def template(*ids: int) -> dict[str, Any]:
+    """A post-processor that puts tokens with these ids before a text."""
+    return {
+        "type": "TemplateProcessing",
+        "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": ids, "tokens": ["[CLS]"]}},
+    }
+
+
 def sentencepiece(*pieces: str) -> bytes:
     """A model of sentencepiece: its pieces, each with a text and a score, and its options."""
     made = b""
@@ -57,6 +73,15 @@ WHOLE: dict[str, dict[str, Any]] = {
     },
     "merges": {"vocab.json": IDS, "merges.txt": b"#version: 0.2\nh i\nc at\n", "tokenizer_config.json": {}},
     "byte-pairs": {"tokenizer.json": tokenizer_json(type="BPE", merges=["h i"]), "tokenizer_config.json": {}},
+    "all its parts": {
+        "tokenizer.json": with_parts(
+            normalizer={"type": "BertNormalizer"},
+            pre_tokenizer=None,
+            post_processor={"type": "Sequence", "processors": [template(2), {"type": "ByteLevel"}]},
+            padding={"pad_id": 0},
+            added_tokens=added("[PAD]", "[CLS]"),
+        )
+    },
     "scores": {"tokenizer.json": tokenizer_json(type="Unigram", vocab=[["a", -1.0], ["b", -2.5]])},
     "sentencepiece": {"spiece.model": sentencepiece("<unk>", "▁hi"), "tokenizer_config.json": {}},
     "tiktoken": {"tokenizer.model": b"aGk= 0\nY2F0 1\n", "tokenizer_config.json": {}},
@@ -100,6 +125,22 @@ CONFIG = {"tokenizer_class": "BertTokenizer"}
         ({"tokenizer.json": tokenizer_json(vocab={"a": 10**300})}, "tokenizer.json", "'a' the id 1"),
         ({"tokenizer.json": tokenizer_json(type="BPE")}, "tokenizer.json", "no merges"),
         ({"tokenizer.json": tokenizer_json(vocab={"a": 99})}, "tokenizer.json", "ids up to 99, but .* 99 rows"),
+        ({"tokenizer.json": with_parts(normalizer=3)}, "tokenizer.json", "normalizer without a type"),
+        ({"tokenizer.json": with_parts(pre_tokenizer={})}, "tokenizer.json", "pre_tokenizer without a type"),
+        ({"tokenizer.json": with_parts(decoder=["x"])}, "tokenizer.json", "decoder without a type"),
+        ({"tokenizer.json": with_parts(added_tokens=added(*WORDS))}, "tokenizer.json", "no tokens but special ones"),
+        ({"tokenizer.json": with_parts(post_processor=template(2, 500))}, "tokenizer.json", "ids up to 500"),
+        (
+            {"tokenizer.json": with_parts(post_processor={"type": "Sequence", "processors": [template(500)]})},
+            "tokenizer.json",
+            "ids up to 500",
+        ),
+        (
+            {"tokenizer.json": with_parts(post_processor={"type": "BertProcessing", "sep": ["[SEP]", 99]})},
+            "tokenizer.json",
+            "ids up to 99",
+        ),
+        ({"tokenizer.json": with_parts(padding={"pad_id": 120})}, "tokenizer.json", "ids up to 120"),
         ({"vocab.txt": b""}, "vocab.txt", "is empty"),
         ({"vocab.txt": b"\x00\x01\x02"}, "vocab.txt", "zero bytes"),
         ({"vocab.txt": b"\n".join([b"a"] * 100)}, "vocab.txt", "ids up to 99"),
