@@ -97,8 +97,8 @@ class ShownTokens(NamedTuple):
     modalities: dict[str, int]
 
     def cut(self, matrix: torch.Tensor) -> torch.Tensor:
-        """`(L, L)` without the other rows and columns."""
-        return matrix[self.kept][:, self.kept]
+        """`(L, L)` without the other rows and columns; keys before the tokens, of a prefix, are left out too."""
+        return matrix[self.kept][:, -len(self.kept) :][:, self.kept]
 
     def describe(self) -> str:
         """How many there are, in words."""
@@ -134,9 +134,9 @@ def shown_tokens(
 def unpadded(inputs: Mapping[str, Any], sample: int, length: int) -> torch.Tensor:
     """Which of the `L` tokens are not padding, `(L,)` of bool."""
     attention_mask = inputs.get("attention_mask")
-    if attention_mask is None or attention_mask.dim() != 2 or attention_mask.shape[1] != length:
+    if attention_mask is None or attention_mask.dim() != 2 or attention_mask.shape[1] < length:
         return torch.ones(length, dtype=torch.bool)
-    return attention_mask[sample].bool().cpu()
+    return attention_mask[sample, -length:].bool().cpu()  # of a prefix, too, there is a mask
 
 
 def _present(

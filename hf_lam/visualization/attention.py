@@ -136,7 +136,7 @@ def plot_attention(
     chosen = _chosen(base, layers, MOST_LAYERS)
     with modality_tokens_of(base) as fused:
         with_mask, without = _of_layers(model, base, inputs, chosen, sample, head)
-    shown = shown_tokens(base, inputs, sample, with_mask[0].shape[-1], fused)
+    shown = shown_tokens(base, inputs, sample, with_mask[0].shape[-2], fused)
     names = shown.names(tokens)
     with_mask, without = ([shown.cut(weights) for weights in row] for row in (with_mask, without))
     difference = [left - right for left, right in zip(with_mask, without, strict=True)]

@@ -18,6 +18,7 @@ from hf_lam.modeling.locomt_attention_hf_lam import attend_annealed, attend_eage
 from hf_lam.modeling.locomt_blocks_hf_lam import attend_blocks
 from hf_lam.modeling.locomt_layout_hf_lam import Layout, fixed_layout, sample_layout
 from hf_lam.modeling.locomt_views_hf_lam import parse_view
+from hf_lam.visualization import plot_attention
 
 PAST = 3
 SPANS = [["a", 5], ["b", 6]]
@@ -158,6 +159,14 @@ def test_costs_hold_the_prefix(name: str) -> None:
     if "own" in report.attention:
         queries = sum(report.segments.values())
         assert report.attention["own"] - without.attention["own"] == 3 * 4 * 4 * 8 * 2 * queries * PAST
+
+
+def test_pictures_show_the_tokens_alone() -> None:
+    model = inject(make_host("bert"), LamConfig())
+    perturb_mechanisms(model)
+    figure = plot_attention(model, with_past(), sample=1)
+    shapes = {panel.images[0].get_array().shape for panel in figure.axes if panel.images}
+    assert shapes == {(7, 7)}  # the second sample has 7 tokens
 
 
 # --- the functions ---------------------------------------------------------------------------------------------------
