@@ -123,13 +123,14 @@ def _watch_saving(model: PreTrainedModel, injection: Injection) -> None:
 
 def save_stock(model: Any, before: Any, *args: Any, **kwargs: Any) -> None:
     """`save_pretrained` of a model whose class has no place for the mechanisms that it has."""
-    names = [name for base in injected_encoders(model) for name in injection_of(base).configs]
+    injections = [injection_of(base) for base in injected_encoders(model)]
+    names = [name for injection in injections for name in injection.configs]
+    is_told = any(injection.is_told for injection in injections)
     # With an adapter, nothing but the adapter is saved.
-    is_told = any(injection_of(base).is_told for base in injected_encoders(model))
     if names and not is_told and not getattr(model, "_hf_peft_config_loaded", False):
         stock = type(model).__name__
-        for base in injected_encoders(model):
-            injection_of(base).is_told = True  # once a model: `Trainer` saves it many times
+        for injection in injections:
+            injection.is_told = True  # once a model: `Trainer` saves it many times
         logger.warning(
             f"save_pretrained writes a {stock}, which transformers loads WITHOUT the mechanisms of hf_lam that this "
             f"model has ({', '.join(names)}). Keep them with hf_lam.save_mechanism(model, folder), and attach them to "
