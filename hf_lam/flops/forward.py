@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..modeling.host_attention_hf_lam import find_attentions
 from ..modeling.hosts_facts_hf_lam import is_fusion
-from ..modeling.hosts_hf_lam import find_attentions, head_size_of
+from ..modeling.hosts_hf_lam import head_size_of
 from ..modeling.injection_hf_lam import InjectedEncoder, injected_encoders, injection_of, mechanism_of
 from ..modeling.mechanism_hf_lam import Attended, Attention, ScoreChange, SegmentSize, compose
 from ..observing import evaluation_mode, observing

@@ -27,15 +27,9 @@ from transformers.utils import logging
 from .attention_hooks_hf_lam import check_input_grid, enter_stack, forward_with_token_types, restore_checkpointing
 from .attention_pass_hf_lam import Injection
 from .changes_hf_lam import Changes, undo_changes
+from .host_attention_hf_lam import find_attentions, find_encoder, find_layers, find_query_and_key
 from .hosts_facts_hf_lam import drops_tokens, is_fusion
-from .hosts_hf_lam import (
-    check_keeps_tokens,
-    find_attentions,
-    find_layers,
-    find_query_and_key,
-    read_host,
-    refuse_dropped_tokens,
-)
+from .hosts_hf_lam import check_keeps_tokens, read_host, refuse_dropped_tokens
 from .layers_hf_lam import (
     attach_to_layers,
     container_of,
@@ -189,7 +183,7 @@ def plan_injection(model: PreTrainedModel, block: dict[str, Any] | None) -> Plan
     configs = configs_in(block)
     if not configs:
         raise ValueError(f"nothing to attach in the hf_lam block {block!r}; expected {{'lam': {{...}}}}, for example.")
-    base: Any = model.base_model
+    base: Any = find_encoder(model)
     if injected_encoders(model):
         raise ValueError(
             f"{type(model).__name__} already has hf_lam mechanisms; call hf_lam.remove(model) before injecting others."

@@ -21,8 +21,9 @@ from torch import nn
 from .attention_hooks_hf_lam import append_tokens, drop_appended, enter_attention, enter_layer, mix_appended
 from .attention_pass_hf_lam import Injection
 from .changes_hf_lam import Changes, drop_hooks, key_of, undo_changes
+from .host_attention_hf_lam import find_layers, recorded_attentions, takes_kwargs
 from .hosts_facts_hf_lam import PROJECTION_NAMES, SHIMS
-from .hosts_hf_lam import Host, find_layers, make_dispatching_config, recorded_attentions, takes_kwargs
+from .hosts_hf_lam import Host, make_dispatching_config
 from .mechanism_hf_lam import MARK, Mechanism, MechanismConfig
 from .mechanism_registry_hf_lam import block_of, mechanism_class_of
 

@@ -25,6 +25,7 @@ TRAVELLING_FILES = (
     "numerics_hf_lam.py",
     "padding_hf_lam.py",
     "hosts_facts_hf_lam.py",
+    "host_attention_hf_lam.py",
     "hosts_hf_lam.py",
     "option_checks_hf_lam.py",
     "mechanism_hf_lam.py",

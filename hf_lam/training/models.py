@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 
 from ..conversion import convert
 from ..loading import loading
+from ..modeling.host_attention_hf_lam import find_attentions
 from ..modeling.hosts_facts_hf_lam import PROJECTION_NAMES
-from ..modeling.hosts_hf_lam import find_attentions
 from ..modeling.injection_hf_lam import injected_encoders
 from ..parameters import freeze_host, head_parameters
 from .annealing import ANNEALING_CALLBACKS, check_hardening, harden

@@ -19,7 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from helpers.hosts import make_host, make_inputs, perturb_mechanisms
 from helpers.stt_attention import whole_map
 from hf_lam import LamConfig, LocomtConfig, SttConfig, inject
-from hf_lam.modeling.hosts_hf_lam import find_attentions
+from hf_lam.modeling.host_attention_hf_lam import find_attentions
 from hf_lam.modeling.injection_hf_lam import injection_of, mechanism_of
 from hf_lam.modeling.mechanism_hf_lam import ScoreChange, compose
 from hf_lam.modeling.mechanism_registry_hf_lam import order_of_changes
