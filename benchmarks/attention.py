@@ -24,12 +24,14 @@ from transformers import VideoMAEConfig, VideoMAEModel, ViTConfig, ViTModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
-from hf_lam.modeling.attention_pass_hf_lam import PASS, ForwardPass
-from hf_lam.modeling.injection_hf_lam import inject, injection_of
+from hf_lam.injecting import inject
+from hf_lam.modeling.attention_pass_hf_lam import ForwardPass
+from hf_lam.modeling.injection_hf_lam import injection_of
 from hf_lam.modeling.lam_attention_hf_lam import lam_attention
 from hf_lam.modeling.locomt_attention_hf_lam import locomt_attention, seen_pairs
 from hf_lam.modeling.locomt_layout_hf_lam import Layout
 from hf_lam.modeling.locomt_views_hf_lam import View, bottleneck_cost, parse_view, resolve_views, view_cost
+from hf_lam.modeling.stand_ins_hf_lam import PASS
 from hf_lam.modeling.stt_config_hf_lam import SttConfig
 
 LENGTHS = (197, 512, 1568)  # ViT (224 pixels, patches of 16), BERT, VideoMAE (16 frames)

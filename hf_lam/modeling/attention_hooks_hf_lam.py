@@ -17,20 +17,24 @@ from torch import Tensor, nn
 from transformers.utils import logging
 from transformers.utils.output_capturing import _active_collector
 
-from .attention_pass_hf_lam import CALL, MODALITY_TOKENS, PASS, TOKEN_TYPES, AttentionCall, ForwardPass, Injection
-from .hosts_facts_hf_lam import read_input_grid
+from .attention_pass_hf_lam import MODALITY_TOKENS, TOKEN_TYPES, AttentionCall, ForwardPass, Injection
 from .hosts_hf_lam import choose_implementation
+from .input_grids_hf_lam import take_grid
 from .mechanism_hf_lam import PassStart
+from .stand_ins_hf_lam import PASS, hand_again, handed_to
 
 logger = logging.get_logger(__name__)
 
 
-def enter_stack(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def refuse_replicas(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if getattr(stack, "_is_replica", False):
         raise RuntimeError(
             "hf_lam does not run under torch.nn.DataParallel, whose replicas share one copy of the masks. Start with "
             "`torchrun --nproc_per_node N`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
         )
+
+
+def enter_stack(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     injection: Injection = stack._hf_lam
     base = injection.base
     if injection.with_state:
@@ -40,52 +44,57 @@ def enter_stack(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
     modalities = kwargs.get(MODALITY_TOKENS)
     token_types = None
     if injection.token_types_position is not None:
-        if TOKEN_TYPES not in kwargs:
-            raise RuntimeError(
-                f"{type(base).__name__} does not pass keyword arguments down to its layers, or they were called "
-                "without it, so the token types of this batch are not known. Call the encoder itself."
-            )
-        token_types = kwargs.pop(TOKEN_TYPES)
-        if token_types is None:
-            hidden_states = _first_input(args, kwargs)
-            token_types = hidden_states.new_zeros(1, hidden_states.shape[1], dtype=torch.long)
+        token_types = _take_token_types(injection, args, kwargs)
+    grid, length = take_grid(injection, args, kwargs, _find_tokens(args, kwargs))
     if injection.begins:
-        of_pass.begin(PassStart(token_types, modalities))
+        of_pass.begin(PassStart(token_types, modalities, grid, length))
     return args, {**kwargs, PASS: of_pass}
 
 
-def forward_with_token_types(base: Any, host_forward: Any, *args: Any, **kwargs: Any) -> Any:
-    """Hand the token types down to the stack: the host itself uses them for its embeddings only."""
-    run = functools.partial(type(base).forward, base) if host_forward is None else host_forward
-    injection = base.__dict__.get("_hf_lam")
-    if injection is None:  # removed while something had wrapped this function
-        return run(*args, **kwargs)
+def _take_token_types(injection: Injection, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Those that the encoder was called with, or its forward has handed down, in which case they are taken."""
+    base = injection.base
+    if injection.stack is base:
+        token_types = _read_token_types(injection, args, kwargs)
+    elif TOKEN_TYPES in kwargs:
+        token_types = kwargs.pop(TOKEN_TYPES)
+    else:
+        raise RuntimeError(
+            f"{type(base).__name__} does not pass keyword arguments down to its layers, or they were called "
+            "without it, so the token types of this batch are not known. Call the encoder itself."
+        )
+    if token_types is None:
+        tokens = _find_tokens(args, kwargs)
+        assert tokens is not None
+        token_types = tokens.new_zeros(1, tokens.shape[1], dtype=torch.long)
+    return token_types
+
+
+def _find_tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """What a stack of layers is called with, if that is tokens or their numbers."""
+    names = ("hidden_states", "inputs_embeds", "input_ids")
+    given = (*args[:1], *(kwargs.get(name) for name in names))
+    return next((x for x in given if isinstance(x, Tensor) and x.dim() in (2, 3)), None)
+
+
+def _read_token_types(injection: Injection, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The `token_type_ids` that an encoder is called with."""
     position = injection.token_types_position
+    assert position is not None
     token_types = args[position] if len(args) > position else kwargs.get("token_type_ids")
     if token_types is None and not torch.compiler.is_compiling():
         logger.warning_once(
-            f"{type(base).__name__} was called without token_type_ids, so all tokens belong to one segment, that of "
+            f"{injection.host.name} was called without token_type_ids, so all tokens belong to one segment, that of "
             "token type 0. Pass what the tokenizer returns for pairs of texts."
         )
-    return run(*args, **{**kwargs, TOKEN_TYPES: token_types})
+    return token_types
 
 
-def check_input_grid(injection: Injection, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """An image of another shape may have as many patches as the grid, which then would not be noticed.
-
-    model: the encoder, or the model around one that gets embeddings.
-    """
-    name = model.main_input_name
-    values: Any = kwargs.get(name, args[0] if args else None)
-    found = read_input_grid(model.config, tuple(values.shape)) if isinstance(values, Tensor) else ()
-    for config in injection.configs.values():
-        grid = config.input_grid(injection.host)
-        if found and grid and found != grid:
-            patches, made_for = (" × ".join(map(str, sizes)) for sizes in (found, grid))
-            raise ValueError(
-                f"{name} of shape {tuple(values.shape)} has a grid of {patches} patches, but "
-                f"{type(config).__name__} was made for {made_for}. {config.explain_input_grid(found)}"
-            )
+def hand_token_types(
+    base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Hand the token types down to the stack: the host itself uses them for its embeddings only."""
+    return args, {**kwargs, TOKEN_TYPES: _read_token_types(base._hf_lam, args, kwargs)}
 
 
 def enter_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -107,14 +116,13 @@ def _enter_first_layer(of_pass: ForwardPass, embeddings: Tensor) -> None:
 def enter_attention(
     index: int, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    kwargs = dict(kwargs)
-    of_pass: ForwardPass | None = kwargs.pop(PASS, None)
+    of_pass: ForwardPass | None = kwargs.get(PASS)
     if of_pass is None:
         raise RuntimeError(
-            f"{type(attention).__name__} carries an hf_lam mechanism but was called outside its encoder's forward, or "
-            "its host does not pass keyword arguments down to it. Call the encoder itself."
+            f"{type(attention).__name__} carries an hf_lam mechanism but was called outside its encoder's forward. "
+            "Call the encoder itself."
         )
-    return args, {**kwargs, CALL: AttentionCall(of_pass, index, _first_input(args, kwargs))}
+    return args, {**kwargs, PASS: AttentionCall(of_pass, index, _first_input(args, kwargs))}
 
 
 def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -141,7 +149,12 @@ def mix_appended(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 def drop_appended(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     injection = kwargs[PASS].injection
     hidden_states = output[0] if isinstance(output, tuple) else output
-    return _with_first(output, hidden_states[:, : -injection.configs[injection.appending].appended_tokens])
+    length = hidden_states.shape[1] - injection.configs[injection.appending].appended_tokens
+    collected = (_active_collector.get() or {}).get("hidden_states")
+    if collected:
+        # Heads put together what transformers has collected of the layers so far, as that of wav2vec 2.0.
+        collected[:] = [states if states is None else states[:, :length] for states in collected]
+    return _with_first(output, hidden_states[:, :length])
 
 
 def _with_first(output: Any, hidden_states: Tensor) -> Any:
@@ -177,14 +190,18 @@ def _carries_states(checkpoint: Any) -> bool:
 def _checkpoint_with_states(checkpoint: Callable[..., Any], run: functools.partial[Any], *args: Any) -> Any:
     """Checkpoint a layer with the states as tensor arguments, so that they are made once, outside, with gradients.
 
-    `run` is transformers' `partial` of the layer's forward with its keyword arguments, the pass among them.
+    `run` is transformers' `partial` of the layer's forward, with the stand-in that has the pass. Before 5.24 it is one
+    of the layer's call, with keyword arguments and the pass among them.
     """
-    of_pass: ForwardPass = run.keywords[PASS]
+    of_pass: ForwardPass = run.keywords[PASS] if PASS in run.keywords else handed_to(run.args[0])
     _enter_first_layer(of_pass, args[0])
     names = tuple(of_pass.states)
     return checkpoint(functools.partial(_run_with_states, run, of_pass, names), *of_pass.states.values(), *args)
 
 
 def _run_with_states(run: functools.partial[Any], of_pass: ForwardPass, names: tuple[str, ...], *args: Any) -> Any:
-    states = dict(zip(names, args, strict=False))
-    return run(*args[len(names) :], **{PASS: of_pass.with_states(states)})
+    of_pass = of_pass.with_states(dict(zip(names, args, strict=False)))
+    args = args[len(names) :]
+    if PASS in run.keywords:
+        return run(*args, **{PASS: of_pass})
+    return run.func(hand_again(run.args[0], of_pass), *args, **run.keywords)

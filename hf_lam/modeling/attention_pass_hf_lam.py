@@ -1,14 +1,14 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
 """What runs during one forward pass of an encoder with mechanisms.
 
-What a pass needs to know travels *with that pass*, as a keyword argument that the host hands from its stack of layers
-down to the attention function. Nothing is ever stored on a module during a forward, so threads, recomputation under
-gradient checkpointing and `torch.compile` all see their own pass:
+What a pass needs to know travels *with that pass*: as a keyword argument from the stack of layers to each layer, and
+from there to the attention function with the stand-ins of `stand_ins_hf_lam.py`. Nothing is ever stored on a module
+during a forward, so threads, recomputation under gradient checkpointing and `torch.compile` all see their own pass:
 
-    stack of layers      begins a `ForwardPass`                      `hf_lam_pass` goes to the layers
+    stack of layers      begins a `ForwardPass`                      it goes to the layers
       layer              the first one makes the states, if needed
-        self-attention   adds its input X                            `hf_lam_call` goes to the attention function
-          "hf_lam"       `AttentionCall.attend(q, k, v)`             (`hf_lam_attention_forward`)
+        self-attention   makes an `AttentionCall` with its input X   it goes to the attention function
+          the function   `AttentionCall.attend(module, q, k, v, …)`  (`attend_for_stand_in`)
             `attend`     the pass's slot, which tools wrap to look at attention
 
 This file travels with saved models; see `configuration_hf_lam.py`.
@@ -22,13 +22,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .hosts_hf_lam import Host, is_dispatching
+from .hosts_hf_lam import DISPATCH, Host
 from .lam_attention_hf_lam import flex_obstacle, lam_attention, lam_attention_with_weights
 from .mechanism_hf_lam import (
     PATTERN,
@@ -46,13 +48,12 @@ from .mechanism_hf_lam import (
 )
 from .mechanism_registry_hf_lam import find_name, order_of_changes
 from .padding_hf_lam import add_padding, dense_padding, extend_padding, ones_mask
+from .stand_ins_hf_lam import handed_to
 
-# The keyword arguments that we hand from module to module. The name of the second, and the arguments of
-# `AttentionCall.attend`, are an agreement between all copies of this code in a process: they never change.
-PASS = "hf_lam_pass"
-CALL = "hf_lam_call"
+# The keyword arguments that the stack of layers is called with.
 TOKEN_TYPES = "hf_lam_token_types"
 MODALITY_TOKENS = "hf_lam_modality_tokens"
+GRID = "hf_lam_grid"
 
 
 class Observer(Protocol):
@@ -76,8 +77,9 @@ class Injection:
     begins: names of the mechanisms that have something to begin with.
     token_types_position: where the encoder's forward takes `token_type_ids`; None if no mechanism needs them.
     layers_path: where in the stack the layers are.
-    is_told: whether the user knows that saving loses the mechanisms.
     seen: what was there when it was looked at last: the layers, or what somebody has wrapped around them.
+    has_other_layers: whether layers were cut, reordered or copied since.
+    input_places: where the stack's forward takes what tells the grid of the input; empty if it gets tokens.
     undo: what was changed, in order; `remove` goes through it backwards.
     observers: what looks at the attention of the layers at the moment; the last one stands in front.
     """
@@ -91,8 +93,9 @@ class Injection:
     begins: tuple[str, ...]
     token_types_position: int | None = None
     layers_path: str = ""
-    is_told: bool = False
     seen: tuple[nn.Module, ...] = ()
+    has_other_layers: bool = False
+    input_places: dict[str, int] = field(default_factory=dict)
     undo: list[Any] = field(default_factory=list)
     observers: tuple[Observer, ...] = ()
 
@@ -106,6 +109,7 @@ class Injection:
         self.pattern = find_name(configs, PATTERN)
         self.replacement = find_name(configs, REPLACEMENT)
         self.with_state = [name for name, config in configs.items() if config.needs_embeddings]
+        self.needs_places = any(config.needs_places for config in configs.values())
         self.appending = next((name for name, config in configs.items() if config.appended_tokens), None)
 
 
@@ -207,7 +211,7 @@ def attend_changed(attention: Attention, change: ScoreChange) -> Attended:
         return lam_attention_with_weights(query, key, value, factor, **options)
     implementation = "eager" if needs_same_dropout(attention, change) else attention.implementation
     # It gives no gradient to what is added to the scores.
-    is_added = change.addend is not None
+    is_added = change.addend is not None or (padding is not None and padding.requires_grad)
     if implementation == "flex_attention" and (is_added or flex_obstacle(query, value, attention.dropout)):
         implementation = "auto"
     return lam_attention(query, key, value, factor, implementation=implementation, **options), None
@@ -229,18 +233,48 @@ class AttentionCall:
 
     def attend(
         self,
+        module: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | BlockMask | None,
-        scaling: float | None,
-        dropout: float,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        is_causal: bool | None = None,
+        position_bias: Tensor | None = None,
+        **kwargs: Any,
     ) -> Attended:
-        """Attention as transformers' interface wants it: context `(B, L, H, D)`, and the weights if asked for."""
+        """Attention with the arguments of transformers' interface; several copies of this code agree on no others.
+
+        Returns:
+            The context `(B, L, H, D)`, and the weights if asked for.
+        """
         of_pass = self.of_pass
+        unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+        if unsupported:
+            raise ValueError(
+                f"{type(module).__name__} asks its attention for {unsupported}, which the mechanisms of hf_lam do not "
+                "have. Leave it out; hf_lam.remove(model) gives the host back."
+            )
+        if query.shape[2] != self.hidden_states.shape[1]:
+            raise ValueError(
+                f"{type(module).__name__} attends piece by piece ({query.shape[2]} of {self.hidden_states.shape[1]} "
+                "tokens at once), but mechanisms need the whole sequence. Pass several inputs as a batch."
+            )
+        if key.shape[1] != query.shape[1]:  # heads that share keys and values
+            key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+        # As in transformers' SDPA, a mask that is there says what is causal; that of a flash kernel is padding alone.
+        is_causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+        has_all = isinstance(attention_mask, BlockMask) or (attention_mask is not None and attention_mask.dim() > 2)
         padding = dense_padding(attention_mask, query, key)
+        if is_causal and not has_all and query.shape[2] > 1:
+            earlier = query.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool).tril()
+            padding = earlier if padding is None else padding & earlier
         if padding is not None and of_pass.injection.appending is not None:
             padding = extend_padding(padding, key.shape[2] - padding.shape[-1])
+        if position_bias is not None:
+            added = key.shape[2] - position_bias.shape[-1]  # tokens that have no place
+            padding = add_padding(pad(position_bias, (0, added, 0, added)), padding)
         past = key.shape[2] - query.shape[2]
         if past:
             refuse_past(of_pass.injection.configs, past)
@@ -262,6 +296,10 @@ class AttentionCall:
         return context.transpose(1, 2).contiguous(), weights
 
 
+# What a host may ask of its attention, and what would be lost without a word.
+_UNSUPPORTED = ("softcap", "s_aux", "cu_seq_lens_q")
+
+
 def refuse_past(configs: dict[str, Any], past: int) -> None:
     """Raises a `ValueError` for mechanisms without a place for keys that come before the tokens."""
     for config in configs.values():
@@ -273,47 +311,29 @@ def refuse_past(configs: dict[str, Any], past: int) -> None:
             )
 
 
-# What a host may ask of its attention, and what would be lost without a word.
-_UNSUPPORTED = ("is_causal", "softcap", "s_aux", "position_bias", "cu_seq_lens_q")
+def attend_for_stand_in(module: Any, *args: Any, **kwargs: Any) -> Attended:
+    """The attention function of attention modules with mechanisms.
 
-
-def hf_lam_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | BlockMask | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> Attended:
-    """The attention function registered as `"hf_lam"`.
-
-    It only passes on to the mechanisms of the call it is given, so that any copy of this code in the process can
-    answer for any other. A module without mechanisms gets transformers' SDPA.
+    It only passes on to the call that the module was handed, so that any copy of this code in the process can answer
+    for any other.
     """
-    call: Any = kwargs.pop(CALL, None)
-    if call is None and is_dispatching(module):
-        raise RuntimeError(
-            f"{type(module).__name__} does not hand its keyword arguments to its attention function, so its hf_lam "
-            "mechanisms cannot be reached. hf_lam.remove(model) gives the host back."
-        )
+    call: Any = handed_to(module)
     if call is None:
-        sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    unsupported = [name for name in _UNSUPPORTED if _is_set(kwargs.get(name))]
-    if unsupported:
-        raise ValueError(
-            f"{type(module).__name__} asks its attention for {unsupported}, which the mechanisms of hf_lam do "
-            "not have. This host cannot be used with hf_lam; hf_lam.remove(model) gives it back."
+        raise RuntimeError(
+            f"{type(module).__name__} was not called by its encoder, or does not give itself to its attention "
+            "function, so its hf_lam mechanisms cannot be reached. Call the encoder itself, or hf_lam.remove(model)."
         )
-    return call.attend(query, key, value, attention_mask, scaling, dropout)
+    return call.attend(module, *args, **kwargs)
 
 
-def _is_set(value: Any) -> bool:
-    return value is not None and value is not False
+def attend_without_mechanisms(module: nn.Module, *args: Any, **kwargs: Any) -> Attended:
+    """The attention function `"hf_lam"`, for whoever asks a model for it by its name: transformers' SDPA."""
+    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, *args, **kwargs)
 
 
-AttentionInterface.register("hf_lam", hf_lam_attention_forward)
+AttentionInterface.register(DISPATCH, attend_for_stand_in)
 # Without a mask function of the same name, a padded batch would arrive with no mask at all.
-AttentionMaskInterface.register("hf_lam", sdpa_mask)
+AttentionMaskInterface.register(DISPATCH, sdpa_mask)
+if "hf_lam" not in ALL_ATTENTION_FUNCTIONS:  # older copies of this code send their own modules there
+    AttentionInterface.register("hf_lam", attend_without_mechanisms)
+    AttentionMaskInterface.register("hf_lam", sdpa_mask)

@@ -7,10 +7,14 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
+from types import CodeType, MethodType
 from typing import Any, NamedTuple
 
 from torch import nn
+
+from .stand_ins_hf_lam import find_forward, place_of_forward, put_forward_back
 
 # What the names of our hooks begin with.
 _PREFIX = "hf_lam."
@@ -53,6 +57,55 @@ class Hooked(NamedTuple):
         drop_hooks(self.module, [self.key])
 
 
+class EnteredForward:
+    """A module's forward behind hooks that run also where it is called without its module: `module.forward(...)`.
+
+    Args:
+        module: the module.
+        before: a forward that the instance had already; None without one.
+    """
+
+    def __init__(self, module: nn.Module, before: Callable[..., Any] | None) -> None:
+        self.module = module
+        self.before = before
+        self.hooks: dict[str, Callable[..., Any]] = {}
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(MethodType(type(self.module).forward, self.module))
+
+    @property
+    def __code__(self) -> CodeType:
+        """Where the forward comes from, which `torch.export` writes down."""
+        return inspect.unwrap(type(self.module).forward).__code__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if args and args[0] is self.module:
+            args = args[1:]  # accelerate has bound it, to give back a model that it had prepared
+        for hook in self.hooks.values():
+            entered = hook(self.module, args, kwargs)
+            if entered is not None:
+                args, kwargs = entered
+        if self.before is None:
+            return type(self.module).forward(self.module, *args, **kwargs)
+        return self.before(*args, **kwargs)
+
+
+class Entered(NamedTuple):
+    """A hook of ours in front of a module's forward."""
+
+    module: nn.Module
+    key: str
+    forward: EnteredForward
+
+    def take_back(self) -> None:
+        """What something else has put around the forward since stays there."""
+        self.forward.hooks.pop(self.key, None)
+        place = find_forward(self.module, self.forward)
+        if not self.forward.hooks and place is not None:
+            put_forward_back(self.module, place, self.forward.before)
+
+
 class Changes:
     """Changes modules and writes down how to undo it.
 
@@ -72,14 +125,31 @@ class Changes:
         """Call `hook(module, args, kwargs)` before each forward."""
         self._hook(module, hook, *_TABLES[:2])
 
+    def enter(self, module: Any, hook: Callable[..., Any]) -> None:
+        """The same, and also where `module.forward` is called, as sentence-transformers does."""
+        place = place_of_forward(module)
+        forward = module.__dict__.get(place)
+        if type(forward).__name__ != EnteredForward.__name__:
+            forward = EnteredForward(module, forward)
+            setattr(module, place, forward)
+        forward.hooks[key_of(hook)] = hook
+        self.undo.append(Entered(module, key_of(hook), forward))
+
     def hook_after(self, module: Any, hook: Callable[..., Any]) -> None:
         """Call `hook(module, args, kwargs, output)` after each forward."""
         self._hook(module, hook, *_TABLES[2:])
 
     def hook_state(self, module: Any, hook: Callable[..., Any]) -> None:
         """Call `hook(module, …)` before `state_dict` gathers tensors, and before `load_state_dict` looks for them."""
+        self._hook_tables(module, hook, _STATE_TABLES)
+
+    def hook_load(self, module: Any, hook: Callable[..., Any]) -> None:
+        """Call `hook(module, state_dict, prefix, …)` before `load_state_dict` looks for tensors."""
+        self._hook_tables(module, hook, _STATE_TABLES[1:])
+
+    def _hook_tables(self, module: Any, hook: Callable[..., Any], tables: Iterable[str]) -> None:
         key = key_of(hook)
-        for table in _STATE_TABLES:
+        for table in tables:
             getattr(module, table)[key] = functools.partial(hook, module)
         self.undo.append(Hooked(module, key))
 

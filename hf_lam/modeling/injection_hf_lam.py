@@ -22,14 +22,24 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import logging
 
-from .attention_hooks_hf_lam import check_input_grid, enter_stack, forward_with_token_types, restore_checkpointing
-from .attention_pass_hf_lam import Injection
+from .attention_hooks_hf_lam import enter_stack, hand_token_types, refuse_replicas, restore_checkpointing
+from .attention_pass_hf_lam import GRID, Injection
 from .changes_hf_lam import Changes, undo_changes
-from .host_attention_hf_lam import find_attentions, find_encoder, find_layers, find_query_and_key
+from .host_attention_hf_lam import (
+    explain_masks_by_query,
+    explain_no_place,
+    find_attentions,
+    find_encoder,
+    find_layers,
+    find_query_and_key,
+    hands_on,
+    input_width_of,
+    path_between,
+)
 from .hosts_facts_hf_lam import drops_tokens, is_fusion
-from .hosts_hf_lam import check_keeps_tokens, read_host, refuse_dropped_tokens
+from .hosts_hf_lam import check_keeps_tokens, find_input_module, read_host, refuse_dropped_tokens
+from .input_grids_hf_lam import check_one_grid, find_arguments, watch_input
 from .layers_hf_lam import (
     attach_to_layers,
     container_of,
@@ -43,10 +53,9 @@ from .layers_hf_lam import (
     strip_copies,
     write_block,
 )
-from .mechanism_hf_lam import MARK, REPLACEMENT, MechanismConfig, MechanismContainer, MechanismPart, overrides
-from .mechanism_registry_hf_lam import check_combination, configs_in, mechanism_block
-
-logger = logging.get_logger(__name__)
+from .mechanism_hf_lam import MARK, PATTERN, REPLACEMENT, MechanismConfig, MechanismContainer, MechanismPart, overrides
+from .mechanism_registry_hf_lam import check_combination, configs_in
+from .stand_ins_hf_lam import PASS, StoodIn, explain_no_stand_in, put_stand_in
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
@@ -75,63 +84,6 @@ class InjectedEncoder(Protocol):
     def named_parameters(self) -> Any: ...
 
     def modules(self) -> Any: ...
-
-
-def inject(model: ModelT, *configs: Any) -> ModelT:
-    """Attach mechanisms to a transformers encoder, in place.
-
-    Args:
-        model: an encoder, or a task model on top of one, whose attention goes through transformers' attention
-            interface (BERT, RoBERTa, ViT, DeiT, VideoMAE, AST and many more).
-        *configs: what to attach, one of each kind: `LamConfig()`, `LocomtConfig()`, `SttConfig()`, or registered ones
-            of your own.
-
-    Returns:
-        The same model. With the defaults its outputs are unchanged; what changes them at once is logged. A pure STT
-        drops the query and key projections for good. Its class stays the stock one, which cannot load the new
-        weights again, and `save_pretrained` warns of that: save them with `save_mechanism`, or use `convert` for a
-        model that saves whole.
-
-    Raises:
-        TypeError: if `model` is not a transformers model.
-        ValueError: if the host cannot take the mechanism, with the reason, or already has one. The model is unchanged.
-    """
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"inject needs a transformers model (a PreTrainedModel), got {type(model).__name__}.")
-    plan = plan_injection(model, mechanism_block(configs))
-    plan.apply()
-    _watch_saving(model, plan.injection)
-    for change in list_changes(model):
-        logger.warning(change)
-    return model
-
-
-def _watch_saving(model: PreTrainedModel, injection: Injection) -> None:
-    """Let `save_pretrained` of a stock class say what it loses; `Trainer` calls it for every checkpoint."""
-    changes = Changes(injection.undo)
-    for saved in [model] if model is injection.base else [model, injection.base]:
-        if not hasattr(saved.config, "hf_lam"):
-            before = saved.__dict__.get("save_pretrained")
-            changes.set(saved, "save_pretrained", functools.partial(save_stock, saved, before))
-
-
-def save_stock(model: Any, before: Any, *args: Any, **kwargs: Any) -> None:
-    """`save_pretrained` of a model whose class has no place for the mechanisms that it has."""
-    injections = [injection_of(base) for base in injected_encoders(model)]
-    names = [name for injection in injections for name in injection.configs]
-    is_told = any(injection.is_told for injection in injections)
-    # With an adapter, nothing but the adapter is saved.
-    if names and not is_told and not getattr(model, "_hf_peft_config_loaded", False):
-        stock = type(model).__name__
-        for injection in injections:
-            injection.is_told = True  # once a model: `Trainer` saves it many times
-        logger.warning(
-            f"save_pretrained writes a {stock}, which transformers loads WITHOUT the mechanisms of hf_lam that this "
-            f"model has ({', '.join(names)}). Keep them with hf_lam.save_mechanism(model, folder), and attach them to "
-            f"the loaded {stock} with hf_lam.load_mechanism(model, folder). A model made with hf_lam.convert saves "
-            "whole."
-        )
-    (functools.partial(type(model).save_pretrained, model) if before is None else before)(*args, **kwargs)
 
 
 # --- plan, apply, undo -----------------------------------------------------------------------------------------------
@@ -168,8 +120,11 @@ class Plan(NamedTuple):
         # Loading builds models without values and then asks `_init_weights` for those the checkpoint lacks.
         changes.set(base, "_init_weights", functools.partial(initialize_weights, base))
         changes.hook_state(base, follow_in_state)
-        changes.hook_before(injection.stack, notice_changed_layers)
-        changes.hook_before(injection.stack, enter_stack)
+        changes.hook_before(injection.stack, refuse_replicas)
+        # Users, and other libraries, call the forward of an encoder; that of a stack in it is called by the encoder.
+        hook = changes.enter if injection.stack is base else changes.hook_before
+        hook(injection.stack, notice_changed_layers)
+        hook(injection.stack, enter_stack)
         _apply_to_inputs(self.model, injection, changes)
         attach_to_layers(injection, changes)
 
@@ -199,9 +154,11 @@ def plan_injection(model: PreTrainedModel, block: dict[str, Any] | None) -> Plan
         check_keeps_tokens(base)
     if is_fusion(base.config):
         check_grid(type(base).__name__, configs)
-    host = read_host(base, len(attentions))
+    host = read_host(base, len(attentions), model)
     configs = {name: config.resolve(host) for name, config in configs.items()}
     check_combination(configs)
+    check_one_grid(configs, host)
+    check_input(base, configs, attentions)
     projections = plan_projections(base, configs, attentions)
     mechanisms = {name: make_mechanism(base, config, host, attentions) for name, config in configs.items()}
     container = MechanismContainer(mechanisms)
@@ -218,7 +175,33 @@ def plan_injection(model: PreTrainedModel, block: dict[str, Any] | None) -> Plan
         layers_path=path_of_layers(stack, layers),
     )
     injection.seen = tuple(layers_in(stack, injection.layers_path))
+    check_way_of_input(model, injection)
     return Plan(model, base, injection, container, projections)
+
+
+def check_input(base: Any, configs: dict[str, Any], attentions: list[Any]) -> None:
+    """Raises a `ValueError` for mechanisms that cannot do with what a host's attention gets, or what it may see."""
+    name, width = type(base).__name__, input_width_of(attentions[0])
+    reading = next((config for config in configs.values() if config.change != PATTERN), None)
+    if reading is not None and width not in (None, base.config.hidden_size):
+        raise ValueError(
+            f"{type(reading).__name__} reads tokens of hidden_size={base.config.hidden_size} features, but the "
+            f"attention of {name} gets {width}."
+        )
+    replacing = next((config for config in configs.values() if config.change == REPLACEMENT), None)
+    reason = None if replacing is None else explain_masks_by_query(base, attentions)
+    if replacing is not None and reason is not None:
+        raise ValueError(
+            f"{type(replacing).__name__} without scores has no place for what {name} does to them: {reason}. It can "
+            f"only be a mixture: {replacing.instead_of_replacement}"
+        )
+    appending = next((config for config in configs.values() if config.appended_tokens), None)
+    reason = None if appending is None else explain_no_place(base, attentions)
+    if reason is not None:
+        raise ValueError(
+            f"{reason}, so that the tokens that {type(appending).__name__} appends have no place. Leave bottleneck "
+            "tokens out."
+        )
 
 
 def check_grid(name: str, configs: dict[str, Any]) -> None:
@@ -250,21 +233,41 @@ def _position_of_token_types(base: Any, configs: dict[str, Any]) -> int | None:
     return list(inspect.signature(type(base).forward).parameters).index("token_type_ids") - 1
 
 
+def check_way_of_input(model: Any, injection: Injection) -> None:
+    """Raises a `ValueError` where what an encoder is called with cannot be told to its layers."""
+    entered = find_input_module(model, injection.base)
+    if not (injection.needs_places and injection.host.tokens.grid) or entered in (None, injection.stack):
+        return
+    for module, _ in _keeping_keywords(entered, injection.stack):
+        reason = explain_no_stand_in(module)
+        if reason is not None:
+            raise ValueError(f"hf_lam cannot tell the layers of {injection.host.name} the grid of its input: {reason}")
+
+
+def _keeping_keywords(entered: nn.Module, stack: nn.Module) -> list[tuple[nn.Module, str | None]]:
+    """The modules from what gets the input to the stack of layers, if one of them hands no keyword arguments on."""
+    way = path_between(entered, stack)[:-1]
+    return [] if all(hands_on(module) for module, _ in way) else way
+
+
 def _apply_to_inputs(model: Any, injection: Injection, changes: Changes) -> None:
     """Check and note what the encoder is called with, where mechanisms are tied to it."""
-    base, configs = injection.base, injection.configs.values()
-    if any(config.needs_places for config in configs) and drops_tokens(base.config):
-        changes.hook_before(base, refuse_dropped_tokens)
-    if injection.host.tokens.configured_grid and any(config.needs_places for config in configs):
-        # DINOv3's encoder, for one, gets embeddings.
-        gets_input = model.main_input_name in inspect.signature(type(base).forward).parameters
-        changes.hook_before(base if gets_input else model, functools.partial(check_input_grid, injection))
-    if injection.token_types_position is not None:
-        # Not a hook: sentence-transformers calls `forward` itself. What accelerate may have put there stays beneath.
-        host_forward = base.__dict__.get("forward")
-        forward: Any = functools.partial(forward_with_token_types, base, host_forward)
-        forward.__signature__ = inspect.signature(base.forward)
-        changes.set(base, "forward", forward)
+    base = injection.base
+    # DINOv3's encoder, for one, gets embeddings, and that alone may be what there is.
+    entered = find_input_module(model, base)
+    if injection.needs_places and injection.host.tokens.grid and entered is not None:
+        if entered is injection.stack:
+            injection.input_places = find_arguments(entered)
+        else:
+            standing_in = _keeping_keywords(entered, injection.stack)
+            for module, child in standing_in:
+                put_stand_in(module, child)
+                changes.undo.append(StoodIn(module))
+            changes.enter(entered, watch_input(injection, entered, PASS if standing_in else GRID))
+    if injection.needs_places and drops_tokens(base.config):
+        changes.enter(base, refuse_dropped_tokens)
+    if injection.token_types_position is not None and injection.stack is not base:
+        changes.enter(base, hand_token_types)
 
 
 def drop_projections(projections: list[tuple[nn.Module, str]]) -> None:
@@ -359,5 +362,6 @@ def replace_config(base: InjectedEncoder, config: MechanismConfig) -> None:
     """Let an encoder have another configuration of a mechanism that it has; its modules are the caller's."""
     injection = injection_of(base)
     configs = {**injection.configs, config.name: config}
+    check_one_grid(configs, injection.host)
     write_block(base, configs)  # before anything else: it is checked there
     injection.set_configs(configs)

@@ -21,11 +21,12 @@ from torch import nn
 from .attention_hooks_hf_lam import append_tokens, drop_appended, enter_attention, enter_layer, mix_appended
 from .attention_pass_hf_lam import Injection
 from .changes_hf_lam import Changes, drop_hooks, key_of, undo_changes
-from .host_attention_hf_lam import find_layers, recorded_attentions, takes_kwargs
-from .hosts_facts_hf_lam import PROJECTION_NAMES, SHIMS
+from .host_attention_hf_lam import find_layers, needs_stand_in, path_between, recorded_attentions
+from .hosts_facts_hf_lam import PROJECTION_NAMES, keep_layers
 from .hosts_hf_lam import Host, make_dispatching_config
 from .mechanism_hf_lam import MARK, Mechanism, MechanismConfig
 from .mechanism_registry_hf_lam import block_of, mechanism_class_of
+from .stand_ins_hf_lam import StoodIn, put_stand_in, take_off_stand_in
 
 
 def make_mechanism(base: Any, config: MechanismConfig, host: Host, attentions: Any) -> Mechanism:
@@ -34,10 +35,11 @@ def make_mechanism(base: Any, config: MechanismConfig, host: Host, attentions: A
     if not mechanism.state_dict():
         # It is in the configuration alone then. With a tensor that says so, weights do not load without it unnoticed.
         mechanism.register_buffer(MARK, torch.ones(1, dtype=torch.uint8))
-    mechanism.to(device=next(attentions[0].parameters()).device, dtype=base.dtype)
-    if isinstance(mechanism, nn.ModuleList) and len(mechanism) == len(attentions):
-        for part, attention in zip(mechanism, attentions, strict=True):
-            part.to(next(attention.parameters()).device)
+    devices = [next(attention.parameters()).device for attention in attentions]
+    mechanism.to(device=devices[0], dtype=base.dtype)
+    if len(set(devices)) > 1 and isinstance(mechanism, nn.ModuleList) and len(mechanism) == len(attentions):
+        for part, device in zip(mechanism, devices, strict=True):
+            part.to(device)
     return mechanism
 
 
@@ -67,10 +69,14 @@ def attach_to_layers(injection: Injection, changes: Changes) -> None:
         changes.hook_after(layers[-1], drop_appended)
     for layer in layers:
         changes.hook_before(layer, enter_layer)
-    for index, attention in enumerate(injection.attentions):
+    if injection.stack is not injection.base and needs_stand_in(injection.stack):
+        put_stand_in(injection.stack, injection.layers_path.partition(".")[0])
+        changes.undo.append(StoodIn(injection.stack))
+    for index, (layer, attention) in enumerate(zip(layers, injection.attentions, strict=True)):
+        for module, child in path_between(layer, attention):
+            put_stand_in(module, child)
+        changes.undo.append(StoodIn(layer))
         changes.set(attention, "config", make_dispatching_config(attention.config))
-        if not takes_kwargs(attention.forward):
-            changes.set(attention, "forward", functools.partial(SHIMS[type(attention).__name__], attention))
         changes.hook_before(attention, functools.partial(enter_attention, index))
 
 
@@ -176,24 +182,25 @@ def strip_copies(base: Any) -> None:
     Called when the layers that were copied have their own state back.
     """
     injection: Injection = base._hf_lam
-    for module in base.modules():
+    for module in injection.stack.modules():
         number = number_of(module)
         if number is not None:
             module.config = injection.attentions[number].config
-            module.__dict__.pop("forward", None)
+        take_off_stand_in(module)
         drop_hooks(module, (*_ON_LAYERS, _ENTER))
 
 
 def explain_heads(base: Any) -> str | None:
     """Why an encoder whose heads were pruned cannot be saved so that it loads again; None if it has all of them."""
     host = base._hf_lam.host
+    heads = getattr(base.config, "num_key_value_heads", None) or host.num_heads
     for attention in base._hf_lam.attentions:
         names = next((names for names in PROJECTION_NAMES if hasattr(attention, names[2])), None)
         size = None if names is None else getattr(getattr(attention, names[2]), "out_features", None)
-        if size is not None and size < host.num_heads * host.head_size and size % host.head_size == 0:
+        if size is not None and size < heads * host.head_size and size % host.head_size == 0:
             return (
                 f"an attention of {host.name} has {size // host.head_size} heads, and its configuration can only say "
-                f"that all have {host.num_heads}, so it would not load again. Zero the output of heads instead of "
+                f"that all have {heads}, so it would not load again. Zero the output of heads instead of "
                 "taking them out."
             )
     return None
@@ -218,6 +225,7 @@ def _renumber(base: Any, injection: Injection, attentions: list[Any], numbers: l
             mechanism.train(before.training)
             made.append((container, name, mechanism))
 
+    keep_layers(base.config, numbers, injection.host.num_layers)
     undo_changes(injection.undo, [*injection.layers, *injection.attentions])
     strip_copies(base)
     for container, name, mechanism in made:
@@ -227,6 +235,7 @@ def _renumber(base: Any, injection: Injection, attentions: list[Any], numbers: l
     injection.layers_path = path_of_layers(stack, layers)
     injection.seen = tuple(layers_in(stack, injection.layers_path))
     injection.set_configs(configs)
+    injection.has_other_layers = True
     attach_to_layers(injection, Changes(injection.undo))
     write_block(base, configs)
 

@@ -17,8 +17,9 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 from __future__ import annotations
 
 import copy
+import functools
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -155,15 +156,20 @@ class MechanismConfig:
         """The only length it takes, for texts; None if it is not tied to one. After `resolve`."""
         return None
 
-    def input_grid(self, host: Host) -> tuple[int, ...]:
-        """The grid of patches that it is made for, as `HostTokens.grid`; empty for any. After `resolve`.
+    @property
+    def needs_input_grid(self) -> bool:
+        """Whether it follows the size of the input: `PassStart.grid` must be there, on a host with a grid."""
+        return False
 
-        Inputs with another grid are refused, also if they have as many patches: one that is tied to places would take
-        them for others.
+    def input_grid(self, host: Host) -> tuple[int | None, ...]:
+        """The grid of the inputs that it is made for, as `HostTokens.grid`; empty for any. After `resolve`.
+
+        An axis of None may have any size. Inputs with another grid are refused, also if they have as many patches: one
+        that is tied to places would take them for others.
         """
         return host.tokens.grid_of(self.exact_tokens or self.max_tokens) if self.needs_places else ()
 
-    def explain_input_grid(self, grid: tuple[int, ...]) -> str:
+    def explain_input_grid(self, grid: tuple[int, ...], host: Host) -> str:
         """What to do about inputs that have another grid, as one or two sentences."""
         return "Resize them."
 
@@ -212,10 +218,16 @@ class PassStart(NamedTuple):
 
     token_types: `(1 or B, L)`, for a mechanism that needs them; else None.
     modalities: of a fusion model, what the tokens belong to; else None.
+    grid: of the tokens of this input, as `HostTokens.grid` is that of the host; `(B, 2)` where samples differ in it,
+        as those of SigLIP 2 do, and what is after its places is padding. None for text, where no mechanism needs
+        places, and for embeddings that may lie on different grids.
+    length: tokens of the sequence, where the grid is `(B, 2)`.
     """
 
     token_types: Tensor | None
     modalities: ModalityTokens | None
+    grid: tuple[int, ...] | Tensor | None = None
+    length: int | None = None
 
 
 class LayerInput(NamedTuple):
@@ -285,10 +297,12 @@ Attended = tuple[Tensor, Tensor | None]
 def needs_same_dropout(attention: Attention, change: ScoreChange) -> bool:
     """Whether the choice of an implementation must not be left to what needs a gradient.
 
-    An addend does, which only the eager formula gives. Reentrant checkpointing runs a layer first without gradients
-    and then with them, and both runs must draw the same dropout.
+    What is added to the scores does, by a mechanism or as a host's relative bias, and only the eager formula gives it.
+    Reentrant checkpointing runs a layer first without gradients and then with them, and both runs must draw the same
+    dropout.
     """
-    return change.addend is not None and attention.dropout > 0
+    is_added = attention.padding is not None and attention.padding.is_floating_point()
+    return attention.dropout > 0 and (is_added or change.addend is not None)
 
 
 class Pattern(Protocol):
@@ -341,6 +355,23 @@ class MechanismPart(nn.Module):
     @abstractmethod
     def reset_parameters(self) -> None:
         """Write every parameter and buffer through `transformers.initialization`, which leaves loaded ones alone."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "reset_parameters" in cls.__dict__:
+            setattr(cls, "reset_parameters", _unless_on_meta(cls.reset_parameters))  # noqa: B010
+
+
+def _unless_on_meta(reset_parameters: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Without values there is nothing to write; torch would take its time to work that out."""
+
+    @functools.wraps(reset_parameters)
+    def reset(self: Any) -> None:
+        tensor = next(iter((*self.parameters(recurse=False), *self.buffers(recurse=False))), None)
+        if tensor is None or not tensor.is_meta:
+            reset_parameters(self)
+
+    return reset
 
 
 class Mechanism(MechanismPart):

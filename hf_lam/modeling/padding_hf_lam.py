@@ -107,7 +107,8 @@ def extend_padding(padding: Tensor, added: int) -> Tensor:
     """Padding `(…, 1 or L, L)` with `added` tokens more, which are none, and see what any other token sees."""
     is_bool = padding.dtype == torch.bool
     if padding.shape[-2] > 1:
-        row = padding.any(-2, keepdim=True) if is_bool else padding.amax(-2, keepdim=True)
+        seen = allowed(padding).any(-2, keepdim=True)
+        row = seen if is_bool else padding.new_zeros(seen.shape).masked_fill(~seen, -float("inf"))
         padding = torch.cat([padding, row.expand(*row.shape[:-2], added, -1)], dim=-2)
     return pad(padding, (0, added), value=is_bool)
 

@@ -47,12 +47,13 @@ from hf_lam import (
     convert,
     freeze_host,
     inject,
+    injecting,
     lam_attention,
     mechanism_parameters,
     remove,
     set_views,
 )
-from hf_lam.modeling import attention_hooks_hf_lam, attention_pass_hf_lam, injection_hf_lam, locomt_hf_lam
+from hf_lam.modeling import attention_hooks_hf_lam, attention_pass_hf_lam, locomt_hf_lam
 from hf_lam.modeling.injection_hf_lam import injection_of
 from hf_lam.modeling.mechanism_hf_lam import MechanismPart
 
@@ -465,7 +466,7 @@ def test_what_changes_the_outputs_at_once_is_said(
     through: Any, configs: tuple[Any, ...], said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    for module in (injection_hf_lam, conversion):
+    for module in (injecting, conversion):
         monkeypatch.setattr(module.logger, "warning", warnings.append)
     through(make_host("vit"), *configs)
     assert len(warnings) == (0 if said is None else 1)

@@ -17,12 +17,12 @@ from transformers import (
     GPT2Model,
     ModernBertConfig,
     ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
     T5Config,
     T5Model,
     ViTMAEConfig,
     ViTMAEModel,
-    VJEPA2Config,
-    VJEPA2Model,
 )
 
 from helpers.hosts import (
@@ -54,7 +54,10 @@ def refused() -> dict[str, tuple[nn.Module, str]]:
             "runs 3 layers with 1 self-attention",
         ),
         "drops_tokens": (ViTMAEModel(ViTMAEConfig(**SIZES, image_size=16, patch_size=4)), "mask_ratio"),
-        "no_interface": (VJEPA2Model(VJEPA2Config(**SIZES, crop_size=16, patch_size=8, frames_per_clip=4)), "VJEPA2"),
+        "no_interface": (
+            MPNetModel(MPNetConfig(**{**text, "intermediate_size": 37})),
+            "MPNetSelfAttention of MPNetModel computes its attention itself",
+        ),
     }
 
 
@@ -142,7 +145,7 @@ def test_a_float_mask_of_zeros_and_ones_is_refused() -> None:
     [
         ("vit", (LamConfig(), LocomtConfig(views="self", bottleneck_tokens=2)), "bottleneck_tokens=2"),
         ("vit", (LocomtConfig(segments=[["a", 9], ["b", 9]]),), r"add up to 18 tokens, and it has 17"),
-        ("vit", (LocomtConfig(segments=[["a", {"rectangle": [0, 0, 4, 3]}]]),), r"4 × 4 = 16 patches.* 12"),
+        ("vit", (LocomtConfig(segments=[["a", {"part": [0, 1]}]]),), r"for videos and sound of one length.*\(4, 4\)"),
         ("vit", (LocomtConfig(segments=[["a", {"frames": [0, 4]}]]),), "no frames"),
         ("vit", (LocomtConfig(segments="token_type_ids"),), "takes no token_type_ids"),
         (
@@ -150,7 +153,7 @@ def test_a_float_mask_of_zeros_and_ones_is_refused() -> None:
             (LocomtConfig(segments=[["a", {"frames": [0, 1]}], ["b", {"frames": [1, 4]}]]),),
             "cut some in two",
         ),
-        ("videomae", (LocomtConfig(segments=[["a", {"frames": [0, 2]}]]),), "to frame 4"),
+        ("videomae", (LocomtConfig(segments=[["a", {"part": [0, 0, 1, 1]}]]),), r"with two axes, but \(2, 2, 2\)"),
         ("bert", (LocomtConfig(segments=[["a", 30], ["b", 20]]),), r"add up to 50 tokens, and it takes at most 40"),
         ("bert", (LocomtConfig(segments=[["a", {"token_type": 0}]]),), r"token types \[0\], and it has 2"),
         ("bert", (LocomtConfig(views=[["self"] * 3] * 3),), r"3 rows of 3 views.*3 layers of 4 heads"),

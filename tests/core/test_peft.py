@@ -106,7 +106,7 @@ def test_views_are_set_in_the_original_and_in_every_copy(left: str) -> None:
 
 NOT_VIEWS: dict[str, Any] = {
     "another kind": LamConfig(),
-    "another grid": hf_lam.LocomtConfig(segments=[["all", {"rectangle": [0, 0, 3, 4]}]]),
+    "another grid": hf_lam.LocomtConfig(segments=[["all", {"frames": [0, 4]}]]),
     "a table of another shape": hf_lam.LocomtConfig(views=[["self"] * 4]),
     "an unknown segment": hf_lam.LocomtConfig(views="nobody>else"),
     "a bottleneck": hf_lam.LocomtConfig(views="self", bottleneck_tokens=2),
