@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..modeling.attention_pass_hf_lam import attend_changed
+from ..modeling.hosts_facts_hf_lam import takes_patches
 from ..modeling.injection_hf_lam import InjectedEncoder, encoders_with, injection_of
 from ..modeling.locomt_hf_lam import LocomtConfig
 from ..modeling.locomt_views_hf_lam import parse_view
@@ -115,7 +116,8 @@ def calibrate_views(
         batches: what the model is called with, such as a tokenizer returns or a `DataLoader` yields; labels may be
             among it. Tensors are moved to the model's device. A few hundred samples are enough, as a rule.
         budget: in (0, 1], the attention FLOPs of the table as a fraction of those of full views, over the whole model.
-            Where samples differ in their segments (token types), costs are means over the samples, without padding.
+            Where samples differ in their segments (token types, grids of their own), costs are means over the samples,
+            without padding.
         candidates: the views to choose from, in the grammar of `LocomtConfig`; `full`, `self` and the cross view of
             every pair of segments unless given. `["full", "self", "a>b"]` adds directed views, for example.
 
@@ -213,10 +215,10 @@ class _Mass:
     past: the same for all tokens and the keys before them, which every view shows.
     """
 
-    def __init__(self, config: LocomtConfig) -> None:
+    def __init__(self, config: LocomtConfig, takes_patches: bool) -> None:
         segments = len(config.names)
         self.is_local = torch.tensor([not everywhere for everywhere in config.is_global])
-        self.counts_padding = not config.has_token_types
+        self.counts_padding = not (config.has_token_types or (config.needs_input_grid and takes_patches))
         self.pairs = torch.zeros(len(config.views), len(config.views[0]), segments, segments, dtype=torch.float64)
         self.rows = 0
         self.samples = 0
@@ -226,7 +228,7 @@ class _Mass:
     def count(self, segment_of: Tensor, is_valid: Tensor, past: int) -> None:
         """One batch: `(B, L, m)` one-hot, which tokens are not padding, `(B, L)`, and how many keys come before."""
         valid = (segment_of * is_valid.unsqueeze(-1)).sum(1).long().cpu()
-        # Fixed segments are computed whole, padding and all.
+        # Segments that are the same for all samples are computed whole, padding and all.
         lengths = segment_of.sum(1).long().cpu() if self.counts_padding else valid
         self.rows += int(valid[:, self.is_local].sum())
         self.samples += len(lengths)
@@ -240,7 +242,7 @@ class _Mass:
 def _measure(
     model: nn.Module, base: InjectedEncoder, config: LocomtConfig, batches: Iterable[Mapping[str, Any]]
 ) -> _Mass:
-    mass = _Mass(config)
+    mass = _Mass(config, takes_patches(base.config))
 
     def add_up(attention: Attention, attend: Callable[[Attention], Attended]) -> Attended:
         return _attend_to_all(attention, mass), None

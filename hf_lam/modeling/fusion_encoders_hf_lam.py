@@ -59,6 +59,11 @@ def make_encoder(name: str, config: Any) -> Any:
             f"{name}_config is for {model_class.__name__}, which drops tokens at random "
             f"(mask_ratio={encoder_config.mask_ratio}); give another encoder, such as ViT."
         )
+    if hasattr(encoder_config, "pred_num_hidden_layers"):
+        raise ValueError(
+            f"{name}_config is for {model_class.__name__}, which has a predictor behind its encoder that would run in "
+            "vain and never be trained; give another encoder, such as VideoMAE."
+        )
     shape = read_input_shape(encoder_config)
     if not is_text and shape is None:
         raise ValueError(

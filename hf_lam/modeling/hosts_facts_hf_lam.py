@@ -6,11 +6,21 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.versions import require_version
+
+from .version_hf_lam import __version__
+
+# Here, because no file before this one imports transformers.
+require_version(
+    "transformers>=5.18.0",
+    f"hf_lam {__version__} needs it: older releases drop VideoMAE's q/v biases or overwrite loaded weights. "
+    "Run `pip install -U transformers`.",
+)
 
 
 class PrivateName(NamedTuple):
@@ -45,8 +55,22 @@ PRIVATE_NAMES = (
         "runs a layer under gradient checkpointing",
     ),
     PrivateName(
-        "transformers.utils.output_capturing", "_active_collector", "says whether attention weights are wanted"
+        "transformers.utils.output_capturing",
+        "_active_collector",
+        "says what else than the output is wanted, and has it so far",
     ),
+    PrivateName(
+        "transformers.utils.output_capturing", "_CAN_RECORD_REGISTRY", "says what else a class of models can return"
+    ),
+    PrivateName("transformers.core_model_loading", "_weight_conversions", "how the names of weights were changed"),
+    PrivateName(_MODEL, "_keys_to_ignore_on_load_unexpected", "says what of a checkpoint is no part of a model"),
+    PrivateName(
+        "transformers.models.auto.configuration_auto:_LazyConfigMapping",
+        "_extra_content",
+        "is where classes are looked for that are made when they are asked for",
+    ),
+    PrivateName("transformers.models.auto.auto_factory:_LazyAutoMapping", "_extra_content", "the same for models"),
+    PrivateName("transformers.models.auto.auto_factory:_BaseAutoModelClass", "_model_mapping", "is where that is"),
     PrivateName(
         "transformers.tokenization_utils_base:PreTrainedTokenizerBase",
         "_set_processor_class",
@@ -71,32 +95,42 @@ def is_fusion(config: Any) -> bool:
 # --- attention -------------------------------------------------------------------------------------------------------
 
 # What hosts call the projections of queries, keys and values.
-PROJECTION_NAMES = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"))
-
-
-def _forward_videomae(
-    attention: Any, hidden_states: torch.Tensor, **kwargs: Any
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`VideoMAESelfAttention.forward` with keyword arguments.
-
-    Its caller hands it some, and it takes none, up to transformers 5.24 at least; once it does, this can go.
-    """
-    shape = (*hidden_states.shape[:-1], -1, attention.attention_head_size)
-    query, key, value = (
-        projection(hidden_states).view(shape).transpose(1, 2)
-        for projection in (attention.query, attention.key, attention.value)
-    )
-    dropout = attention.dropout_prob if attention.training else 0.0
-    attend: Any = ALL_ATTENTION_FUNCTIONS["hf_lam"]
-    context, weights = attend(attention, query, key, value, None, scaling=attention.scaling, dropout=dropout, **kwargs)
-    return context.flatten(-2), weights
-
-
-# By the class of an attention whose forward takes no keyword arguments: the same forward with them.
-SHIMS = {"VideoMAESelfAttention": _forward_videomae}
+PROJECTION_NAMES = (
+    ("query", "key", "value"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("linear_q", "linear_k", "linear_v"),
+)
 
 # Hosts whose argument `bool_masked_pos` drops tokens, rather than replacing them.
 _DROPPING = ("videomae", "hf_lam_videomae")
+
+
+def read_softcap(config: Any) -> float | None:
+    """What an encoder limits its scores to; None for no limit."""
+    return getattr(config, "attn_logit_softcapping", None)
+
+
+def read_bias(config: Any) -> str | None:
+    """The option with which an encoder adds to its scores what depends on the places of tokens; None without one."""
+    for option in ("use_relative_position_bias", "use_shared_relative_position_bias", "has_relative_attention_bias"):
+        if getattr(config, option, False):
+            return f"{option}=True"
+    positions = getattr(config, "position_embeddings_type", None)  # of Wav2Vec2-BERT
+    return f"position_embeddings_type={positions!r}" if positions in ("relative", "relative_key") else None
+
+
+def read_partition(config: Any) -> str | None:
+    """How an encoder divides its tokens between calls of its attention, as the end of a sentence; None if it does not.
+
+    Swin, Hiera, SAM and their kin do; where all layers see all tokens, that is said of none of these options.
+    """
+    for option in ("window_size", "mask_unit_size", "local_window_size"):
+        if getattr(config, option, None):
+            return f"attends inside windows of the image ({option}={getattr(config, option)})"
+    if getattr(config, "depths", None) is not None:
+        return f"consists of stages of different width and length (depths={list(config.depths)})"
+    return None
 
 
 def drops_tokens(config: Any) -> bool:
@@ -108,27 +142,79 @@ def drops_tokens(config: Any) -> bool:
 
 
 def read_grid(config: Any) -> tuple[tuple[int, ...], int]:
-    """Axes of the grid of an encoder's tokens, empty for none, and frames of the input in a step of a video's."""
+    """Axes of the grid of an encoder's tokens for an input of the size that it is configured for, empty for none.
+
+    And frames of the input in a step of a video's.
+    """
     if hasattr(config, "tubelet_size"):
         steps, patch = _tubelet(config)
-        return (config.num_frames // steps, *_divide(_pair(config.image_size), patch)), steps
+        return (_frames(config) // steps, *_divide(_image_size(config), patch)), steps
     if hasattr(config, "frequency_stride"):
         return _divide_spectrogram(config, config.max_length, config.num_mel_bins), 1
-    if hasattr(config, "image_size") and hasattr(config, "patch_size"):
-        return _divide(_pair(config.image_size), _pair(config.patch_size)), 1
-    return (), 1
+    if _takes_one_length(config):
+        return (config.max_source_positions,), 1
+    if takes_patches(config):
+        side = int(config.num_patches**0.5)
+        return (side, side), 1
+    if hasattr(config, "image_size") and hasattr(config, "patch_size") and not hasattr(config, "num_detection_tokens"):
+        return _divide(_image_size(config), _pair(config.patch_size)), 1
+    return (), 1  # YOLOS has tokens after the grid, too
 
 
 def read_input_grid(config: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The same for an input of that shape, `(B, …)`, of whatever size; empty where its shape does not tell."""
     if hasattr(config, "tubelet_size") and len(shape) == 5:
         steps, patch = _tubelet(config)
-        return (shape[1] // steps, *_divide((shape[3], shape[4]), patch))
+        # V-JEPA 2 repeats what is too short for a step.
+        return (shape[1] // steps or shape[1], *_divide((shape[3], shape[4]), patch))
     if hasattr(config, "frequency_stride") and len(shape) == 3:
         return _divide_spectrogram(config, shape[1], shape[2])
+    if _takes_one_length(config) and len(shape) == 3:
+        return ((shape[2] + 1) // _WHISPER_STRIDE,)
     if hasattr(config, "patch_size") and len(shape) == 4:
         return _divide((shape[2], shape[3]), _pair(config.patch_size))
     return ()
+
+
+def read_input_shape(config: Any, grid: tuple[int, ...] = ()) -> tuple[int, ...] | None:
+    """The shape of one sample that an encoder takes, or None for text and plain sound, whose length differs.
+
+    grid: of its tokens; that of the size that the encoder is configured for unless given.
+    """
+    if hasattr(config, "frequency_stride") and grid:
+        frames = config.patch_size + (grid[1] - 1) * config.time_stride
+        return (frames, config.patch_size + (grid[0] - 1) * config.frequency_stride)
+    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
+        return (config.max_length, config.num_mel_bins)
+    if _takes_one_length(config):
+        return (config.num_mel_bins, _WHISPER_STRIDE * (grid or read_grid(config)[0])[0])
+    channels = getattr(config, "num_channels", getattr(config, "in_chans", None))
+    if channels is None:
+        return None
+    if takes_patches(config):
+        return (prod(grid) if grid else config.num_patches, channels * prod(_pair(config.patch_size)))
+    if not (hasattr(config, "image_size") or hasattr(config, "crop_size")):
+        return None
+    steps, patch = _tubelet(config) if hasattr(config, "tubelet_size") else (1, _pair(config.patch_size))
+    size = (grid[-2] * patch[0], grid[-1] * patch[1]) if grid else _image_size(config)
+    frames = (grid[0] * steps if grid else _frames(config),) if hasattr(config, "tubelet_size") else ()
+    return (*frames, channels, *size)
+
+
+def takes_patches(config: Any) -> bool:
+    """Whether an encoder takes the patches of images, padded to one number, with the grid of each (SigLIP 2)."""
+    return not hasattr(config, "image_size") and hasattr(config, "num_patches") and hasattr(config, "patch_size")
+
+
+# Mel frames of the input in one token.
+_WHISPER_STRIDE = 2
+
+
+def _takes_one_length(config: Any) -> bool:
+    """Whether an encoder takes sound of one length alone, padded or cut (Whisper)."""
+    # Speech2Text says how many convolutions it has, and takes any length.
+    has_both = hasattr(config, "max_source_positions") and hasattr(config, "num_mel_bins")
+    return has_both and not hasattr(config, "num_conv_layers")
 
 
 def _tubelet(config: Any) -> tuple[int, tuple[int, int]]:
@@ -136,6 +222,14 @@ def _tubelet(config: Any) -> tuple[int, tuple[int, int]]:
     tubelet = config.tubelet_size
     is_number = isinstance(tubelet, int)
     return (tubelet, _pair(config.patch_size)) if is_number else (tubelet[0], _pair(tubelet[1:]))
+
+
+def _frames(config: Any) -> int:
+    return config.num_frames if hasattr(config, "num_frames") else config.frames_per_clip
+
+
+def _image_size(config: Any) -> tuple[int, int]:
+    return _pair(config.image_size if hasattr(config, "image_size") else config.crop_size)
 
 
 def _divide_spectrogram(config: Any, frames: int, mel_bins: int) -> tuple[int, int]:
@@ -152,7 +246,7 @@ def _divide(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
 
 
 def read_positions(base: Any) -> int | None:
-    """How many positions an encoder has, prefix tokens included; None if it does not say."""
+    """How many positions an encoder without a grid has; None if it does not say."""
     text_length = getattr(base.config, "max_position_embeddings", None)
     if text_length is not None and text_length <= 0:
         return None  # XLNet takes any
@@ -169,24 +263,55 @@ def read_positions(base: Any) -> int | None:
         if isinstance(positions, nn.Embedding):
             return positions.num_embeddings
         if isinstance(positions, torch.Tensor):
-            # DINOv2 inserts its registers after the positions have been added.
-            return positions.shape[-2] + (getattr(base.config, "num_register_tokens", None) or 0)
+            return positions.shape[-2]
     return None
 
 
-def read_input_shape(config: Any) -> tuple[int, ...] | None:
-    """The shape of one sample that an encoder takes, or None for text, whose length differs."""
-    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
-        return (config.max_length, config.num_mel_bins)
-    if hasattr(config, "image_size") and hasattr(config, "num_channels"):
-        frames = (config.num_frames,) if hasattr(config, "num_frames") else ()
-        return (*frames, config.num_channels, *_pair(config.image_size))
-    return None
+# Samples in a second of sound for all encoders that take it plainly.
+SAMPLING_RATE = 16_000
 
 
-def count_first_tokens(encoder: Any) -> int:
-    """How many tokens come before the patches of an encoder that does not say it: classes and registers."""
-    return count_class_tokens(encoder) + (getattr(encoder.config, "num_register_tokens", None) or 0)
+def count_sound_tokens(config: Any, samples: int) -> int | None:
+    """How many tokens an encoder of plain sound makes of it (wav2vec 2.0, HuBERT); None for others."""
+    if not (hasattr(config, "conv_kernel") and hasattr(config, "conv_stride")):
+        return None
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        samples = (samples - kernel) // stride + 1
+    return samples
+
+
+def count_samples(config: Any, tokens: int) -> int:
+    """The fewest samples of which an encoder of plain sound makes so many tokens."""
+    for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
+        tokens = (tokens - 1) * stride + kernel
+    return tokens
+
+
+# What encoders take that is no text. Those of larger models may say that it is text.
+INPUT_NAMES = ("pixel_values", "pixel_values_videos", "input_values", "input_features")
+
+# What encoders call the tokens that they put before the grid.
+_FIRST_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens", "cls_register_token")
+# Encoders that get embeddings from a model around them, which puts one class token in front.
+_WITH_CLASS_TOKEN = ("dinov2", "dinov2_with_registers", "dinov3_vit")
+
+
+def count_first_tokens(model: Any) -> int:
+    """How many tokens come before the grid: classes and registers.
+
+    model: the encoder; or one around it, if that makes the embeddings.
+    """
+    counts = [
+        1 if parameter.dim() == 1 else parameter.shape[-2]
+        for module in _embeddings_in(model)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name in _FIRST_TOKENS
+    ]
+    if counts or _embeddings_in(model):
+        return sum(counts)
+    config = model.config
+    names = ("num_register_tokens", "num_registers", "num_cls_tokens")
+    return sum(getattr(config, name, 0) or 0 for name in names) + (_stock_type(config) in _WITH_CLASS_TOKEN)
 
 
 def count_class_tokens(encoder: Any) -> int:
@@ -197,28 +322,66 @@ def count_class_tokens(encoder: Any) -> int:
     if encoder.config.model_type == "audio-spectrogram-transformer":
         return 2
     names = ("cls_token", "class_embedding")
-    return int(any(getattr(module, name, None) is not None for module in encoder.modules() for name in names))
+    return int(any(getattr(module, name, None) is not None for module in _embeddings_in(encoder) for name in names))
+
+
+def _embeddings_in(model: Any) -> list[nn.Module]:
+    """The modules that make tokens. (AIMv2 has a class token elsewhere, with which it pools.)"""
+    return [module for module in model.modules() if type(module).__name__.endswith("Embeddings")]
+
+
+def _stock_type(config: Any) -> str:
+    return config.model_type.removeprefix("hf_lam_")
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+# The Auto classes of encoders and of heads on them, and the table of `transformers.models.auto.modeling_auto` where
+# the class of each family is.
+AUTO_CLASSES = {
+    "AutoModel": "MODEL_MAPPING_NAMES",
+    "AutoModelForPreTraining": "MODEL_FOR_PRETRAINING_MAPPING_NAMES",
+    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+    "AutoModelForDocumentQuestionAnswering": "MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES",
+    "AutoModelForMultipleChoice": "MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES",
+    "AutoModelForNextSentencePrediction": "MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES",
+    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForMaskedImageModeling": "MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES",
+    "AutoModelForSemanticSegmentation": "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES",
+    "AutoModelForUniversalSegmentation": "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES",
+    "AutoModelForObjectDetection": "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES",
+    "AutoModelForDepthEstimation": "MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES",
+    "AutoModelForVideoClassification": "MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForAudioClassification": "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForAudioFrameClassification": "MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForAudioXVector": "MODEL_FOR_AUDIO_XVECTOR_MAPPING_NAMES",
+    "AutoModelForCTC": "MODEL_FOR_CTC_MAPPING_NAMES",
+}
+# The tables of families that have a decoder, and those of their heads that stand on the encoder alone.
+DECODER_TABLES = ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES")
+HEADS_WITHOUT_DECODER = ("AutoModelForAudioClassification", "AutoModelForCTC")
+# What the names of an encoder's weights begin with in the checkpoints of such a family, where the encoder was saved
+# alone, and of what is no part of it.
+ENCODER_PREFIXES = (r"^model\.encoder\.", r"^encoder\.")
+ENCODER_ALONE = r"^(?=(conv1|conv2|embed_positions|layers|layer_norm|hf_lam)\.)"
+DECODER_WEIGHTS = (r"^(model\.)?decoder\.", r"^(proj_out|lm_head)\.")
+# Encoders that are in no table, though they have a configuration of their own.
+UNLISTED_ENCODERS = {
+    "aimv2_text_model": "Aimv2TextModel",
+    "siglip2_text_model": "Siglip2TextModel",
+    "siglip_text_model": "SiglipTextModel",
+}
+# Heads whose loss is a mean over labelled tokens.
+TOKEN_HEADS = ("AutoModelForMaskedLM", "AutoModelForTokenClassification")
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 # Parts of an encoder that stock checkpoints may leave out and task models train anew.
-OPTIONAL_PARTS = ("pooler.", "mask_token")
-
-# Our class or model type, and the one of transformers whose renames of stored weights it needs. (A ViT head needs
-# nothing: the ViTModel inside it is transformers' own.)
-CONVERSIONS = {"HfLamViTModel": "ViTModel", "hf_lam_videomae": "videomae"}
-
-
-def read_structure(model: Any) -> dict[str, bool]:
-    """What a stock model was made with besides its configuration, as arguments of its class."""
-    structure = {}
-    name = type(model).__name__
-    if name in ("BertModel", "ViTModel"):
-        structure["add_pooling_layer"] = model.pooler is not None
-    if name == "ViTModel":
-        structure["use_mask_token"] = model.embeddings.mask_token is not None
-    return structure
+OPTIONAL_PARTS = ("pooler.", "mask_token", "masked_spec_embed")
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -300,6 +463,28 @@ LAYER_OPTIONS = (
 )
 
 
+def keep_layers(config: Any, numbers: list[int], before: int) -> None:
+    """Let what a configuration says of single layers be said of those that an encoder has now.
+
+    numbers: of these, as they were.
+    before: how many there were.
+    """
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and len(kinds) == before:
+        config.layer_types = [kinds[number] for number in numbers]
+    stages = getattr(config, "stage_names", None)
+    if stages is not None and len(stages) == before + 1 != len(numbers) + 1:
+        # Only a backbone, which has no mechanisms, gives out more than the last.
+        config.stage_names = ["stem", *(f"stage{index + 1}" for index in range(len(numbers)))]
+        config.out_indices = [len(numbers)]
+
+
+def read_layerdrop(config: Any) -> tuple[str, float] | None:
+    """The option with which an encoder leaves out layers at random while it is trained; None if it runs all."""
+    options = ((name, getattr(config, name, None)) for name in ("layerdrop", "encoder_layerdrop"))
+    return next(((name, value) for name, value in options if value), None)
+
+
 def read_window(config: Any) -> str | None:
     """The option with which attention sees a part of a long sequence, though all of a short one; None without one."""
     if getattr(config, "attention_type", None) == "original_full":
@@ -309,15 +494,6 @@ def read_window(config: Any) -> str | None:
 
 
 # --- what can be built -----------------------------------------------------------------------------------------------
-
-# The encoders that are built from their configuration alone. Others may fetch something while they are made, as those
-# of timm do.
-SELF_CONTAINED = frozenset(
-    [
-        *("albert", "bert", "camembert", "clip_text_model", "distilbert", "electra", "roberta", "xlm-roberta"),
-        *("clip_vision_model", "deit", "dinov2", "vit", "videomae", "audio-spectrogram-transformer"),
-    ]
-)
 
 # By the class of a model: the arguments with which it has every part that its checkpoints may hold.
 COMPLETE_STRUCTURE = {"ViTModel": {"use_mask_token": True}}

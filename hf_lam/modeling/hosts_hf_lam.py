@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from math import prod
+from math import isqrt, prod
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .hosts_facts_hf_lam import (
+    INPUT_NAMES,
+    SAMPLING_RATE,
     count_first_tokens,
+    count_sound_tokens,
     is_fusion,
     read_grid,
     read_positions,
@@ -41,15 +44,17 @@ class HostTokens(NamedTuple):
     """The token sequence that an encoder makes of its input.
 
     host: the encoder's name, for messages.
-    length: most tokens, on a host with a grid their number; None if it does not say.
+    length: most tokens, on a grid those of an input of the size that the host is configured for; None if it does not
+        say.
     prefix: tokens before the grid, such as `[CLS]`.
-    grid: axes of the row-major grid of the others, `(rows, columns)` or `(steps, rows, columns)`; empty for text.
+    grid: axes of the row-major grid of the others in an input of that size: `(rows, columns)`, `(steps, rows,
+        columns)`, or `(steps,)` for sound of one length; empty for text. An input of another size has another grid,
+        which a mechanism learns when a pass begins (`PassStart.grid`).
     frames_per_step: frames of the input in one step of a video grid.
     token_types: how many different `token_type_ids` there are; 0 if the encoder takes none.
     modalities: of a fusion model, in their order; else empty.
     modality_lengths: the most tokens of each; None where its encoder does not say.
-    patches: of a host that does not say its length, the grid of an input of the size that it is configured for.
-    first: tokens before it then, as far as the host's modules tell.
+    sound_tokens: of a host of plain sound of any length, the tokens of one second and of ten; else empty.
     """
 
     host: str
@@ -60,24 +65,39 @@ class HostTokens(NamedTuple):
     token_types: int = 0
     modalities: tuple[str, ...] = ()
     modality_lengths: tuple[int | None, ...] = ()
-    patches: tuple[int, ...] = ()
-    first: int = 0
-
-    @property
-    def configured_grid(self) -> tuple[int, ...]:
-        """The grid of an input of the size that the host is configured for; empty for text."""
-        return self.grid or self.patches
+    sound_tokens: tuple[int, ...] = ()
 
     def grid_of(self, length: int | None) -> tuple[int, ...]:
-        """The grid of inputs of the host's own size, if they have `length` tokens; empty for others, and for text.
+        """The grid of inputs with `length` tokens, as far as that says it: the host's own, or else a square where that
+        is one, a video of the same pictures, or a sequence; empty for others, and for text.
 
-        length: None for as many as they have.
+        length: None for as many as the host's own inputs have.
         """
-        if length is None or length == self.length:
+        places = None if length is None else length - self.prefix
+        if not self.grid or places in (None, prod(self.grid)):
             return self.grid
-        # Class tokens may be put in front by a model around the encoder.
-        is_own = self.length is None and 0 <= length - self.first - prod(self.patches) <= 2
-        return self.patches if is_own else ()
+        assert places is not None
+        picture = prod(self.grid[1:])
+        if len(self.grid) in (1, 3) and places > 0 and places % picture == 0:
+            return (places // picture, *self.grid[1:])
+        side = isqrt(places) if places > 0 and len(self.grid) == 2 and len(set(self.grid)) == 1 else 0
+        return (side, side) if side > 0 and side * side == places else ()
+
+    def count(self, grid: tuple[int, ...]) -> int:
+        """Tokens of an input with this grid."""
+        return self.prefix + prod(grid)
+
+    @property
+    def example_length(self) -> int:
+        """A number of tokens to give as an example."""
+        return self.sound_tokens[1] if self.sound_tokens else min(512, self.length or 512)
+
+    def describe_sound(self) -> str:
+        """How many tokens a host of plain sound makes, as a sentence; empty for others."""
+        if not self.sound_tokens:
+            return ""
+        rate, (second, ten) = SAMPLING_RATE // 1000, self.sound_tokens
+        return f"It makes {second} tokens of one second of sound at {rate} kHz, and {ten} of ten seconds. "
 
 
 class Host(NamedTuple):
@@ -100,8 +120,11 @@ class Host(NamedTuple):
     tokens: HostTokens
 
 
-def read_host(base: Any, num_layers: int) -> Host:
-    """The plain record of an encoder."""
+def read_host(base: Any, num_layers: int, model: Any = None) -> Host:
+    """The plain record of an encoder.
+
+    model: what is around it, which may make its embeddings.
+    """
     config = base.config
     return Host(
         name=type(base).__name__,
@@ -110,7 +133,7 @@ def read_host(base: Any, num_layers: int) -> Host:
         head_size=head_size_of(config),
         num_layers=num_layers,
         initializer_range=getattr(config, "initializer_range", 0.02),
-        tokens=read_tokens(base),
+        tokens=read_tokens(base, model),
     )
 
 
@@ -122,46 +145,65 @@ def head_size_of(config: Any) -> int:
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def read_tokens(base: Any) -> HostTokens:
-    """The token sequence of an encoder, from its configuration and its positions."""
-    config, name, length = base.config, type(base).__name__, max_length_of(base)
+def read_tokens(base: Any, model: Any = None) -> HostTokens:
+    """The token sequence of an encoder, from its configuration and its modules.
+
+    model: what is around it, which may make its embeddings.
+    """
+    config, name = base.config, type(base).__name__
     if is_fusion(config):
-        return HostTokens(name, length, modalities=tuple(config.modalities), modality_lengths=tuple(base.max_lengths))
-    grid, frames_per_step = read_grid(config)
-    if grid and length is None:  # positions that turn queries and keys, or that are added to scores
-        return HostTokens(name, None, patches=grid, first=count_first_tokens(base))
+        lengths = tuple(base.max_lengths)
+        length = None if None in lengths else sum(lengths)
+        return HostTokens(name, length, modalities=tuple(config.modalities), modality_lengths=lengths)
+    arguments = inspect.signature(type(base).forward).parameters
+    grid, frames_per_step = ((), 1) if "input_ids" in arguments else read_grid(config)
     if grid:
-        assert length is not None
-        return HostTokens(name, length, length - prod(grid), grid, frames_per_step)
-    takes_token_types = "token_type_ids" in inspect.signature(type(base).forward).parameters
-    return HostTokens(name, length, token_types=getattr(config, "type_vocab_size", 0) if takes_token_types else 0)
+        prefix = count_first_tokens(base if model is None or input_name_of(base) else model)
+        return HostTokens(name, prefix + prod(grid), prefix, grid, frames_per_step)
+    seconds = [count_sound_tokens(config, seconds * SAMPLING_RATE) for seconds in (1, 10)]
+    return HostTokens(
+        name,
+        read_positions(base),
+        token_types=getattr(config, "type_vocab_size", 0) if "token_type_ids" in arguments else 0,
+        sound_tokens=tuple(number for number in seconds if number is not None),
+    )
 
 
 def max_length_of(base: Any) -> int | None:
     """The longest sequence the host is made for, in tokens, prefix tokens included; None if it does not say."""
-    if is_fusion(base.config):
-        return None if None in base.max_lengths else sum(base.max_lengths)
-    return read_positions(base)
+    return read_tokens(base).length
+
+
+def input_name_of(module: Any) -> str | None:
+    """What a module calls the input of its model; None if it takes the embeddings that a model around it makes."""
+    arguments = inspect.signature(type(module).forward).parameters
+    return next((name for name in (module.main_input_name, *INPUT_NAMES) if name in arguments), None)
+
+
+def find_input_module(model: nn.Module, base: Any) -> Any:
+    """The module inside `model` that takes the input, and has the encoder `base` in it; None if there is none."""
+    around = (module for module in model.modules() if isinstance(module, PreTrainedModel) and input_name_of(module))
+    return next((module for module in reversed(list(around)) if any(part is base for part in module.modules())), None)
 
 
 # --- what it is asked for --------------------------------------------------------------------------------------------
 
 
+# The attention function that the attention modules of an encoder with mechanisms are sent to. Not "hf_lam", which also
+# older copies of this code register.
+DISPATCH = "hf_lam_stand_in"
+
+
 def make_dispatching_config(host_config: Any) -> Any:
-    """A copy of the host's configuration that sends attention to "hf_lam", for the attention modules alone.
+    """A copy of the host's configuration that sends attention to our function, for the attention modules alone.
 
     The model's own configuration keeps saying what the user asked for, so `set_attn_implementation` on any model
     around the encoder selects our kernel and can never drop the mechanism.
     """
     config = copy.copy(host_config)
-    config._attn_implementation_internal = "hf_lam"
+    config._attn_implementation_internal = DISPATCH
     config.hf_lam_dispatches = True
     return config
-
-
-def is_dispatching(module: nn.Module) -> bool:
-    """Whether a module's attention goes to mechanisms, and not just to the function of that name."""
-    return getattr(getattr(module, "config", None), "hf_lam_dispatches", False)
 
 
 def read_implementation(config: Any) -> str | None:

@@ -42,7 +42,9 @@ class LamConfig(MechanismConfig):
             the host's `initializer_range`, which changes the outputs at once.
         rank: `None` is the paper's dense mask, with one output per key position. With `r`,
             `M_ij = f(x_i) · g(x_j)` with `r` factors: any length, and no parameters that grow with it.
-        max_length: the longest sequence a dense mask can take; `None` takes it from the host.
+        max_length: the longest sequence a dense mask can take; on a grid, of an image for example, the only one.
+            `None` takes it from the host; 257 is for a square image of 16 × 16 patches and `[CLS]`, whatever size the
+            host is configured for.
 
     Raises:
         ValueError: for a value outside the above; the message names it.
@@ -106,8 +108,13 @@ class LamConfig(MechanismConfig):
     def needs_embeddings(self) -> bool:
         return self.source == "embeddings"
 
-    def explain_input_grid(self, grid: tuple[int, ...]) -> str:
-        return "Resize them, or use a low-rank mask, which is tied to no place: LamConfig(rank=8)."
+    def explain_input_grid(self, grid: tuple[int, ...], host: Host) -> str:
+        length = host.tokens.count(grid)
+        makes = f" make the model for this size with LamConfig(max_length={length}),"
+        return (
+            f"Resize them,{makes if host.tokens.grid_of(length) in ((), grid) else ''} or use a low-rank mask, which "
+            "is tied to no place: LamConfig(rank=8)."
+        )
 
     @property
     def no_place_for_appended(self) -> str:
@@ -133,8 +140,9 @@ class LamConfig(MechanismConfig):
         length = self.max_length or tokens.length
         if length is None:
             raise ValueError(
-                f"{host.name} does not say how long its sequences get; give LamConfig(max_length=...), or use a "
-                "low-rank mask, which takes any length: LamConfig(rank=8)."
+                f"{host.name} does not say how long its sequences get. {tokens.describe_sound()}Give "
+                f"LamConfig(max_length={tokens.example_length}), for example, or use a low-rank mask, which takes any "
+                "length: LamConfig(rank=8)."
             )
         of_modalities = [n for n in tokens.modality_lengths if n is not None]
         if length < sum(of_modalities):
@@ -147,9 +155,15 @@ class LamConfig(MechanismConfig):
     def list_limits(self, host: Host) -> list[str]:
         if not self.is_dense:
             return []
+        length = self.choose_length(host)
+        if len(host.tokens.grid) > 1:
+            return [
+                f"Inputs of exactly {length:,} tokens: the masks have a column for each of their places. Inputs of "
+                "another size are refused."
+            ]
         return [
-            f"Sequences of at most {self.choose_length(host):,} tokens: the masks have a column for every position. "
-            "Padding belongs on the right."
+            f"Sequences of at most {length:,} tokens: the masks have a column for every position. Padding belongs on "
+            "the right."
         ]
 
 
@@ -288,7 +302,7 @@ class LearnableAttentionMasks(Mechanism, nn.ModuleList):
             mask = LearnableAttentionMask(config, host.hidden_size, host.num_heads, max_length, host.initializer_range)
             self.append(mask)
         # The columns for a short text are the first ones; those for a smaller image lie all over the grid.
-        self.exact_length = max_length if config.is_dense and host.tokens.configured_grid else None
+        self.exact_length = max_length if config.is_dense and len(host.tokens.grid) > 1 else None
         self.modality_lengths = [length for length in host.tokens.modality_lengths if length is not None]
 
     def begin(self, start: PassStart) -> Tensor | None:
@@ -317,8 +331,9 @@ class LearnableAttentionMasks(Mechanism, nn.ModuleList):
         if self.exact_length not in (None, length):
             raise ValueError(
                 f"the input has {length} tokens, but the learnable attention mask has a column for each of "
-                f"{self.exact_length} places on a grid; in an input of another size they lie elsewhere. Resize it, or "
-                "use a low-rank mask, which takes any size: LamConfig(rank=8)."
+                f"{self.exact_length} places on a grid; in an input of another size they lie elsewhere. Resize it, "
+                f"make the model for this size with LamConfig(max_length={length}), or use a low-rank mask, which "
+                "takes any size: LamConfig(rank=8)."
             )
         return self[index](source, columns)
 

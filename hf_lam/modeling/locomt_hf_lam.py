@@ -9,7 +9,7 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -18,21 +18,21 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .hosts_hf_lam import Host, HostTokens, ModalityTokens
+from .hosts_hf_lam import Host, ModalityTokens
 from .locomt_attention_hf_lam import attend_annealed, attend_eager, attend_with_weights
 from .locomt_blocks_hf_lam import attend_blocks
-from .locomt_layout_hf_lam import Layout, fixed_layout, sample_layout
+from .locomt_layout_hf_lam import Layout, find_layout
 from .locomt_segments_hf_lam import (
+    Frames,
     Modality,
+    Part,
     Segment,
     Span,
     TokenType,
-    is_in_order,
+    grid_of_segments,
     leading_lengths,
-    locate_tokens,
     parse_segments,
     resolve_segments,
-    spans_of,
 )
 from .locomt_views_hf_lam import View, check_views, cross_views, parse_view, resolve_views, view_cost
 from .mechanism_hf_lam import (
@@ -67,15 +67,21 @@ class LocomtConfig(MechanismConfig):
         segments: `[name, extent]` pairs. The extent is a number of tokens, one after the other, or one of
 
             - `{"length": n, "global": true}`: `n` tokens that see, and are seen by, all in every view;
-            - `{"rectangle": [top, left, height, width]}` in patches, for images. Together they cover the grid; tokens
-              before it, such as `[CLS]`, become a global segment of their own unless a first extent names them;
-            - `{"frames": [start, stop]}` in frames of the input, for video;
+            - `{"part": [top, left, height, width]}` in fractions of the grid of an image's patches, or of a
+              spectrogram's, and `{"part": [start, length]}` of the steps of a video, or of sound of one length. They
+              follow the size of the input: an edge lies at the nearest boundary between tokens, the lower of two as
+              near. Together they cover the grid; tokens before it, such as `[CLS]`, become a global segment of their
+              own unless a first extent names them. Fractions are read as the nearest with a denominator of at most
+              1,000, so 0.3333 is a third;
+            - `{"rectangle": [top, left, height, width]}` in patches, for images of the size that they cover together,
+              whatever size the host is configured for;
+            - `{"frames": [start, stop]}` in frames of the input, for videos of as many frames;
             - `{"token_type": t}`: the tokens with that `token_type_ids`, which differ from sample to sample;
             - `{"modality": name}`: the tokens of one modality of a fusion model, however many there are.
 
             `"token_type_ids"` is short for one segment `type_t` for every token type. `None` takes the host's own:
-            token types for text, four quadrants for an image, two halves for a video, and the modalities of a fusion
-            model, by their names.
+            token types for text, four quadrants for an image of any size, two halves for a video and for sound of one
+            length, and the modalities of a fusion model, by their names.
         views: one view for all heads; a preset (`full`, `self`, `cross`, `round_robin`, `half`, `random(seed)`,
             `low_self(k)`); or a table, layers × heads. A model's `config.json` stores the table. `"full"` leaves the
             model's outputs as they are, all others change them at once.
@@ -188,12 +194,6 @@ class LocomtConfig(MechanismConfig):
         """The segment of every bottleneck token, which are appended to the sequence."""
         return [i for i, flag in enumerate(self.is_global) if not flag for _ in range(self.bottleneck_tokens)]
 
-    def locate_tokens(self, tokens: HostTokens) -> list[int] | None:
-        """The segment of every token, the bottleneck's at the end; None where samples or batches differ."""
-        if self.has_token_types or self.has_modalities:
-            return None
-        return locate_tokens(self.parsed_segments, tokens) + self.bottleneck_segments
-
     # --- what it says of itself ---
 
     @property
@@ -233,11 +233,22 @@ class LocomtConfig(MechanismConfig):
     def needs_places(self) -> bool:
         return True
 
-    def input_grid(self, host: Host) -> tuple[int, ...]:
-        """The host's, but for full views, in which a place does not matter."""
+    @property
+    def needs_input_grid(self) -> bool:
+        return isinstance(self.parsed_segments[-1].extent, (Part, Frames))
+
+    def input_grid(self, host: Host) -> tuple[int | None, ...]:
+        """That which its segments are cut for; none for full views, in which a place does not matter."""
         segments = len(self.parsed_segments)
         is_full = all(len(view) == segments**2 for row in self.parsed_views for view in row)
-        return () if is_full else super().input_grid(host)
+        return () if is_full else grid_of_segments(self.parsed_segments, host.tokens)
+
+    def explain_input_grid(self, grid: tuple[int, ...], host: Host) -> str:
+        part = '["a", {"part": [0, 0, 1, 0.5]}]' if len(grid) == 2 else '["a", {"part": [0, 0.5]}]'
+        return (
+            f"Resize them, cut the segments for this size, or give parts of the grid, such as {part}, which follow "
+            "the input; segments=None gives some."
+        )
 
     @property
     def needs_token_types(self) -> bool:
@@ -265,7 +276,12 @@ class LocomtConfig(MechanismConfig):
             ]
         if self.has_modalities:
             return [f"The segments of the views are the modalities ({names}); a sample may lack some."]
-        return [f"The segments of the views ({names}) are cut for inputs of one size; another size is refused."]
+        if isinstance(self.parsed_segments[-1].extent, Part):
+            return [f"The segments of the views ({names}) are parts of the input, whatever its size."]
+        grid = grid_of_segments(self.parsed_segments, host.tokens)
+        sizes = " × ".join("any" if size is None else str(size) for size in grid)
+        size = f"{sizes} patches" if sizes else f"{self.exact_tokens} tokens"
+        return [f"The segments of the views ({names}) are cut for inputs of {size}; another size is refused."]
 
 
 def _plain(extent: Any) -> Any:
@@ -380,19 +396,12 @@ class AttentionViews(Mechanism):
     logged: ClassVar[tuple[str, ...]] = ("views",)
     fact_titles: ClassVar[dict[str, tuple[str, str]]] = {"views": ("views", "view")}
 
-    segment_ids: Tensor
     penalty: Tensor
 
     def __init__(self, config: LocomtConfig, host: Host) -> None:
         super().__init__(config, host)
         self.initializer_range = host.initializer_range
-        self.fixed_segments = config.locate_tokens(host.tokens)
-        segment_ids = self.fixed_segments or []
-        self.lengths = tuple(segment_ids.count(segment) for segment in range(len(config.names)))
-        self.is_permuted = not is_in_order(segment_ids)
-        if self.is_permuted:
-            # A constant, and no buffer: `to_empty` and loading would leave one without values that is not saved.
-            self.segment_ids = torch.tensor(segment_ids, device="cpu")
+        self.frames_per_step = host.tokens.frames_per_step
         if config.annealing:
             self.register_buffer("penalty", torch.empty(()))
         if config.bottleneck_tokens:
@@ -406,14 +415,6 @@ class AttentionViews(Mechanism):
         if self.config.bottleneck_tokens:
             init.normal_(self.bottleneck, std=self.initializer_range)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AttentionViews:
-        """Let the constant follow the parameters to another device, but to "meta", from where it would not return."""
-        super()._apply(fn, recurse)
-        if self.is_permuted:
-            device = fn(self.segment_ids.new_empty(0)).device
-            self.segment_ids = self.segment_ids if device.type == "meta" else self.segment_ids.to(device)
-        return self
-
     def take_layers(self, before: Any, layers: Sequence[int]) -> None:
         """Nothing of what it has belongs to a layer."""
         if self.config.annealing:
@@ -422,41 +423,24 @@ class AttentionViews(Mechanism):
             self.bottleneck = before.bottleneck
 
     def begin(self, start: PassStart) -> ViewPattern:
-        lengths = None if start.modalities is None else start.modalities.lengths
         penalty = self.penalty if self.config.annealing else None
-        return ViewPattern(self.config, self.layout(start.token_types, lengths), penalty, start.modalities)
+        return ViewPattern(self.config, self.layout(start), penalty, start.modalities)
 
-    def layout(self, token_types: Tensor | None, lengths: Sequence[int] | None = None) -> Layout:
+    def layout(self, start: PassStart) -> Layout:
         """Where the segments lie in this batch.
 
-        Args:
-            token_types: `(1 or B, L)` if samples differ, else None.
-            lengths: tokens of each segment if batches differ, else None.
+        Raises:
+            ValueError: if they lie on a grid of a size that is not known.
         """
-        appended = self.config.bottleneck_segments
-        if lengths is not None:
-            if not appended:
-                return Layout(tuple(lengths))
-            device = self.bottleneck.device
-            spans = [torch.full((length,), segment, device=device) for segment, length in enumerate(lengths)]
-            longer = tuple(length + appended.count(segment) for segment, length in enumerate(lengths))
-            return fixed_layout(torch.cat([*spans, torch.tensor(appended, device=device)]), longer)
-        if token_types is None:
-            return fixed_layout(self.segment_ids, self.lengths) if self.is_permuted else Layout(self.lengths)
-        leading = leading_lengths(self.config.parsed_segments)
-        # The segments may be listed in any order of their token types.
-        extents = [segment.extent for segment in self.config.parsed_segments]
-        types = [extent.value for extent in extents if isinstance(extent, TokenType)]
-        segment_of_type = [len(leading) + types.index(t) for t in range(len(types))]
-        device = token_types.device
-        before, after = (
-            torch.tensor(ids, dtype=torch.long, device=device).expand(token_types.shape[0], -1)
-            for ids in (spans_of(leading), appended)
+        config = self.config
+        return find_layout(
+            config.parsed_segments, config.bottleneck_segments, self.frames_per_step, start, self.device
         )
-        before = before[:, : token_types.shape[1]]  # of the tensor: cutting the list would fix an exported length
-        of_types = torch.tensor(segment_of_type, device=device)[token_types]
-        ids = torch.cat([before, of_types[:, before.shape[1] :], after], dim=1)
-        return sample_layout(ids, len(extents))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it makes what a pass needs; one without weights has a mark."""
+        return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
     def append_tokens(self, hidden_states: Tensor) -> Tensor:
         """`(B, L, d)` with the bottleneck's tokens of every segment behind it."""

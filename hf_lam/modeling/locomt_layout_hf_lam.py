@@ -11,11 +11,26 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .locomt_segments_hf_lam import (
+    Box,
+    Modality,
+    Rectangle,
+    Segment,
+    Span,
+    TokenType,
+    boxes_of,
+    follow_each_other,
+    grid_of_rectangles,
+    leading_lengths,
+    spans_of,
+)
+from .mechanism_hf_lam import PassStart
 from .numerics_hf_lam import needs_plain_operators
 
 
@@ -86,3 +101,120 @@ def sample_layout(segment_ids: Tensor, segments: int) -> Layout:
     starts = torch.tensor([sum(lengths[:i]) for i in range(segments)], device=segment_ids.device)
     rank = (is_of.cumsum(1) - 1).gather(2, segment_ids.unsqueeze(-1)).squeeze(-1)
     return Layout(tuple(lengths), segment_ids, order, starts[segment_ids] + rank, is_token)
+
+
+# --- on a grid -------------------------------------------------------------------------------------------------------
+
+
+def paint_grid(boxes: Sequence[Box], grid: Sequence[int], first: int, device: torch.device) -> Tensor:
+    """The segment of every place of a grid, row-major `(N,)`: boxes that cover it, numbered from `first` on."""
+    ids = torch.full(tuple(grid), first, dtype=torch.long, device=device)
+    for number, box in enumerate(boxes[1:], first + 1):
+        ids[tuple(slice(start, stop) for start, stop in box)] = number
+    return ids.flatten()
+
+
+def paint_grids(boxes: Sequence[Box], grids: Tensor, first: int, length: int) -> Tensor:
+    """The same for samples whose grids differ, `(B, length)`.
+
+    boxes: their ends are numbers, or differ, `(B,)`.
+    grids: rows and columns of every sample, `(B, 2)`. What comes after its places is padding, which is spread over all
+        segments, so that none is much longer for it.
+    """
+    places = torch.arange(length, device=grids.device)[None]
+    columns = grids[:, 1:]
+    row_and_column = torch.div(places, columns, rounding_mode="floor"), places % columns
+    ids = first + places % len(boxes)
+    ids = ids.expand(grids.shape[0], -1)
+    is_place = places < grids.prod(1, keepdim=True)
+    for number, box in enumerate(boxes, first):
+        inside = is_place
+        for place, (start, stop) in zip(row_and_column, box, strict=True):
+            inside = inside & (place >= _column(start)) & (place < _column(stop))
+        ids = ids.masked_fill(inside, number)
+    return ids
+
+
+def _column(end: int | Tensor) -> int | Tensor:
+    return end[:, None] if isinstance(end, Tensor) else end
+
+
+def sizes_of(boxes: Sequence[Box]) -> list[int]:
+    """How many places every box has."""
+    return [prod([stop - start for start, stop in box]) for box in boxes]
+
+
+# --- of one batch ----------------------------------------------------------------------------------------------------
+
+
+def find_layout(
+    segments: Sequence[Segment],
+    appended: Sequence[int],
+    frames_per_step: int,
+    start: PassStart,
+    device: torch.device,
+) -> Layout:
+    """Where the segments lie in a batch.
+
+    Args:
+        segments: in their order.
+        appended: the segment of every token that is appended to the sequence.
+        frames_per_step: frames of a video in one step of its grid.
+        start: what is known of the batch.
+        device: where to make what does not differ from sample to sample.
+
+    Raises:
+        ValueError: if they lie on a grid of a size that is not known.
+    """
+    extent, leading = segments[-1].extent, leading_lengths(segments)
+    if isinstance(extent, TokenType):
+        assert start.token_types is not None
+        return _sample_layout(_segments_of_types(segments, start.token_types), appended, len(segments))
+    if isinstance(extent, Modality):
+        assert start.modalities is not None
+        return _layout_of_spans(start.modalities.lengths, appended, device)
+    if isinstance(extent, Span):
+        return _layout_of_spans(leading, appended, device)
+    grid = grid_of_rectangles(segments) if isinstance(extent, Rectangle) else start.grid
+    if grid is None:
+        names = [segment.name for segment in segments]
+        raise ValueError(f"the segments {names} lie on the grid of the input, which is not known.")
+    if isinstance(grid, Tensor):
+        assert start.length is not None
+        boxes = boxes_of(segments, grid.unbind(1), frames_per_step)
+        places = paint_grids(boxes, grid, len(leading), start.length - sum(leading))
+        before = grid.new_tensor(spans_of(leading)).expand(len(grid), -1)
+        return _sample_layout(torch.cat([before, places], dim=1), appended, len(segments))
+    boxes = boxes_of(segments, grid, frames_per_step)
+    lengths = [*leading, *sizes_of(boxes)]
+    if not appended and follow_each_other(boxes, grid):
+        return Layout(tuple(lengths))
+    places = paint_grid(boxes, grid, len(leading), device)
+    return _fixed_layout(torch.cat([places.new_tensor(spans_of(leading)), places]), lengths, appended)
+
+
+def _layout_of_spans(lengths: Sequence[int], appended: Sequence[int], device: torch.device) -> Layout:
+    """The segments one after the other."""
+    if not appended:
+        return Layout(tuple(lengths))
+    spans = [torch.full((length,), segment, device=device) for segment, length in enumerate(lengths)]
+    return _fixed_layout(torch.cat(spans), lengths, appended)
+
+
+def _segments_of_types(segments: Sequence[Segment], token_types: Tensor) -> Tensor:
+    """The segment of every token, `(B, L)`, which may be listed in any order of their token types."""
+    leading = leading_lengths(segments)
+    types = [segment.extent.value for segment in segments if isinstance(segment.extent, TokenType)]
+    segment_of_type = token_types.new_tensor([len(leading) + types.index(t) for t in range(len(types))])
+    before = token_types.new_tensor(spans_of(leading)).expand(token_types.shape[0], -1)
+    before = before[:, : token_types.shape[1]]  # of the tensor: cutting the list would fix an exported length
+    return torch.cat([before, segment_of_type[token_types][:, before.shape[1] :]], dim=1)
+
+
+def _fixed_layout(ids: Tensor, lengths: Sequence[int], appended: Sequence[int]) -> Layout:
+    longer = [length + appended.count(segment) for segment, length in enumerate(lengths)]
+    return fixed_layout(torch.cat([ids, ids.new_tensor(appended)]), longer)
+
+
+def _sample_layout(ids: Tensor, appended: Sequence[int], segments: int) -> Layout:
+    return sample_layout(torch.cat([ids, ids.new_tensor(appended).expand(len(ids), -1)], dim=1), segments)

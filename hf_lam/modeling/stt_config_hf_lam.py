@@ -40,7 +40,8 @@ class SttConfig(MechanismConfig):
             All but the mixture drop the query and key projections, and change the model's outputs at once.
         synthesizer: what a mixture mixes in, one of the other variants; `None` is `"dense"`. Only for a mixture.
         grid: sizes of the axes, the last one runs fastest; `None` takes it from the host: (rows, columns) of an image,
-            (steps, rows, columns) of a video, and the longest text, of which shorter ones take a part.
+            (steps, rows, columns) of a video, and the longest text, of which shorter ones take a part. One with as
+            many axes is for inputs of that size, whatever size the host is configured for.
         prefix_tokens: tokens before the grid, such as `[CLS]`; `None` takes them from the host. A row of the grid
             spends a learned share on them, and they spend the rest of theirs on one synthesised vector an axis.
         bottleneck_size: width of `W1` in the dense variants; `None` is the size of a head.
@@ -159,20 +160,23 @@ class SttConfig(MechanismConfig):
         if not grid:
             if tokens.length is None:
                 raise ValueError(
-                    f"{tokens.host} does not say how many tokens it has; give SttConfig(grid=[512]) for texts, or "
-                    "SttConfig(grid=[14, 14], prefix_tokens=1) for images, for example."
+                    f"{tokens.host} does not say how many tokens it has. {tokens.describe_sound()}Give "
+                    f"SttConfig(grid=[{tokens.example_length}]), for example."
                 )
             grid = [tokens.length - prefix]
         total = prefix + math.prod(grid)
-        # With both given, they are for inputs of another size, to which the host's positions are interpolated.
-        is_other_size = tokens.grid and self.grid is not None and self.prefix_tokens is not None
+        # Those that say another size are for inputs of that size, to which the host's positions are interpolated.
+        says_size = self.grid is not None and (
+            self.prefix_tokens is not None or len(grid) == len(tokens.grid) or bool(tokens.grid_of(total))
+        )
         too_long = tokens.length is not None and total > tokens.length
-        if min(grid) < 1 or (not is_other_size and (too_long or (tokens.grid and total != tokens.length))):
+        misfits = total != tokens.length and not says_size if tokens.grid else too_long
+        if min(grid) < 1 or total > MOST or misfits:
             raise ValueError(
                 f"the grid {grid} with {prefix} prefix tokens makes {total} tokens, and {tokens.host} "
                 f"{'has' if tokens.grid else 'takes at most'} {tokens.length}"
                 + (f": {tokens.prefix} before a grid of {list(tokens.grid)}" if tokens.grid else "")
-                + ". Leave both out, or give both SttConfig(grid=..., prefix_tokens=...) for inputs of another size."
+                + ". Leave both out, or give SttConfig(grid=...) with the axes of the inputs."
             )
         config = replace(self, grid=grid, prefix_tokens=prefix)
         kind = config.synthesized_by
@@ -219,12 +223,12 @@ class SttConfig(MechanismConfig):
 
     def input_grid(self, host: Host) -> tuple[int, ...]:
         """Its own grid, which may be for inputs of another size; the host's, where it has other axes than that."""
-        if self.grid is not None and len(self.grid) == len(host.tokens.configured_grid):
+        if self.grid is not None and len(self.grid) == len(host.tokens.grid):
             return tuple(self.grid)
         return host.tokens.grid_of(self.max_tokens)
 
-    def explain_input_grid(self, grid: tuple[int, ...]) -> str:
-        return f"Resize them, or make the model with SttConfig(grid={list(grid)}, prefix_tokens={self.prefix_tokens})."
+    def explain_input_grid(self, grid: tuple[int, ...], host: Host) -> str:
+        return f"Resize them, or make the model for this size with SttConfig(grid={list(grid)})."
 
     def list_limits(self, host: Host) -> list[str]:
         if self.grid is None:
@@ -246,7 +250,7 @@ class SttConfig(MechanismConfig):
                 f"the grid {self.grid} with {self.prefix_tokens} prefix tokens is for "
                 f"{most}{self.prefix_tokens + math.prod(self.grid)} tokens, but the sequence has {length}. "
                 "Synthesised attention needs inputs of the size that it was made for; for others give "
-                "SttConfig(grid=..., prefix_tokens=...)."
+                "SttConfig(grid=...)."
             )
         return tuple(self.grid)
 

@@ -69,7 +69,7 @@ class Example:
         if self.inputs.get("pixel_values") is None:
             return None
         grid = find_patch_grid(self.model, pixels_of(self.inputs, 0))
-        return grid if grid is not None and is_of_patches(len(self.shown.kept), grid) else None
+        return grid if grid is not None and is_of_patches(self.model, len(self.shown.kept), grid) else None
 
     def choose_layers(self, most: int | None = None) -> tuple[list[int], str]:
         """At most so many layers, `most_panels` unless given, spread from the first to the last; and in words."""

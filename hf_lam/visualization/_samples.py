@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..modeling.hosts_hf_lam import ModalityTokens
-from ..modeling.injection_hf_lam import InjectedEncoder, encoders_with, injection_of
+from ..modeling.injection_hf_lam import InjectedEncoder, encoders_with, injected_encoders, injection_of
 from ..modeling.mechanism_hf_lam import Attended, Attention
 from ..modeling.mechanism_registry_hf_lam import config_class_of
 from ..observing import evaluation_mode, observing
@@ -158,18 +158,18 @@ def pixels_of(inputs: Mapping[str, Any], sample: int) -> torch.Tensor:
 
 
 def patch_grid(model: nn.Module, pixels: torch.Tensor, length: int, instead: str) -> tuple[int, int]:
-    """Patches down and across. The `L` tokens are those patches, and before them at most a few prefix tokens.
+    """Patches down and across. The `L` tokens are those patches, and before them the prefix tokens of the encoder.
 
     instead: which function draws other inputs.
     """
     grid = find_patch_grid(model, pixels)
     if grid is None:
-        patch = getattr(getattr(model, "config", None), "patch_size", None)
+        patch = getattr(_image_config(model), "patch_size", None)
         raise ValueError(
             f"{type(model).__name__} does not read images in square patches (config.patch_size={patch!r}, "
             f"{pixels.dim()} dimensions of pixel values a sample instead of 3); use {instead}."
         )
-    if not is_of_patches(length, grid):
+    if not is_of_patches(model, length, grid):
         raise ValueError(
             f"{length} tokens are not the {grid[0]} × {grid[1]} patches of the image and a few prefix tokens; use "
             f"{instead}."
@@ -179,13 +179,18 @@ def patch_grid(model: nn.Module, pixels: torch.Tensor, length: int, instead: str
 
 def find_patch_grid(model: nn.Module, pixels: torch.Tensor) -> tuple[int, int] | None:
     """Square patches down and across the image of a sample; None if `model` does not read it in such."""
-    patch = getattr(getattr(model, "config", None), "patch_size", None)
+    patch = getattr(_image_config(model), "patch_size", None)
     if not isinstance(patch, int) or pixels.dim() != 3:
         return None
     return pixels.shape[1] // patch, pixels.shape[2] // patch
 
 
-def is_of_patches(length: int, grid: tuple[int, int]) -> bool:
+def _image_config(model: nn.Module) -> Any:
+    """The configuration that says how images are cut: the encoder's, which that of a model around it may hold."""
+    return next((base.config for base in injected_encoders(model)), getattr(model, "config", None))
+
+
+def is_of_patches(model: nn.Module, length: int, grid: tuple[int, int]) -> bool:
     """Whether `length` tokens are the patches of a grid, and before them at most a few prefix tokens."""
-    patches = grid[0] * grid[1]
-    return patches <= length <= patches + 5
+    most = max([5, *(injection_of(base).host.tokens.prefix for base in injected_encoders(model))])
+    return 0 <= length - grid[0] * grid[1] <= most

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..modeling.injection_hf_lam import mechanism_of
+from ..modeling.injection_hf_lam import injection_of, mechanism_of
 from ..modeling.locomt_hf_lam import AttentionViews, LocomtConfig
 from ..modeling.locomt_segments_hf_lam import Rectangle, Span
 from ..modeling.locomt_views_hf_lam import View
-from ..modeling.mechanism_hf_lam import Attention
+from ..modeling.mechanism_hf_lam import Attention, PassStart
 from ._drawing import matplotlib_figure, name_segments
 from ._examples import Drawn, Example, register_pictures
 from ._samples import encoder_with, of_each_layer
@@ -75,7 +75,8 @@ def plot_view_blocks(
     Args:
         model_or_config: a model with attention views, or its `LocomtConfig`, as `config.json` stores it.
         lengths: tokens of each segment, where that is not known: with token types and modalities, which differ from
-            sample to sample or batch to batch, and for a configuration with frames.
+            sample to sample or batch to batch, and for a configuration with parts or frames. The parts of a model are
+            those of an input of the size that it is configured for unless given.
         most: no more panels than that, for the views that most heads have; all of them unless given.
 
     Raises:
@@ -128,7 +129,10 @@ def views_in(model_or_config: nn.Module | LocomtConfig) -> tuple[LocomtConfig, t
         return config, _lengths_in(config)
     base = encoder_with(model_or_config, LocomtConfig.name, "attention views")
     views: AttentionViews = mechanism_of(base, LocomtConfig.name)
-    return views.config, None if views.fixed_segments is None else views.lengths
+    if views.config.has_token_types or views.config.has_modalities:
+        return views.config, None
+    grid = injection_of(base).host.tokens.grid
+    return views.config, views.layout(PassStart(None, None, grid or None)).lengths
 
 
 def _lengths_in(config: LocomtConfig) -> tuple[int, ...] | None:
@@ -155,7 +159,7 @@ def _check_lengths(
                 f"how many tokens the segments {config.names} have is not known here; give lengths, one for each."
             )
         return known
-    if known is not None:
+    if known is not None and not config.needs_input_grid:
         raise ValueError(
             f"lengths={list(given)} was given, but the segments {config.names} have {list(known)} tokens."
         )
@@ -210,16 +214,17 @@ def _draw(example: Example) -> dict[str, Drawn]:
         )
     }
     lengths: Sequence[int] | None = known
-    if known is None and example.inputs is not None:
+    differs = known is None or config.needs_input_grid
+    if differs and example.inputs is not None:
         lengths = _measure_lengths(config, example, example.inputs)
     if lengths is not None:
         views, most = len(_distinct_views(config)), example.most_panels
         which = f"the {views} views" if views > 1 else "the only view"
         if views > most:
             which = f"{most} of the {views} views, those of the most heads"
-        example_of = "" if known is not None else "an example of "
+        example_of = "an example of " if differs else ""
         pictures["view_blocks"] = (
-            plot_view_blocks(example.base, None if known is not None else lengths, most=most),
+            plot_view_blocks(example.base, lengths if differs else None, most=most),
             f"Which tokens see which under {which}, for {example_of}{sum(lengths)} tokens in {len(lengths)} segments: "
             "blue is seen, grey is not, orange is a query that sees nothing.",
         )

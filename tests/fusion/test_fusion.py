@@ -151,17 +151,18 @@ def test_columns_of_a_dense_mask_stay_with_their_modality(name: str) -> None:
 def test_the_bottleneck_averages_over_the_modalities_that_a_sample_has() -> None:
     model = make_fusion(hf_lam="bottleneck", head=False, num_hidden_layers=3)
     inputs = {**make_fusion_inputs(), **presence(image=[1, 0], video=[0, 1])}
-    recorded: list[Tensor] = []
-    layer: Any = model.encoder.layers[0]
-    run = layer.forward
-    layer.forward = lambda *args, **kwargs: recorded.append(run(*args, **kwargs)) or recorded[-1]
+    given: list[Tensor] = []
+    made: list[Tensor] = []
+    first, second = model.encoder.layers[:2]
+    first.register_forward_hook(lambda layer, args, output: made.append(output), prepend=True)
+    second.register_forward_pre_hook(lambda layer, args: given.append(args[0]))
     hidden_states = model(**inputs, output_hidden_states=True).hidden_states
-    updated = recorded[0][:, -8:].unflatten(1, (4, 2))
+    updated = made[0][:, -8:].unflatten(1, (4, 2))
     for index, has in enumerate(([0, 1, 3], [0, 2, 3])):
         expected = updated[index, has].mean(0)
-        found = hidden_states[1][index, -8:].unflatten(0, (4, 2))
+        found = given[0][index, -8:].unflatten(0, (4, 2))
         assert max_difference(found, expected.expand(4, -1, -1)) < 1e-6
-    assert [state.shape[1] for state in hidden_states] == [78, 78, 78, 70]
+    assert [state.shape[1] for state in hidden_states] == [70, 70, 70, 70]
 
 
 # --- samples alone and in batches ------------------------------------------------------------------------------------

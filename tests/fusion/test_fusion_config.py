@@ -119,6 +119,7 @@ def test_stt_is_refused_when_it_is_set_and_when_it_is_injected() -> None:
         ({"text_config": tiny("gpt2")}, "text_config is for GPT2Model, whose tokens see only what comes before"),
         ({"image_config": tiny("vit_mae")}, r"image_config is for ViTMAEModel.*mask_ratio=0\.75"),
         ({"video_config": CONFIGS["vit"]()}, r"video_config is for ViTModel.*\(batch, 3, 16, 16\); that is no video"),
+        ({"video_config": AutoConfig.for_model("vjepa2")}, "VJEPA2Model, which has a predictor behind its encoder"),
         ({"hf_lam": LocomtConfig(segments=[["text", 5], ["image", 17]])}, r"modalities \['text', 'image'\]"),
         ({"hf_lam": LocomtConfig(views="text>sound")}, "sound"),
         ({"hf_lam": LocomtConfig(views=[["self"] * 4])}, "1"),

@@ -19,7 +19,7 @@ import hf_lam
 from helpers.hosts import make_host, make_inputs, perturb_mechanisms
 from hf_lam import LamConfig, LocomtConfig, SttConfig
 from hf_lam.modeling.injection_hf_lam import injected_encoders, injection_of
-from hf_lam.modeling.mechanism_hf_lam import LayerInput
+from hf_lam.modeling.mechanism_hf_lam import LayerInput, PassStart
 from hf_lam.visualization import (
     learned_masks,
     plot_map_on_image,
@@ -272,9 +272,12 @@ def test_block_patterns_of_a_model_are_what_its_heads_see(images):
     hf_lam.inject(model.eval(), LocomtConfig(views=[["self", "top_left>bottom_right"]]))
     model.set_attn_implementation("eager")
     attentions = model(**images, output_attentions=True).attentions[0][0]
-    order = model.hf_lam.locomt.segment_ids.argsort(stable=True)
+    order = model.hf_lam.locomt.layout(PassStart(None, None, (4, 4))).order[0]
     for panel, weights in zip(panels_of(plot_view_blocks(model)), attentions, strict=True):
         assert torch.equal(drawn(panel) == 1, weights[order][:, order] > 0)
+    # Parts of the grid are of an image of the configured size unless said otherwise.
+    (first, _) = panels_of(plot_view_blocks(model, lengths=[1, 1, 2, 3, 6]))
+    assert drawn(first).shape == (13, 13)
 
 
 def test_block_patterns_know_rectangles_and_bottlenecks():

@@ -165,7 +165,7 @@ def test_captions_say_what_is_shown(figures, tmp_path):
         "top_left, top_right, bottom_left, bottom_right attend to which, in one colour for each view.",
         "view_blocks.png": captions["view_blocks.png"],
     }
-    assert captions["view_blocks.png"].startswith("Which tokens see which under the 3 views, for 17 tokens in 5 ")
+    assert captions["view_blocks.png"].startswith("Which tokens see which under the 3 views, for an example of 17 ")
     shared = with_mechanisms("bert", LamConfig(scope="shared"), num_hidden_layers=1)
     caption = save_pictures(shared, make_inputs("bert"), tmp_path, sample=1)["masks.png"]
     assert caption.startswith("The learnable mask that all layers share, for an example of 7 tokens: white is 1")
@@ -282,9 +282,12 @@ def test_mechanisms_of_two_encoders_are_left_out(figures, tmp_path):
     model = VisionEncoderDecoderModel(config)
     hf_lam.inject(model.encoder, LamConfig(), LocomtConfig(views="half"))
     inputs = {**make_inputs("vit"), "decoder_input_ids": torch.tensor([[5, 6], [7, 8]])}
+    # The encoder's configuration says how images are cut, which that of the whole model holds.
     assert set(save_pictures(model, inputs, tmp_path)) == {
         "masks.png",
+        "masks_on_image.png",
         "attention.png",
+        "attention_on_image.png",
         "views.png",
         "view_blocks.png",
     }

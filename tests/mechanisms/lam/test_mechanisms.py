@@ -7,6 +7,7 @@ from helpers.hosts import LAM_CONFIGS, host_record
 from hf_lam import LamConfig, LearnableAttentionMask, LocomtConfig
 from hf_lam.modeling.hosts_hf_lam import HostTokens
 from hf_lam.modeling.locomt_hf_lam import AttentionViews
+from hf_lam.modeling.mechanism_hf_lam import PassStart
 
 WIDTH, HEADS, LENGTH = 12, 3, 7
 
@@ -117,7 +118,7 @@ def test_every_segment_gets_the_same_bottleneck_tokens() -> None:
     assert torch.equal(longer[:, :5], tokens)
     assert torch.equal(longer[1, 5:9], views.bottleneck)
     assert torch.equal(longer[1, 9:], views.bottleneck)
-    assert views.lengths == (6, 7)
+    assert views.layout(PassStart(None, None)).lengths == (6, 7)
 
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
@@ -127,7 +128,7 @@ def test_the_layout_of_token_types_follows_each_sample(order: list[int]) -> None
     )
     token_types = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 0, 0, 0]])
     tokens = HostTokens("BertModel", 5, token_types=2)
-    layout = AttentionViews(config, host_record(tokens)).layout(token_types)
+    layout = AttentionViews(config, host_record(tokens)).layout(PassStart(token_types, None))
     first, second = 1 + order.index(0), 1 + order.index(1)
     assert layout.segment_ids.tolist() == [[0, second, second, first, second], [0] + [first] * 4]
     lengths = [1, 0, 0]

@@ -14,6 +14,7 @@ from hf_lam import LamConfig, LocomtConfig
 from hf_lam.modeling.configuration_hf_lam import HfLamBertConfig
 from hf_lam.modeling.hosts_hf_lam import HostTokens, read_tokens
 from hf_lam.modeling.locomt_hf_lam import AttentionViews
+from hf_lam.modeling.mechanism_hf_lam import PassStart
 
 # The tiny hosts: 4 × 4 patches and [CLS]; the same with 2 tokens before; 2 steps of 2 × 2 tubelets of 2 frames.
 VIT = HostTokens("ViTModel", 17, 1, (4, 4))
@@ -21,11 +22,19 @@ VIDEO = HostTokens("VideoMAEModel", 8, 0, (2, 2, 2), 2)
 BERT = HostTokens("BertModel", 40, token_types=2)
 HALVES = [["top", {"rectangle": [0, 0, 2, 4]}], ["bottom", {"rectangle": [2, 0, 2, 4]}]]
 FRAMES = [["early", {"frames": [0, 2]}], ["late", {"frames": [2, 4]}]]
+LEFT_AND_RIGHT = [["left", {"part": [0, 0, 1, 0.25]}], ["right", {"part": [0, 0.25, 1, 0.75]}]]
+EARLY_AND_LATE = [["early", {"part": [0, 0.3333]}], ["late", {"part": [0.3333, 0.6667]}]]
 CLS = ["cls", {"length": 1, "global": True}]
 
 
 def resolved(tokens: HostTokens, segments: Any = None, views: Any = "full", **options: Any) -> LocomtConfig:
     return LocomtConfig(segments=segments, views=views, **options).resolve(host_record(tokens))
+
+
+def ids_of(config: LocomtConfig, tokens: HostTokens, grid: tuple[int, ...] = ()) -> list[int]:
+    """The segment of every token of an input with that grid; of the host's own unless given."""
+    views = AttentionViews(config, host_record(tokens))
+    return views.layout(PassStart(None, None, grid or tokens.grid or None)).ids()[0].tolist()
 
 
 # --- what a host's sequence is -----------------------------------------------------------------------------------
@@ -57,16 +66,16 @@ def test_rectangles_of_the_grid_and_a_global_cls() -> None:
     assert config.names == ["cls", "corner", "left", "rest"]
     assert config.is_global == [True, False, False, False]
     assert config.views_of_the_paper == ["self", "cross:corner-left", "cross:corner-rest", "cross:left-rest"]
-    assert config.locate_tokens(VIT) == [0, *[2, 2, 1, 1], *[2, 2, 3, 3] * 3]
+    assert ids_of(config, VIT) == [0, *[2, 2, 1, 1], *[2, 2, 3, 3] * 3]
 
 
 def test_tokens_before_the_grid_may_be_named() -> None:
     named = [["class", {"length": 1, "global": False}], *HALVES]
     config = resolved(VIT, named)
     assert config.segments == named and config.is_global == [False] * 3
-    assert config.locate_tokens(VIT) == [0] + [1] * 8 + [2] * 8
+    assert ids_of(config, VIT) == [0] + [1] * 8 + [2] * 8
     two = resolved(VIT._replace(length=18, prefix=2), [["class", 1], ["distilled", 1], *HALVES])
-    assert two.locate_tokens(VIT._replace(length=18, prefix=2)) == [0, 1] + [2] * 8 + [3] * 8
+    assert ids_of(two, VIT._replace(length=18, prefix=2)) == [0, 1] + [2] * 8 + [3] * 8
 
 
 @pytest.mark.parametrize(("host", "length"), [("deit", 18), ("ast", 34)])
@@ -74,28 +83,28 @@ def test_two_tokens_before_the_grid_are_one_prefix(host: str, length: int) -> No
     tokens = read_tokens(make_host(host))
     config = resolved(tokens)
     assert config.segments[0] == ["prefix", {"length": 2, "global": True}]
-    ids = config.locate_tokens(tokens)
+    ids = ids_of(config, tokens)
     assert len(ids) == length and ids[:2] == [0, 0] and set(ids[2:]) == {1, 2, 3, 4}
 
 
 def test_frames_of_a_video() -> None:
-    assert resolved(VIDEO, FRAMES).locate_tokens(VIDEO) == [0] * 4 + [1] * 4
+    assert ids_of(resolved(VIDEO, FRAMES), VIDEO) == [0] * 4 + [1] * 4
     long = VIDEO._replace(length=32, grid=(8, 2, 2))
     config = resolved(long, [["a", {"frames": [0, 2]}], ["b", {"frames": [2, 12]}], ["c", {"frames": [12, 16]}]])
-    assert config.locate_tokens(long) == [0] * 4 + [1] * 20 + [2] * 8
+    assert ids_of(config, long) == [0] * 4 + [1] * 20 + [2] * 8
 
 
 def test_spans_on_any_host() -> None:
     spans = [["a", 3], ["all", {"length": 2, "global": True}], ["b", 12]]
-    assert resolved(VIT, spans).locate_tokens(VIT) == [0] * 3 + [1] * 2 + [2] * 12
-    assert resolved(BERT, spans).locate_tokens(BERT) == [0] * 3 + [1] * 2 + [2] * 12
+    assert ids_of(resolved(VIT, spans), VIT) == [0] * 3 + [1] * 2 + [2] * 12
+    assert ids_of(resolved(BERT, spans), BERT) == [0] * 3 + [1] * 2 + [2] * 12
     unknown = HostTokens("RobertaModel", None)
-    assert resolved(unknown, spans).locate_tokens(unknown) == [0] * 3 + [1] * 2 + [2] * 12
+    assert ids_of(resolved(unknown, spans), unknown) == [0] * 3 + [1] * 2 + [2] * 12
 
 
 def test_bottleneck_tokens_follow_for_each_segment_that_is_not_global() -> None:
     config = resolved(VIT, [["cls", {"length": 1, "global": True}], *HALVES], "self", bottleneck_tokens=2)
-    assert config.locate_tokens(VIT) == [0] + [1] * 8 + [2] * 8 + [1, 1, 2, 2]
+    assert ids_of(config, VIT) == [0] + [1] * 8 + [2] * 8 + [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +126,7 @@ def test_bottleneck_tokens_follow_for_each_segment_that_is_not_global() -> None:
 )
 def test_a_host_has_segments_of_its_own(tokens: HostTokens, names: list[str], ids: list[int]) -> None:
     config = resolved(tokens)
-    assert config.names == names and config.locate_tokens(tokens) == ids
+    assert config.names == names and ids_of(config, tokens) == ids
 
 
 @pytest.mark.parametrize("segments", [None, "token_type_ids"])
@@ -134,7 +143,7 @@ def test_a_host_without_segments_of_its_own(tokens: HostTokens) -> None:
 
 def layout_ids(segments: Any, token_types: list[list[int]], **options: Any) -> list[list[int]]:
     config = resolved(BERT, segments, **options)
-    layout = AttentionViews(config, host_record(BERT)).layout(torch.tensor(token_types))
+    layout = AttentionViews(config, host_record(BERT)).layout(PassStart(torch.tensor(token_types), None))
     assert layout.segment_ids is not None
     return layout.segment_ids.tolist()
 
@@ -166,18 +175,12 @@ def test_token_types_are_segments_of_each_sample() -> None:
         (VIDEO, HALVES, r"no grid of patches with two axes, but \(2, 2, 2\)"),
         (BERT, HALVES, "no grid of patches with two axes, but none"),
         (VIDEO, [["a", {"frames": [0, 3]}], ["b", {"frames": [3, 4]}]], "2 frames make one token.*cut some in two"),
-        (VIDEO, [["a", {"frames": [0, 2]}]], "from frame 0 to frame 4"),
-        (VIDEO, [["a", {"frames": [2, 4]}]], "from frame 0 to frame 4"),
-        (VIDEO, [["a", {"frames": [0, 2]}], ["b", {"frames": [2, 6]}]], "from frame 0 to frame 4"),
-        (VIDEO, FRAMES[::-1], "do not follow each other"),
-        (VIDEO, [FRAMES[0], ["b", {"frames": [0, 4]}]], "do not follow each other"),
-        (VIT, HALVES[:1], "4 × 4 = 16 patches, of which the rectangles cover 8, 0 of them more than once"),
-        (VIT, [HALVES[0], ["b", {"rectangle": [1, 0, 3, 4]}]], "cover 16, 4 of them more than once"),
-        (
-            VIT,
-            [HALVES[0], ["b", {"rectangle": [2, 0, 3, 4]}]],
-            r"4 × 4 patches, and the rectangle \[2, 0, 3, 4\] lies outside",
-        ),
+        (VIDEO, [["a", {"frames": [0, 4]}], ["b", {"frames": [4, 7]}]], "2 frames make one token.*cut some in two"),
+        (VIT, EARLY_AND_LATE, r"parts of one axis.*are for videos and sound of one length, and its grid is \(4, 4\)"),
+        (BERT, EARLY_AND_LATE, "parts of one axis.*and its grid is none"),
+        (VIDEO, LEFT_AND_RIGHT, r"no grid of patches with two axes, but \(2, 2, 2\)"),
+        (BERT, LEFT_AND_RIGHT, "no grid of patches with two axes, but none"),
+        (VIT, [["cls", 2], *LEFT_AND_RIGHT], "2 tokens come before the parts, and it has 1"),
         (BERT, [["a", {"token_type": 0}]], r"name the token types \[0\], and it has 2"),
         (BERT, [["a", {"token_type": 0}], ["b", {"token_type": 2}]], r"token types \[0, 2\], and it has 2"),
         (BERT, [["a", {"token_type": 1}], ["b", {"token_type": 1}]], r"token types \[1, 1\], and it has 2"),
@@ -240,6 +243,30 @@ SPANS = [["a", 3], ["b", 5]]
                 {"frames": [0, 2], "token_type": 1}, {"circle": [0, 0, 1]},
             )
         ),
+        *(
+            ({"segments": [["a", {"part": part}]]}, "extent of segment 'a' must be a number of tokens.*got")
+            for part in (
+                [0, 0, 1], [0], 1, [0, 0], [0, 0, 0, 1], [0, 0, 1, 1.5], [-0.5, 0, 1, 1], [0.5, 0.6], [0, "1"],
+                [0, True], [0, float("nan")], [0, float("inf")], [0, 1e-9], None,
+            )
+        ),
+        ({"segments": [["a", {"part": [0, 0.5]}]]}, "cover 0.5 of the grid and must cover all of it"),
+        ({"segments": [["a", {"part": [0, 0, 1, 0.4]}], ["b", {"part": [0, 0.41, 1, 0.59]}]]}, "cover 0.99 of the"),
+        (
+            {"segments": [["a", {"part": [0, 0, 1, 0.5]}], ["b", {"part": [0.5, 0, 0.5, 1]}]]},
+            "overlap: 'a' and 'b' have places in common",
+        ),
+        (
+            {"segments": [["a", {"part": [0, 0.5]}], ["b", {"part": [0.5, 0, 0.5, 1]}]]},
+            "give all of them two numbers, or all four",
+        ),
+        ({"segments": [FRAMES[0], ["c", {"part": [0.5, 0.5]}]]}, "one other kind"),
+        ({"segments": [["a", {"frames": [2, 4]}]]}, "do not follow each other from frame 0 on"),
+        ({"segments": FRAMES[::-1]}, "do not follow each other"),
+        ({"segments": [FRAMES[0], ["b", {"frames": [0, 4]}]]}, "do not follow each other"),
+        ({"segments": [HALVES[0], ["b", {"rectangle": [1, 0, 3, 4]}]]}, "overlap: 'top' and 'b' have places in"),
+        ({"segments": [HALVES[0], ["b", {"rectangle": [2, 1, 2, 3]}]]}, "reach to 4 × 4 = 16 patches.*they cover 14"),
+        ({"segments": HALVES[1:]}, "reach to 4 × 4 = 16 patches, of which they cover 8"),
         ({"segments": [*FRAMES, ["c", {"token_type": 0}]]}, "one other kind"),
         ({"segments": [*FRAMES, ["c", 3]]}, "begin with such spans"),
         ({"segments": [CLS]}, "all segments are global"),
@@ -278,6 +305,8 @@ def test_an_unknown_option_lists_the_options() -> None:
         LocomtConfig(segments=(CLS, ("a", 4), ("b", {"length": 3, "global": False})), views="cross:a-b"),
         LocomtConfig(segments=HALVES, views=(("self", "top>bottom"), ("full", "cross:top-bottom"))),
         LocomtConfig(segments=FRAMES, views="self", bottleneck_tokens=4),
+        LocomtConfig(segments=(("a", {"part": (0, 0, 1, 0.3)}), ("b", {"part": (0, 0.3, 1, 0.7)})), views="a>b"),
+        LocomtConfig(segments=EARLY_AND_LATE),
         LocomtConfig(segments=[CLS, ["a", {"token_type": 1}], ["b", {"token_type": 0}]], views=[["self"]]),
         resolved(VIT, None, "low_self(1)"),
     ],

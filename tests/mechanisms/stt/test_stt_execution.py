@@ -59,11 +59,8 @@ class Attention(torch.nn.Module):
     ("implementation", "dynamic", "form"),
     [
         ("modes", False, "bool"),
-        *(
-            pytest.param(implementation, True, form, marks=pytest.mark.slow)
-            for implementation in IMPLEMENTATIONS
-            for form in ("bool", "-inf")
-        ),
+        pytest.param("eager", True, "bool", marks=pytest.mark.slow),
+        pytest.param("modes", True, "-inf", marks=pytest.mark.slow),
     ],
 )
 def test_compile_is_one_graph_with_gradients(implementation: str, dynamic: bool, form: str) -> None:

@@ -57,6 +57,12 @@ def perturb(module: nn.Module) -> None:
     [
         (VIT, {}, [14, 14], 1),
         (VIT, {"grid": [7, 28]}, [7, 28], 1),
+        # For inputs of another size.
+        (VIT, {"grid": [16, 16]}, [16, 16], 1),
+        (VIT, {"grid": [13, 17]}, [13, 17], 1),
+        (VIT, {"grid": [256]}, [256], 1),
+        (VIDEOMAE, {"grid": [16, 14, 14]}, [16, 14, 14], 0),
+        (VIDEOMAE, {"grid": [4, 196]}, [4, 196], 0),
         (VIT, {"grid": [197], "prefix_tokens": 0}, [197], 0),
         (VIT, {"grid": [195], "prefix_tokens": 2}, [195], 2),
         (VIDEOMAE, {}, [8, 14, 14], 0),
@@ -78,19 +84,23 @@ def test_resolve_finds_the_grid(tokens: HostTokens, options: dict, grid: list[in
 @pytest.mark.parametrize(
     ("tokens", "options", "message"),
     [
-        (VIT, {"grid": [14, 15]}, r"\[14, 15\] with 1 prefix tokens makes 211 tokens, and ViTModel has 197: 1 before"),
         (
             VIT,
-            {"grid": [13, 14]},
-            r"makes 183 tokens, and ViTModel has 197: 1 before a grid of \[14, 14\]. Leave both out",
+            {"grid": [195]},
+            r"\[195\] with 1 prefix tokens makes 196 tokens, and ViTModel has 197: 1 before a grid of",
+        ),
+        (
+            VIT,
+            {"grid": [2, 2, 40]},
+            r"makes 161 tokens, and ViTModel has 197: 1 before a grid of \[14, 14\]. Leave both",
         ),
         (VIT, {"prefix_tokens": 0}, "with 0 prefix tokens makes 196 tokens, and ViTModel has 197"),
-        (VIDEOMAE, {"grid": [16, 14, 14]}, r"makes 3136 tokens, and VideoMAEModel has 1568"),
+        (VIDEOMAE, {"grid": [16, 97]}, r"makes 1552 tokens, and VideoMAEModel has 1568"),
         (VIDEOMAE, {"prefix_tokens": 1}, r"makes 1569 tokens, and VideoMAEModel has 1568"),
         (BERT, {"grid": [513]}, "makes 513 tokens, and BertModel takes at most 512. Leave both out"),
         (BERT, {"grid": [512], "prefix_tokens": 1}, "makes 513 tokens, and BertModel takes at most 512"),
         (BERT, {"prefix_tokens": 512}, r"the grid \[0\] with 512 prefix tokens"),
-        (UNKNOWN, {}, r"RoFormerModel does not say how many tokens it has; give SttConfig\(grid="),
+        (UNKNOWN, {}, r"RoFormerModel does not say how many tokens it has. Give SttConfig\(grid="),
     ],
 )
 def test_resolve_says_with_numbers_what_does_not_fit(tokens: HostTokens, options: dict, message: str) -> None:
