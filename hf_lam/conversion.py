@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .modeling import modeling_hf_lam
-from .modeling.configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig
-from .modeling.hosts_facts_hf_lam import read_structure
-from .modeling.hosts_hf_lam import read_implementation
-from .modeling.injection_hf_lam import initialize_weights, injected_encoders, list_changes
-from .modeling.layers_hf_lam import container_of, mark_as_initialised
-from .modeling.mechanism_registry_hf_lam import mechanism_block
+from .modeling.configuration_hf_lam import PREFIX, config_class_of
+from .modeling.injection_hf_lam import (
+    Plan,
+    initialize_weights,
+    injected_encoders,
+    injection_of,
+    list_changes,
+    plan_injection,
+)
+from .modeling.mechanism_hf_lam import REPLACEMENT
+from .modeling.mechanism_registry_hf_lam import block_of, mechanism_block
+from .modeling.modeling_hf_lam import has_fused_weights, travelling_class_of
+from .modeling.stock_saving_hf_lam import become_travelling
 
 logger = logging.get_logger(__name__)
-
-CONFIGS = {config.host_model_type: config for config in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig)}
 
 
 def convert(
@@ -30,16 +35,18 @@ def convert(
     auto_class: Any = None,
     **from_pretrained_kwargs: Any,
 ) -> Any:
-    """Turn a BERT, ViT or VideoMAE model into the matching `HfLam…` model with the same weights.
+    """Turn an encoder of transformers, or a head on one, into the matching `HfLam…` model with the same weights.
 
     What lies beside a model (its tokenizer or processor, the modules of sentence-transformers) is no part of it; the
     command `hf-lam convert` takes that along, too.
 
     Args:
         model_or_id: a loaded transformers model, a local folder, or a Hub id.
-        *configs: the mechanisms, one of each kind: `LamConfig()`, `LocomtConfig()`, `SttConfig()`.
+        *configs: the mechanisms, one of each kind: `LamConfig()`, `LocomtConfig()`, `SttConfig()`. A loaded model that
+            mechanisms were injected into has them already, and none is given.
         auto_class: for a folder or an id, which head to load: an Auto class or its name, for example
-            `AutoModelForSequenceClassification`. The default is the encoder alone (`AutoModel`).
+            `AutoModelForSequenceClassification`. The default is the encoder alone (`AutoModel`); of a model with a
+            decoder (Whisper), that is its encoder.
         **from_pretrained_kwargs: for a folder or an id, passed to `from_pretrained` (`revision`, `dtype`,
             `num_labels`, …).
 
@@ -50,7 +57,8 @@ def convert(
 
     Raises:
         TypeError: if `model_or_id` is neither a model nor a name.
-        ValueError: if there is no `HfLam…` class for the model, or it was converted before.
+        ValueError: if mechanisms cannot be attached to the model, with the reason, if there is no `HfLam…` class for
+            it, or it was converted before.
         RuntimeError: if the checkpoint lacks host weights, or their shapes differ.
     """
     converted = convert_silently(model_or_id, *configs, auto_class=auto_class, **from_pretrained_kwargs)
@@ -67,14 +75,16 @@ def convert_silently(
     **from_pretrained_kwargs: Any,
 ) -> Any:
     """As `convert`, without a word about what changes the outputs: `list_changes` says it."""
-    block = mechanism_block(configs)
     if isinstance(model_or_id, PreTrainedModel):
+        keeps = not configs and injected_encoders(model_or_id)
+        block = None if keeps else mechanism_block(configs)
         if auto_class is not None or from_pretrained_kwargs:
             given = sorted(from_pretrained_kwargs) + (["auto_class"] if auto_class is not None else [])
             raise ValueError(
                 f"{given} only have a meaning for a folder or a Hub id; a loaded model is taken as it is."
             )
         return _convert_loaded(model_or_id, block)
+    block = mechanism_block(configs)
     if not isinstance(model_or_id, (str, os.PathLike)):
         raise TypeError(
             f"convert takes a transformers model, a folder or a Hub id, got {type(model_or_id).__name__}. (Convert "
@@ -87,15 +97,19 @@ def convert_silently(
         model_or_id,
         **{key: from_pretrained_kwargs[key] for key in modeling_hf_lam.HUB_OPTIONS if key in from_pretrained_kwargs},
     )
-    config_class = _find_config_class(config)
-    name = _name_auto_class(auto_class)
-    if name not in config_class.auto_classes:
-        raise ValueError(
-            f"there is no {name} for a {config_class.host_model_type} with hf_lam; choose one of "
-            f"{sorted(config_class.auto_classes)}."
-        )
-    model_class = getattr(modeling_hf_lam, config_class.auto_classes[name])
-    return model_class.from_pretrained(model_or_id, hf_lam=block, **from_pretrained_kwargs)
+    model_class = _find_class(config, _name_auto_class(auto_class))
+    if any(config.change == REPLACEMENT for config in configs) and has_fused_weights(model_class):
+        # The queries and keys that it does without are one tensor with the values in the file.
+        loaded = model_class.from_pretrained(model_or_id, hf_lam=None, **from_pretrained_kwargs)
+        converted = loaded[0] if isinstance(loaded, tuple) else loaded
+        _plan(converted, block).apply()
+        return loaded
+    try:
+        return model_class.from_pretrained(model_or_id, hf_lam=block, **from_pretrained_kwargs)
+    except ValueError as error:
+        # What is in the way is in the way of the stock class.
+        message = str(error).replace(model_class.__name__, model_class.host_class.__name__)
+        raise ValueError(message) from error
 
 
 def _name_auto_class(auto_class: Any) -> str:
@@ -104,68 +118,81 @@ def _name_auto_class(auto_class: Any) -> str:
     return auto_class if isinstance(auto_class, str) else getattr(auto_class, "__name__", repr(auto_class))
 
 
-def _find_config_class(config: Any) -> type[Any]:
-    if config.model_type.startswith("hf_lam_"):
+def _find_class(config: Any, auto: str) -> Any:
+    """The class of ours that an Auto class loads for a stock configuration."""
+    _check_stock(config)
+    config_class = config_class_of(config.model_type)
+    if config_class is None:
+        raise ValueError(
+            f"transformers has no encoder of type {config.model_type!r} that an Auto class loads, so there is no "
+            "HfLam class for it. Code of a repository's own is not converted; load the model and try "
+            "hf_lam.inject(model, ...)."
+        )
+    if auto not in config_class.auto_classes:
+        raise ValueError(
+            f"there is no {auto} for a {config_class.host_model_type} with hf_lam; choose one of "
+            f"{sorted(config_class.auto_classes)}."
+        )
+    names = [config_class.auto_classes[auto], *config_class.alternatives.get(auto, ())]
+    wanted = [f"HfLam{name}" for name in config.architectures or ()]
+    found = getattr(modeling_hf_lam, next((name for name in names if name in wanted), names[0]), None)
+    if found is None:
+        raise ValueError(f"{names[0].removeprefix('HfLam')} needs a package that is not installed.")
+    return found
+
+
+def _check_stock(config: Any) -> None:
+    if config.model_type.startswith(PREFIX):
         raise ValueError(
             f"this model is already a {config.model_type}; load it with from_pretrained. To change its mechanisms "
             "call hf_lam.remove(model) and then hf_lam.inject(model, ...)."
         )
-    if config.model_type not in CONFIGS:
-        raise ValueError(
-            f"convert knows models of type {sorted(CONFIGS)}, got {config.model_type!r}. For other encoders use "
-            "hf_lam.inject(model, ...), which works on any of them in place."
-        )
-    return CONFIGS[config.model_type]
 
 
 def _convert_loaded(model: Any, block: dict[str, Any] | None) -> PreTrainedModel:
-    config_class = _find_config_class(model.config)
-    if getattr(model, "is_quantized", False) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+    _check_stock(model.config)
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         raise ValueError(
-            "convert cannot take a loaded model that is quantized or spread over several devices. Give it the folder "
-            "or Hub id together with quantization_config= or device_map=."
+            "convert cannot take a loaded model that is spread over several devices. Give it the folder or Hub id "
+            "together with device_map=."
         )
-    if injected_encoders(model):
+    if injected_encoders(model) and block is not None:
         raise ValueError(
-            f"this {type(model).__name__} has mechanisms that were injected; call hf_lam.remove(model) before "
-            "converting it."
+            f"this {type(model).__name__} has mechanisms that were injected. Convert it with these, by giving none, "
+            "or call hf_lam.remove(model) before."
         )
-    stock = type(model).__name__
-    model_class = getattr(modeling_hf_lam, f"HfLam{stock}", None)
-    if model_class is None or type(model) not in model_class.__mro__:
-        known = [name.removeprefix("HfLam") for name in config_class.auto_classes.values()]
-        raise ValueError(f"there is no HfLam class for {stock}; there is one for each of {known}.")
-    options = model.config.to_dict()
-    for key in ("model_type", "auto_map", "architectures"):
-        options.pop(key, None)
-    config = config_class(**options, hf_lam=block, attn_implementation=read_implementation(model.config))
-    config.name_or_path = model.config.name_or_path
-    with torch.device("meta"):
-        converted = model_class(config, **read_structure(model))
-    _share_tensors(model, converted)
-    converted.tie_weights()
-    converted.train(model.training)
+    model_class = travelling_class_of(type(model))
+    if model_class is None:
+        if block is not None:
+            plan_injection(model, block)  # a reason of the model itself comes first
+        known = config_class_of(model.config.model_type)
+        stock = sorted({name.removeprefix("HfLam") for name in known.auto_classes.values()}) if known else []
+        one_of = f"; there is one for each of {stock}" if stock else ""
+        raise ValueError(
+            f"there is no HfLam class for {type(model).__name__}{one_of}. hf_lam.inject(model, ...) attaches "
+            "mechanisms in place, where the encoder lets it, and hf_lam.save_mechanism keeps them."
+        )
+    converted = _share_tensors(model)
+    plan = None if block is None else _plan(converted, block)
+    become_travelling(converted, model_class)
+    if plan is not None:
+        plan.apply()
+    for base in injected_encoders(converted):
+        converted.config.hf_lam = block_of(injection_of(base).configs)
     return converted
 
 
-def _share_tensors(source: PreTrainedModel, target: Any) -> None:
-    """Put every parameter and buffer of `source` into `target`, and give the new ones of `target` values.
+def _plan(model: Any, block: Any) -> Plan:
+    """What `apply` will do, with weights drawn as loading draws them, so that a seed gives the same."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        plan = plan_injection(model, block)
+    # Children first, since a parent may write what its `nn.Linear`s drew.
+    plan.container.apply(partial(initialize_weights, plan.base))
+    return plan
 
-    Gradient checkpointing, which transformers keeps on the modules, stays on where it is on.
-    """
-    for path, module in source.named_modules():
-        twin = target.get_submodule(path)
-        if type(twin) is not type(module) and isinstance(twin, nn.Identity):
-            continue  # a projection that attention without scores does without
-        checkpointing = ("gradient_checkpointing", "_gradient_checkpointing_func")
-        twin.__dict__.update({key: value for key, value in module.__dict__.items() if key in checkpointing})
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            setattr(twin, name, parameter)
-        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
-            setattr(twin, name, buffer)
-    reference = next(source.base_model.parameters())
-    mechanisms = container_of(target.base_model)
-    mechanisms.to_empty(device=reference.device).to(reference.dtype)
-    # `apply` goes to children first, as loading does: a parent may write what its `nn.Linear`s drew.
-    mechanisms.apply(partial(initialize_weights, target.base_model))
-    mark_as_initialised(target)
+
+def _share_tensors(model: Any) -> Any:
+    """A copy of a model with the same tensors in other modules: parameters, buffers, and what else modules keep."""
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *kept)})

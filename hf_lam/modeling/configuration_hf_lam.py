@@ -12,7 +12,9 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import BertConfig, VideoMAEConfig, ViTConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .families_hf_lam import find_type, list_families, list_heads, name_config
 
 # Registers the mechanisms, in this order.
 from .mechanism_list_hf_lam import __all__ as _registered  # noqa: F401
@@ -21,6 +23,9 @@ from .option_checks_hf_lam import check_host_option
 from .travelling_hf_lam import copy_code
 from .version_hf_lam import __version__
 
+# What our model types begin with; the rest is the stock one.
+PREFIX = "hf_lam_"
+
 
 class HfLamConfigMixin:
     """What the configurations share: the validated `hf_lam` key, and code that travels with the model.
@@ -28,12 +33,16 @@ class HfLamConfigMixin:
     host_model_type: of the stock checkpoints that the models load; None if there are none.
     code_suffix: of the two files in which the configuration and the models are.
     auto_classes: the models, by the Auto class that loads them.
+    alternatives: further models for an Auto class, which chooses by `architectures`.
     """
 
     model_type: ClassVar[str]
+    base_config_key: ClassVar[str]
     host_model_type: ClassVar[str | None]
     code_suffix: ClassVar[str] = ""
     auto_classes: ClassVar[dict[str, str]]
+    alternatives: ClassVar[dict[str, list[str]]] = {}
+    architectures: Any
     hf_lam: Any
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -50,15 +59,19 @@ class HfLamConfigMixin:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in transformers, and takes the `config.json` of a stock host as it is."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+        # Of a model with two towers, transformers takes the part that a tower's configuration asks for.
+        part = config_dict.get(cls.base_config_key) if cls.base_config_key else None
+        if isinstance(part, dict) and config_dict.get("model_type") != cls.model_type:
+            config_dict = {"model_type": cls.host_model_type, **part}
         found = config_dict.get("model_type", cls.model_type)
-        if found not in (cls.model_type, cls.host_model_type):
+        if found not in (cls.model_type, cls.host_model_type) and config_class_of(found) is not cls:
             expected = " or ".join(repr(kind) for kind in (cls.host_model_type, cls.model_type) if kind is not None)
             raise ValueError(
                 f"{cls.__name__} loads checkpoints of model type {expected}, but "
-                f"{str(pretrained_model_name_or_path)!r} is of type {found!r}. For other encoders load the model with "
-                "transformers and call hf_lam.inject(model, ...)."
+                f"{str(pretrained_model_name_or_path)!r} is of type {found!r}. hf_lam.convert(folder_or_id, ...) "
+                "finds the class of any encoder."
             )
-        if found == cls.host_model_type:
+        if found != cls.model_type:
             # A stock auto_map or architecture would point the saved copy at classes it is not made of.
             config_dict = {k: v for k, v in config_dict.items() if k not in ("auto_map", "architectures")}
             config_dict["model_type"] = cls.model_type
@@ -77,7 +90,9 @@ class HfLamConfigMixin:
         if self.hf_lam is not None:
             self.hf_lam = self.hf_lam | {"version": __version__}
         # Of the class: what was loaded from a file may have a key of that name.
-        suffix, classes = type(self).code_suffix, type(self).auto_classes
+        suffix, classes = type(self).code_suffix, dict(type(self).auto_classes)
+        for auto, others in type(self).alternatives.items():
+            classes[auto] = next((name for name in self.architectures or () if name in others), classes[auto])
         family = {"AutoConfig": f"configuration_hf_lam{suffix}.{type(self).__name__}"}
         family |= {auto: f"modeling_hf_lam{suffix}.{name}" for auto, name in classes.items()}
         # A process that loaded a configuration alone has only this file, and can only write what it has.
@@ -92,45 +107,51 @@ class HfLamConfigMixin:
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)  # type: ignore[misc]
 
 
-class HfLamBertConfig(HfLamConfigMixin, BertConfig):
-    """A `BertConfig` with the mechanisms of the model under `hf_lam`, for example `{"lam": {"rank": 8}}`."""
+def config_class_of(model_type: str) -> Any:
+    """The configuration class of a family of encoders, made when it is first asked for.
 
-    model_type = "hf_lam_bert"
-    host_model_type = "bert"
-    auto_classes: ClassVar[dict[str, str]] = {
-        "AutoModel": "HfLamBertModel",
-        "AutoModelForSequenceClassification": "HfLamBertForSequenceClassification",
-        "AutoModelForTokenClassification": "HfLamBertForTokenClassification",
-        "AutoModelForQuestionAnswering": "HfLamBertForQuestionAnswering",
-        "AutoModelForMaskedLM": "HfLamBertForMaskedLM",
-        "AutoModelForMultipleChoice": "HfLamBertForMultipleChoice",
+    Args:
+        model_type: of transformers, or ours: `"modernbert"` or `"hf_lam_modernbert"`.
+
+    Returns:
+        A subclass of `HfLamConfigMixin` and of transformers' class; None if transformers has no such family.
+    """
+    stock_type = model_type.removeprefix(PREFIX)
+    name = name_config(stock_type)
+    if name is None:
+        return None
+    ours = f"HfLam{name}"
+    return globals().get(ours) or globals().setdefault(
+        ours, _make_config_class(CONFIG_MAPPING[stock_type], stock_type)
+    )
+
+
+def _make_config_class(stock: type[Any], key: str) -> type[Any]:
+    name = f"HfLam{stock.__name__}"
+    heads = {auto: [f"HfLam{head}" for head in names] for auto, names in list_heads(key).items()}
+    options = {
+        "__module__": __name__,
+        "__qualname__": name,
+        "__doc__": f'A `{stock.__name__}` with the mechanisms of the model as `hf_lam`: `{{"lam": {{"rank": 8}}}}`.',
+        "__annotations__": {"hf_lam": Any},
+        "hf_lam": None,
+        "model_type": f"{PREFIX}{stock.model_type}",
+        "host_model_type": stock.model_type,
+        "auto_classes": {auto: names[0] for auto, names in heads.items()},
+        "alternatives": {auto: names[1:] for auto, names in heads.items() if names[1:]},
     }
-
-    hf_lam: Any = None
-
-
-class HfLamViTConfig(HfLamConfigMixin, ViTConfig):
-    """A `ViTConfig` with the mechanisms of the model under `hf_lam`, for example `{"lam": {"scope": "shared"}}`."""
-
-    model_type = "hf_lam_vit"
-    host_model_type = "vit"
-    auto_classes: ClassVar[dict[str, str]] = {
-        "AutoModel": "HfLamViTModel",
-        "AutoModelForImageClassification": "HfLamViTForImageClassification",
-        "AutoModelForMaskedImageModeling": "HfLamViTForMaskedImageModeling",
-    }
-
-    hf_lam: Any = None
+    return type(name, (HfLamConfigMixin, stock), options)
 
 
-class HfLamVideoMAEConfig(HfLamConfigMixin, VideoMAEConfig):
-    """A `VideoMAEConfig` with the mechanisms of the model under `hf_lam`, for example `{"lam": {}}`."""
+def __getattr__(name: str) -> Any:
+    """`HfLamModernBertConfig` and the like: the class of any family of encoders, made when it is asked for."""
+    is_ours = name.startswith("HfLam") and name.endswith("Config")
+    model_type = find_type(name.removeprefix("HfLam")) if is_ours else None
+    made = None if model_type is None else config_class_of(model_type)
+    if made is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return made
 
-    model_type = "hf_lam_videomae"
-    host_model_type = "videomae"
-    auto_classes: ClassVar[dict[str, str]] = {
-        "AutoModel": "HfLamVideoMAEModel",
-        "AutoModelForVideoClassification": "HfLamVideoMAEForVideoClassification",
-    }
 
-    hf_lam: Any = None
+def __dir__() -> list[str]:
+    return sorted({*globals(), *(f"HfLam{name_config(model_type)}" for model_type in list_families())})

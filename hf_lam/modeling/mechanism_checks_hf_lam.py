@@ -194,7 +194,7 @@ def _toys() -> Iterator[tuple[Host, PassStart, Tensor]]:
         hidden_states = torch.randn(2, made.length or 0, 8)
         types = (torch.arange(made.length or 0) > 2).long()[None] if made.token_types else None
         modalities = ModalityTokens(lengths, torch.ones(2, 2, dtype=torch.bool)) if made.modalities else None
-        yield Host(made.host, 8, 2, 4, 2, 0.02, made), PassStart(types, modalities), hidden_states
+        yield Host(made.host, 8, 2, 4, 2, 0.02, made), PassStart(types, modalities, made.grid or None), hidden_states
 
 
 def check_behaviour(config_class: Any, mechanism_class: Any) -> None:

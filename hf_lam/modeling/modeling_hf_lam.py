@@ -1,48 +1,44 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""`HfLam…` models: transformers' own BERT, ViT and VideoMAE classes with mechanisms attached.
+"""`HfLam…` models: transformers' own classes of encoders, and of heads on them, with mechanisms attached.
+
+There is one for each; it is made when it is asked for, as a subclass of transformers' class.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import json
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import (
-    BertForMaskedLM,
-    BertForMultipleChoice,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertModel,
-    PreTrainedModel,
-    VideoMAEForVideoClassification,
-    VideoMAEModel,
-    ViTForImageClassification,
-    ViTForMaskedImageModeling,
-    ViTModel,
-)
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     get_model_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
 
-from .configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig
-from .hosts_facts_hf_lam import CONVERSIONS, OPTIONAL_PARTS
+from .configuration_hf_lam import config_class_of
+from .families_hf_lam import find_class, has_decoder, list_families, list_heads
+from .host_attention_hf_lam import find_encoder
+from .hosts_facts_hf_lam import DECODER_WEIGHTS, ENCODER_ALONE, ENCODER_PREFIXES, OPTIONAL_PARTS, TOKEN_HEADS
 from .injection_hf_lam import injected_encoders, injection_of, plan_injection
 from .layers_hf_lam import explain_heads, explain_layers, explain_number_of_layers
 from .mechanism_hf_lam import MARK
 from .mechanism_registry_hf_lam import block_of
 from .saving_hf_lam import saving
+from .stock_saving_hf_lam import SAVING, watch_saving
 from .travelling_hf_lam import copy_code
 
 # What of `from_pretrained` says where a folder is.
@@ -52,9 +48,13 @@ _PUSH_OPTIONS = ("private", "revision", "create_pr", "commit_message", "commit_d
 
 
 class HfLamMixin(PreTrainedModel):
-    """What every `HfLam…` class adds to its transformers class: mechanisms from the configuration, strict loading."""
+    """What every `HfLam…` class adds to its transformers class: mechanisms from the configuration, strict loading.
+
+    host_class: that class of transformers.
+    """
 
     config_class: Any
+    host_class: ClassVar[Any] = None
 
     # The loss of these heads is a plain mean over the batch. Saying so makes `Trainer` divide it by the accumulation
     # steps; the stock classes take `num_items_in_batch` and ignore it, which multiplies their gradients.
@@ -68,7 +68,7 @@ class HfLamMixin(PreTrainedModel):
                 f"model_type={getattr(config, 'model_type', None)!r}. To convert a stock model use "
                 "hf_lam.convert(model, ...)."
             )
-        _register_conversions()
+        _register_conversions(self.host_class, self.config_class)
         super().__init__(config, *args, **kwargs)
         if config.hf_lam is not None:
             plan_injection(self, config.hf_lam).apply()
@@ -101,8 +101,15 @@ class HfLamMixin(PreTrainedModel):
                 are not those of the configuration. transformers would only warn and go on with random weights. With
                 `output_loading_info` the caller gets the lists instead.
         """
+        # The encoder of a model with a decoder has other names there, and others alone. They are not written again.
+        prefixes = _encoder_prefixes(cls)
+        if prefixes:
+            kwargs["key_mapping"] = prefixes | (kwargs.get("key_mapping") or {})
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
+        if prefixes:
+            used = model._weight_conversions or []
+            model._weight_conversions = [c for c in used if not set(c.source_patterns) & prefixes.keys()]
         marks = {name for name in info["unexpected_keys"] if is_mark(name)}
         if marks and _is_replaced(cls, pretrained_model_name_or_path, kwargs):
             info["unexpected_keys"] -= marks
@@ -115,6 +122,7 @@ class HfLamMixin(PreTrainedModel):
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
         injected_encoders(self)  # what was saved has followed the layers that there are
+        _register_conversions(self.host_class, self.config_class)  # one that was unpickled was not built here
         rename_legacy_keys(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -136,20 +144,39 @@ class HfLamMixin(PreTrainedModel):
                 or in layers that were changed in a way that its configuration or the mechanisms cannot follow. Nothing
                 is written then.
         """
-        own: list[Any] = [base for base in injected_encoders(self) if base is self.base_model]
+        with SAVING:
+            # A model of a stock class is one of ours while another thread saves it.
+            save = self._save if isinstance(self, HfLamMixin) else self.save_pretrained
+            save(save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
+
+    def _save(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool,
+        state_dict: dict[str, torch.Tensor] | None,
+        push_to_hub: bool,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        _register_conversions(self.host_class, self.config_class)  # one that was unpickled was not built here
+        encoder = find_encoder(self)
+        own: list[Any] = [base for base in injected_encoders(self) if base is encoder]
         if len(own) < len(injected_encoders(self)):
             raise ValueError(
                 f"{type(self).__name__} has mechanisms in an encoder inside of it, for which its configuration has no "
                 "place. Call hf_lam.remove on that encoder, or keep its mechanisms with hf_lam.save_mechanism."
             )
         problems = [explain_layers(base) or explain_heads(base) for base in own]
-        for problem in problems or [explain_number_of_layers(self.base_model)]:
+        for problem in problems or [explain_number_of_layers(encoder)]:
             if problem is not None:
                 raise ValueError(problem)
         folder = Path(save_directory)
         configs = injection_of(own[0]).configs if own else {}
         # What is saved is what the model has, whatever has been written into its configuration since it was made.
         self.config.hf_lam = block_of(configs)
+        _check_configuration(self.config)
+        if own and injection_of(own[0]).has_other_layers:
+            _check_layers(self)
         push = _push_of_package() if push_to_hub else None
         options: dict[str, Any] = {}
         if push is not None:
@@ -162,7 +189,7 @@ class HfLamMixin(PreTrainedModel):
         pushes = push_to_hub and push is None
         # Where transformers pushes what it has saved, and where every process writes to one folder, it is that folder.
         is_whole = is_main_process and not pushes and not kwargs.get("distributed_checkpoint")
-        with saving(folder) if is_whole else nullcontext(folder) as place:
+        with saving(folder) if is_whole else nullcontext(folder) as place, _leaving_unfused(self):
             if is_main_process:
                 # Before the configuration is saved, which lists what the folder holds. One that was loaded from a
                 # repository may lie there without its siblings; this file never does.
@@ -192,13 +219,18 @@ class HfLamMixin(PreTrainedModel):
         super()._adjust_missing_and_unexpected_keys(loading_info)
         # Folders that were saved before there were marks have none.
         loading_info.missing_keys -= {name for name in loading_info.missing_keys if is_mark(name)}
-        own = {name for name in self.state_dict() if _is_of_mechanism(name) and not is_mark(name)}
-        encoder = {name for name, _ in self.named_parameters() if name.startswith(_encoder_prefix(self))} - own
-        if own <= loading_info.missing_keys and not encoder <= loading_info.missing_keys:
-            loading_info.missing_keys -= own
+        parameters, buffers = (
+            [name for name, _ in named] for named in (self.named_parameters(), self.named_buffers())
+        )
+        own = {name for name in (*parameters, *buffers) if _is_of_mechanism(name) and not is_mark(name)}
+        if own and own <= loading_info.missing_keys:
+            prefix = _host_prefix(self)
+            encoder = {name for name in parameters if name.startswith(prefix)} - own
+            if not encoder <= loading_info.missing_keys:
+                loading_info.missing_keys -= own
         # Attention without scores has no use for its host's queries and keys.
-        dropped = tuple(f"{name}." for name in _dropped_projections(self))
-        if dropped:
+        if loading_info.unexpected_keys:
+            dropped = tuple(f"{name}." for name in _dropped_projections(self))
             loading_info.unexpected_keys -= {name for name in loading_info.unexpected_keys if name.startswith(dropped)}
 
 
@@ -213,16 +245,20 @@ class TokenLossMixin(HfLamMixin):
 
 
 @functools.cache
-def _register_conversions() -> None:
-    """Let transformers rename the weights of our classes like those of their hosts.
+def _register_conversions(stock: Any, config_class: Any) -> None:
+    """Let transformers rename the weights of the class of ours for a stock one, and of its model type, like that's.
 
     Checkpoints keep names of older transformers releases and are renamed while loading, but for classes outside of
-    transformers only if they are registered.
+    transformers only if they are registered. transformers looks for the name of a class first and for the model type
+    where there is none, and so it does for ours.
     Done with the first model, since making transformers' table takes longer than importing hf_lam; with `overwrite`,
     because several copies of this file may be loaded in one process.
     """
-    for ours, stock in CONVERSIONS.items():
-        mapping = get_checkpoint_conversion_mapping(stock)
+    if stock is None:  # not the class of a family
+        return
+    names = {f"HfLam{stock.__name__}": stock.__name__, config_class.model_type: config_class.host_model_type}
+    for ours, theirs in names.items():
+        mapping = get_checkpoint_conversion_mapping(theirs)
         if mapping is not None:
             register_checkpoint_conversion_mapping(ours, mapping, overwrite=True)
 
@@ -251,6 +287,10 @@ def _is_of_mechanism(name: str) -> bool:
     return name.startswith("hf_lam.") or ".hf_lam." in name
 
 
+def _is_optional(name: str) -> bool:
+    return any(part in name for part in OPTIONAL_PARTS)
+
+
 def is_mark(name: str) -> bool:
     """Whether a tensor only says that a mechanism without weights of its own was there, which older files do not."""
     return _is_of_mechanism(name) and name.rpartition(".")[2] == MARK
@@ -258,15 +298,88 @@ def is_mark(name: str) -> bool:
 
 def _dropped_projections(model: nn.Module) -> list[str]:
     """The names of the projections that the identity has replaced, for attention without scores."""
-    names = {module: name for name, module in model.named_modules()}
+    without = [base for base in injected_encoders(model) if injection_of(base).replacement is not None]
+    names = {module: name for name, module in model.named_modules()} if without else {}
     return [
         f"{names[attention]}.{child}"
-        for base in injected_encoders(model)
-        if injection_of(base).replacement is not None
+        for base in without
         for attention in injection_of(base).attentions
         for child, module in attention.named_children()
         if isinstance(module, nn.Identity)
     ]
+
+
+def has_fused_weights(model_class: Any) -> bool:
+    """Whether tensors of a class of ours are stored as one in the files of its host."""
+    _register_conversions(model_class.host_class, model_class.config_class)
+    names = (model_class.__name__, model_class.config_class.model_type)
+    return any(isinstance(c, WeightConverter) for n in names for c in get_checkpoint_conversion_mapping(n) or ())
+
+
+@contextmanager
+def _leaving_unfused(model: Any) -> Iterator[None]:
+    """While this lasts, what is left of tensors that would be stored as one is stored as it is."""
+    dropped = _dropped_projections(model)
+    if not dropped:
+        yield
+        return
+    before = vars(model).get("_weight_conversions")
+    used = before
+    if used is None:
+        # As in `save_pretrained`: whether there was such a prefix is known of a model that was loaded alone.
+        used = [c for c in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(c, PrefixChange)]
+    model._weight_conversions = [
+        conversion
+        for conversion in used
+        if not isinstance(conversion, WeightConverter)
+        or not any(pattern in name for pattern in conversion.target_patterns for name in dropped)
+    ]
+    try:
+        yield
+    finally:
+        model._weight_conversions = before
+
+
+def _check_configuration(config: Any) -> None:
+    """Raises a `ValueError` for a configuration that would not load again, as where options no longer fit together."""
+    try:
+        config.validate()
+        type(config).from_dict(json.loads(config.to_json_string()))
+    except Exception as error:
+        raise ValueError(
+            f"the configuration of this model would not load again, so nothing was saved: {error} Set the options "
+            "that this names to what the model is."
+        ) from error
+
+
+def _check_layers(model: Any) -> None:
+    """Raises a `ValueError` for a model whose layers lack parts that those of a new one in their places have."""
+    with torch.device("meta"):
+        new = type(model)(copy.deepcopy(model.config)).state_dict()
+    has = model.state_dict()
+    sizes = {name: tensor.shape for name, tensor in has.items()}
+    differing = [name for name, tensor in new.items() if sizes.get(name) != tensor.shape and not _is_optional(name)]
+    differing += [name for name in has if name not in new]
+    if differing:
+        raise ValueError(
+            f"the layers of {type(model).__name__} were changed, and it would not load again as it is, so nothing was "
+            f"saved: in their new places they have other parts ({differing[0]}). Keep the layers at which the host "
+            "differs, such as the first one."
+        )
+
+
+def _encoder_prefixes(model_class: Any) -> dict[str, str]:
+    """What the names of an encoder's weights begin with in other files of a family with a decoder, and in this class.
+
+    A checkpoint holds the decoder, too, and an encoder may have been saved alone, for a head to start from.
+    """
+    if model_class.host_class is None:
+        return {}
+    kind = model_class.config_class.host_model_type
+    if not has_decoder(kind):
+        return {}
+    is_encoder = model_class.host_class.__name__ in list_heads(kind)["AutoModel"]
+    return dict.fromkeys(ENCODER_PREFIXES, "") if is_encoder else {ENCODER_ALONE: "encoder."}
 
 
 def _push_of_package() -> Any:
@@ -283,16 +396,20 @@ def _is_replaced(model_class: Any, source: Any, options: dict[str, Any]) -> bool
     return bool(saved.get("hf_lam"))
 
 
-def _encoder_prefix(model: PreTrainedModel) -> str:
-    return "" if model.base_model is model else f"{model.base_model_prefix}."
+def _host_prefix(model: Any) -> str:
+    """What the names of weights begin with that are not of a head, which is trained anew for a task."""
+    if model.host_class is not None:
+        encoders = list_heads(model.config_class.host_model_type).get("AutoModel", ())
+        if model.host_class.__name__ in encoders:
+            return ""
+    encoder = find_encoder(model)
+    path = next(path for path, module in model.named_modules() if module is encoder)
+    return f"{path.partition('.')[0]}." if path else ""
 
 
 def _check_nothing_is_missing(model: Any, missing: Any, source: str | os.PathLike[str]) -> None:
-    encoder = [
-        name
-        for name in missing
-        if name.startswith(_encoder_prefix(model)) and not any(part in name for part in OPTIONAL_PARTS)
-    ]
+    prefix = _host_prefix(model)
+    encoder = [name for name in missing if name.startswith(prefix) and not _is_optional(name)]
     if encoder:
         shown = ", ".join(sorted(encoder)[:5]) + (", …" if len(encoder) > 5 else "")
         raise RuntimeError(
@@ -320,63 +437,88 @@ def _check_mechanisms_fit(model: Any, info: Any, source: str | os.PathLike[str])
 def rename_legacy_keys(module: Any, state_dict: dict[str, torch.Tensor], prefix: str, *unused: Any) -> None:
     """Let `load_state_dict` read the files that `save_pretrained` writes, whose names may be those of older releases.
 
-    `Trainer` restores checkpoints and the best model with `load_state_dict(strict=False)` on the file as written, and
-    would silently restore none of the renamed weights.
+    Several tensors may be one there, and the other way round. `Trainer` restores checkpoints and the best model with
+    `load_state_dict(strict=False)` on the file as written, and would silently restore none of these weights.
     """
-    expected = {prefix + name for name in nn.Module.state_dict(module, keep_vars=True)}
-    foreign = [key for key in state_dict if key.startswith(prefix) and key not in expected]
+    expected = dict.fromkeys(nn.Module.state_dict(module, keep_vars=True))
+    foreign = [key for key in state_dict if key.startswith(prefix) and key.removeprefix(prefix) not in expected]
     if not foreign:
         return
     transforms = get_model_conversion_mapping(module)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    found: dict[str, tuple[WeightConverter, list[str]]] = {}
     for key in foreign:
-        renamed = key.removeprefix(prefix)
-        for transform in transforms:
-            renamed, _ = transform.rename_source_key(renamed)
-        if prefix + renamed in expected:
-            state_dict[prefix + renamed] = state_dict.pop(key)
+        name, pattern = rename_source_key(
+            key.removeprefix(prefix), renamings, converters, module.base_model_prefix, expected
+        )
+        if name not in expected:
+            continue
+        if pattern is None:
+            state_dict[prefix + name] = state_dict.pop(key)
+        else:
+            if name not in found:
+                found[name] = copy.deepcopy(next(c for c in converters if pattern in c.source_patterns)), []
+            tensor: Any = state_dict[key]
+            found[name][0].add_tensor(name, key, pattern, tensor)
+            found[name][1].append(key)
+    for name, (converter, keys) in found.items():
+        if set(converter.collected_tensors) == set(converter.source_patterns):
+            for key in keys:
+                del state_dict[key]
+            for target, tensor in converter.convert(name, model=module, config=module.config).items():
+                state_dict[prefix + target] = tensor[0] if isinstance(tensor, list) else tensor
 
 
-class HfLamBertModel(HfLamMixin, BertModel):
-    config_class = HfLamBertConfig
+# --- the classes -----------------------------------------------------------------------------------------------------
 
 
-class HfLamBertForSequenceClassification(HfLamMixin, BertForSequenceClassification):
-    config_class = HfLamBertConfig
+def travelling_class_of(stock: type[Any]) -> Any:
+    """The `HfLam…` class of an encoder of transformers, or of a head on one, made when it is first asked for.
+
+    Returns:
+        A subclass of `HfLamMixin` and of `stock`; None if `stock` is not a class that an Auto class of transformers
+        loads. Whether mechanisms can be attached to it shows when it is built.
+    """
+    if find_class(stock.__name__) is not stock:
+        return None
+    name = f"HfLam{stock.__name__}"
+    return globals().get(name) or globals().setdefault(name, _make_class(stock))
 
 
-class HfLamBertForTokenClassification(TokenLossMixin, BertForTokenClassification):
-    config_class = HfLamBertConfig
-    forward = _token_loss(BertForTokenClassification.forward)
+def _make_class(stock: type[Any]) -> type[Any]:
+    name = f"HfLam{stock.__name__}"
+    config_class = config_class_of(stock.config_class.model_type)
+    heads = list_heads(config_class.host_model_type)
+    options: dict[str, Any] = {
+        "__module__": __name__,
+        "__qualname__": name,
+        "__doc__": f"transformers' `{stock.__name__}` with the mechanisms that its configuration names.",
+        "config_class": config_class,
+        "host_class": stock,
+    }
+    if has_decoder(config_class.host_model_type):
+        ignored = getattr(stock, "_keys_to_ignore_on_load_unexpected", None) or []
+        options["_keys_to_ignore_on_load_unexpected"] = [*ignored, *DECODER_WEIGHTS]
+    mixin = HfLamMixin
+    if any(stock.__name__ in heads.get(auto, ()) for auto in TOKEN_HEADS):
+        mixin = TokenLossMixin
+        options["forward"] = _token_loss(stock.forward)
+    return type(name, (mixin, stock), options)
 
 
-class HfLamBertForQuestionAnswering(HfLamMixin, BertForQuestionAnswering):
-    config_class = HfLamBertConfig
+def __getattr__(name: str) -> Any:
+    """`HfLamModernBertModel` and the like: the class of any encoder or head on one, made when it is asked for."""
+    stock = find_class(name.removeprefix("HfLam")) if name.startswith("HfLam") else None
+    made = None if stock is None else travelling_class_of(stock)
+    if made is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return made
 
 
-class HfLamBertForMaskedLM(TokenLossMixin, BertForMaskedLM):
-    config_class = HfLamBertConfig
-    forward = _token_loss(BertForMaskedLM.forward)
+def __dir__() -> list[str]:
+    stock = {name for kind in list_families() for names in list_heads(kind).values() for name in names}
+    return sorted({*globals(), *(f"HfLam{name}" for name in stock)})
 
 
-class HfLamBertForMultipleChoice(HfLamMixin, BertForMultipleChoice):
-    config_class = HfLamBertConfig
-
-
-class HfLamViTModel(HfLamMixin, ViTModel):
-    config_class = HfLamViTConfig
-
-
-class HfLamViTForImageClassification(HfLamMixin, ViTForImageClassification):
-    config_class = HfLamViTConfig
-
-
-class HfLamViTForMaskedImageModeling(HfLamMixin, ViTForMaskedImageModeling):
-    config_class = HfLamViTConfig
-
-
-class HfLamVideoMAEModel(HfLamMixin, VideoMAEModel):
-    config_class = HfLamVideoMAEConfig
-
-
-class HfLamVideoMAEForVideoClassification(HfLamMixin, VideoMAEForVideoClassification):
-    config_class = HfLamVideoMAEConfig
+watch_saving(travelling_class_of)

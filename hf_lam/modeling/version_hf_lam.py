@@ -1,19 +1,14 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""The version of the code that travels, its files, and what it needs.
+"""The version of the code that travels, its files and its mechanisms. It imports nothing: asking it costs nothing.
 
 These files are copied into every saved model folder, next to each other, and must not need the `hf_lam` package. Only
 `torch`, `transformers`, the standard library and siblings may be imported in them.
 """
 
-from transformers.utils.versions import require_version
-
 __version__ = "0.1.0"
 
-require_version(
-    "transformers>=5.18.0",
-    f"hf_lam {__version__} needs it: older releases drop VideoMAE's q/v biases or overwrite loaded weights. "
-    "Run `pip install -U transformers`.",
-)
+# The mechanisms that these files register, in this order.
+OWN_MECHANISMS = ("lam", "locomt", "stt")
 
 # The file whose copy in a model's folder also imports the mechanisms from elsewhere that the model has.
 LIST_FILE = "mechanism_list_hf_lam.py"
@@ -24,7 +19,9 @@ TRAVELLING_FILES = (
     "license_hf_lam.py",
     "numerics_hf_lam.py",
     "padding_hf_lam.py",
+    "stand_ins_hf_lam.py",
     "hosts_facts_hf_lam.py",
+    "families_hf_lam.py",
     "host_attention_hf_lam.py",
     "hosts_hf_lam.py",
     "option_checks_hf_lam.py",
@@ -46,11 +43,13 @@ TRAVELLING_FILES = (
     "stt_hf_lam.py",
     "attention_pass_hf_lam.py",
     "mechanism_list_hf_lam.py",
+    "input_grids_hf_lam.py",
     "attention_hooks_hf_lam.py",
     "changes_hf_lam.py",
     "layers_hf_lam.py",
     "injection_hf_lam.py",
     "saving_hf_lam.py",
+    "stock_saving_hf_lam.py",
     "travelling_hf_lam.py",
     "configuration_hf_lam.py",
     "modeling_hf_lam.py",

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import logging
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import RobertaForSequenceClassification, ViTForImageClassification
+from transformers import ViTForImageClassification
 
 from helpers.door import AVERAGE, open_door
 from helpers.fusion_models import make_fusion
@@ -31,7 +27,6 @@ from hf_lam import (
     convert,
     inject,
     load_mechanism,
-    remove,
     save_mechanism,
     verify,
 )
@@ -176,37 +171,16 @@ def test_older_folders_load(tmp_path: Path) -> None:
     assert not [finding for finding in verify(tmp_path / "model").findings if finding.kind == "weights"]
 
 
-# --- stock classes ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    from transformers.utils import logging as library
-
-    library.warning_once.cache_clear()
-    monkeypatch.setattr(logging.getLogger("hf_lam"), "propagate", True)
-    caplog.set_level(logging.WARNING)
-    return caplog
+# --- stock configurations --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "configs",
     [(LamConfig(),), (LocomtConfig(views="half"),), (SttConfig("dense"),), (LamConfig(rank=1), LocomtConfig())],
 )
-def test_saving_an_injected_model_says_what_is_lost(
-    configs: Any, tmp_path: Path, warnings: pytest.LogCaptureFixture
-) -> None:
-    model = inject(make_model(ViTForImageClassification, "vit"), *configs)
-    model.save_pretrained(tmp_path / "model")
-    names = ", ".join(config.name for config in configs)
-    assert f"WITHOUT the mechanisms of hf_lam that this model has ({names})" in warnings.text
-    assert "save_mechanism" in warnings.text
-    warnings.clear()
-    model.save_pretrained(tmp_path / "model")
-    assert not warnings.text  # once a model; `Trainer` saves it again and again
+def test_the_configuration_of_the_stock_class_beside_mechanisms(configs: Any, tmp_path: Path) -> None:
     inject(make_model(ViTForImageClassification, "vit"), *configs).save_pretrained(tmp_path / "model")
-    assert "WITHOUT" in warnings.text
-    # hf_lam's own loaders notice what stock classes do not.
+    make_model(ViTForImageClassification, "vit").config.save_pretrained(tmp_path / "model")
     for load in (
         lambda: HfLamViTForImageClassification.from_pretrained(tmp_path / "model"),
         lambda: convert(tmp_path / "model", SttConfig(synthesizer="factorized_random")),
@@ -215,29 +189,3 @@ def test_saving_an_injected_model_says_what_is_lost(
             load()
     with pytest.raises(ValueError, match="was saved with hf_lam mechanisms"):
         HfLamFusionModel.from_modality_pretrained(image=tmp_path / "model")
-
-
-def test_the_encoder_inside_says_it_too(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
-    model = inject(make_model(RobertaForSequenceClassification, "roberta"), LamConfig())
-    model.roberta.save_pretrained(tmp_path)
-    assert "writes a RobertaModel" in warnings.text
-
-
-def test_others_save_in_silence(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
-    removed = remove(inject(make_host("roberta"), LocomtConfig(segments=[["a", 4], ["b", 7]], views="self")))
-    assert "save_pretrained" not in removed.__dict__
-    removed.save_pretrained(tmp_path / "removed")
-    MODELS["views"]().save_pretrained(tmp_path / "converted")
-    adapted = inject(make_host("roberta"), LamConfig())
-    lora = peft.LoraConfig(target_modules=["query"], modules_to_save=["hf_lam"])
-    peft.get_peft_model(adapted, lora).save_pretrained(tmp_path / "adapted")
-    assert "WITHOUT" not in warnings.text
-
-
-def test_a_model_that_watches_its_saving_can_be_copied(tmp_path: Path) -> None:
-    model = inject(make_host("roberta"), LamConfig())
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        remove(model if other is model else other)
-        other.save_pretrained(tmp_path)
-        assert not any("hf_lam" in name for name in load_file(tmp_path / "model.safetensors"))
-    assert any("hf_lam" in name for name in model.state_dict())

@@ -119,9 +119,9 @@ def test_the_configuration_stores_the_segments_and_the_table_of_views(tmp_path: 
     assert set(model.state_dict()) - of_host == {"vit.hf_lam.locomt.mark"}
     model.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())["hf_lam"]["locomt"]
-    corners = [[0, 0, 2, 2], [0, 2, 2, 2], [2, 0, 2, 2], [2, 2, 2, 2]]
+    corners = [[0, 0, 0.5, 0.5], [0, 0.5, 0.5, 0.5], [0.5, 0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]]
     assert stored["segments"][0] == ["cls", {"length": 1, "global": True}]
-    assert [extent["rectangle"] for _, extent in stored["segments"][1:]] == corners
+    assert [extent["part"] for _, extent in stored["segments"][1:]] == corners
     assert stored["views"][:2] == [["self"] * 4] * 2
     pairs = {f"cross:{a}-{b}" for a, b in combinations([name for name, _ in stored["segments"][1:]], 2)}
     assert len(stored["views"]) == 3 and len(stored["views"][2]) == 4
@@ -259,13 +259,11 @@ def test_convert_refuses() -> None:
         convert(torch.nn.Linear(2, 2), LamConfig())
     with pytest.raises(ValueError, match="no mechanism configuration"):
         convert(make_model(BertModel, "bert"))
-    with pytest.raises(ValueError, match=r"'roberta'.*inject"):
-        convert(make_model(RobertaModel, "roberta"), LamConfig())
     with pytest.raises(ValueError, match="already"):
         convert(convert(make_model(BertModel, "bert"), LamConfig()), LamConfig())
     with pytest.raises(ValueError, match="hf_lam"):
         convert("a/b", LamConfig(), hf_lam={"lam": {}})
-    with pytest.raises(ValueError, match="injected"):
+    with pytest.raises(ValueError, match="giving none"):
         convert(inject(make_model(BertModel, "bert"), LamConfig()), LamConfig())
     with pytest.raises(ValueError, match="auto_class"):
         convert(make_model(BertModel, "bert"), LamConfig(), auto_class="AutoModel")
@@ -279,7 +277,7 @@ def test_convert_refuses_a_head_that_does_not_exist(tmp_path: Path) -> None:
 
 def test_another_kind_of_checkpoint_is_refused(tmp_path: Path) -> None:
     make_model(RobertaModel, "roberta").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"'roberta'.*inject"):
+    with pytest.raises(ValueError, match=r"'roberta'.*hf_lam\.convert"):
         HfLamBertModel.from_pretrained(tmp_path, hf_lam=BLOCK)
     with pytest.raises(TypeError, match=r"HfLamBertConfig.*BertConfig"):
         HfLamBertModel(BertConfig())

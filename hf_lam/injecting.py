@@ -1,0 +1,55 @@
+"""Attach mechanisms to a model of somebody else's class, in place."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .modeling.changes_hf_lam import Changes
+from .modeling.injection_hf_lam import Plan, list_changes, plan_injection
+from .modeling.mechanism_registry_hf_lam import mechanism_block
+from .modeling.modeling_hf_lam import rename_legacy_keys
+
+logger = logging.get_logger(__name__)
+
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+
+
+def inject(model: ModelT, *configs: Any) -> ModelT:
+    """Attach mechanisms to a transformers encoder, in place.
+
+    Args:
+        model: an encoder, or a task model on top of one, whose attention goes through transformers' attention
+            interface (BERT, ModernBERT, ViT, DINOv3, VideoMAE, Whisper's encoder and many more).
+        *configs: what to attach, one of each kind: `LamConfig()`, `LocomtConfig()`, `SttConfig()`, or registered ones
+            of your own.
+
+    Returns:
+        The same model. With the defaults its outputs are unchanged; what changes them at once is logged. A pure STT
+        drops the query and key projections for good. Its class stays the stock one; `save_pretrained` (and with it
+        `push_to_hub` and `Trainer`) writes the `HfLam…` class of the same kind, with the mechanisms and their code. It
+        refuses where there is none, as for classes of your own: keep the mechanisms with `save_mechanism` then.
+
+    Raises:
+        TypeError: if `model` is not a transformers model.
+        ValueError: if the host cannot take the mechanism, with the reason, or already has one. The model is unchanged.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"inject needs a transformers model (a PreTrainedModel), got {type(model).__name__}.")
+    attach(plan_injection(model, mechanism_block(configs)))
+    for change in list_changes(model):
+        logger.warning(change)
+    return model
+
+
+def attach(plan: Plan) -> None:
+    """Apply a plan to a model whose class knows nothing of mechanisms.
+
+    `load_state_dict` reads what `save_pretrained` writes from then on: `Trainer` restores checkpoints so.
+    """
+    plan.apply()
+    changes = Changes(plan.injection.undo)
+    for module in dict.fromkeys((plan.model, plan.base)):
+        changes.hook_load(module, rename_legacy_keys)
