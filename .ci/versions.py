@@ -9,6 +9,8 @@ In environments of their own:
 2. the newest version of everything but torch: the same small set;
 3. with Python 3.10, if there is one and 15 GB are free: the lowest version of everything, torch too.
 
+While tests run, the next environment is made.
+
     python .ci/versions.py [--work FOLDER]
 """
 
@@ -20,7 +22,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tomllib
@@ -47,12 +51,20 @@ GB = 10**9
 NEEDED = 15 * GB
 
 
-def run(*command):
-    """Run a command to its end, wherever this was called from; its output goes to ours."""
+def run(*command, live=True):
+    """Run a command to its end, wherever this was called from; its output goes to ours, or is returned."""
     sys.stdout.flush()
     # The models are tiny: more threads only wait for each other.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([str(part) for part in command], check=True, stdin=subprocess.DEVNULL, cwd=ROOT, env=environment)
+    to = {} if live else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(
+        [str(part) for part in command], check=True, stdin=subprocess.DEVNULL, cwd=ROOT, env=environment, **to
+    )
+    return done.stdout
+
+
+def run_quietly(*command):
+    return run(*command, live=False)
 
 
 def lowest():
@@ -71,17 +83,13 @@ def tested_torch():
     return re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group(1)
 
 
-def install(python, folder, versions, *options):
-    """Install hf_lam and what its tests need, with these versions and otherwise the newest."""
+def install(base, folder, versions):
+    """Make an environment with hf_lam and what its tests need, with these versions and otherwise the newest."""
+    run(base, "-m", "venv", folder)
     constraints = folder / "constraints.txt"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in versions.items()))
-    pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile")
-    run(*pip, *options, "-c", constraints, "-e", f"{ROOT}[{','.join(EXTRAS)}]")
-
-
-def make_environment(base, folder):
-    run(base, "-m", "venv", folder)
-    return folder / "bin" / "python"
+    pip = (folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile")
+    run(*pip, "-c", constraints, "-e", f"{ROOT}[{','.join(EXTRAS)}]")
 
 
 def find_python(name):
@@ -94,56 +102,76 @@ def find_python(name):
 
 
 class Checks:
-    """What is done one after the other, and what of it failed."""
+    """What is done, and what of it failed."""
 
     def __init__(self):
         self.failed = []
+        self.printing = threading.Lock()
 
     def step(self, title, do, *arguments):
         """Whether it went well."""
-        print(f"\n--- {title}", flush=True)
         start = time.monotonic()
+        if do is not run_quietly:
+            print(f"\n--- {title}", flush=True)
         try:
-            do(*arguments)
-        except subprocess.CalledProcessError:
+            output = do(*arguments)
+        except subprocess.CalledProcessError as error:
             self.failed.append(title)
-        print(f"    {time.monotonic() - start:.0f} s", flush=True)
+            output = error.stdout
+        with self.printing:
+            if do is run_quietly:
+                print(f"\n--- {title}\n{output}", end="")
+            print(f"    {time.monotonic() - start:.0f} s", flush=True)
         return title not in self.failed
+
+    def together(self, steps):
+        """Steps of one process each, two at a time: whether each went well."""
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(lambda step: self.step(step[0], run_quietly, *step[1:]), steps))
 
     def small_set(self, title, python):
         options = ("-q", "-m", "not slow and not gpu", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider")
         self.step(f"small set of tests, {title}", run, python, "-m", "pytest", *options, *SMALL_SET)
 
     def all_directions(self, pythons, folder):
-        for saver, saver_python in pythons.items():
-            saved = folder / f"saved_by_{saver}"
-            if not self.step(f"save with {saver}", run, saver_python, SCRIPT, "save", saved):
-                continue
-            for loader, loader_python in pythons.items():
-                for command in ("load", "load-stock"):
-                    title = f"saved with {saver}, {command} with {loader}"
-                    self.step(title, run, loader_python, SCRIPT, command, saved)
+        saved = {saver: folder / f"saved_by_{saver}" for saver in pythons}
+        went_well = self.together(
+            [(f"save with {name}", pythons[name], SCRIPT, "save", saved[name]) for name in saved]
+        )
+        self.together(
+            [
+                (f"saved with {saver}, {command} with {loader}", python, SCRIPT, command, saved[saver])
+                for command in ("load", "load-stock")
+                for saver, is_saved in zip(saved, went_well, strict=True)
+                for loader, python in pythons.items()
+                if is_saved
+            ]
+        )
 
 
 def check(folder):
     """Everything; returns the failed steps."""
     checks = Checks()
     torch = {"torch": tested_torch()}
-    python = make_environment(sys.executable, folder / "venv")
-    if checks.step("install the lowest versions", install, python, folder, lowest() | torch):
-        checks.small_set("lowest versions", python)
-        checks.all_directions({"lowest": python, "tested": sys.executable}, folder)
-    upgrade = ("--upgrade", "--upgrade-strategy", "eager")
-    if checks.step("install the newest versions", install, python, folder, torch, *upgrade):
-        checks.small_set("newest versions", python)
-    shutil.rmtree(folder / "venv")
+    kinds = {"lowest versions": (sys.executable, lowest() | torch), "newest versions": (sys.executable, torch)}
     old = find_python("python3.10")
     if old is None or shutil.disk_usage(folder).free < NEEDED:
         print(f"\n--- Python 3.10: left out, {'there is none' if old is None else 'less than 15 GB are free'}")
     else:
-        python = make_environment(old, folder / "venv310")
-        if checks.step("install the lowest versions, Python 3.10", install, python, folder, lowest()):
-            checks.small_set("lowest versions, Python 3.10", python)
+        kinds["lowest versions, Python 3.10"] = (old, lowest())
+    environments = {kind: folder / f"venv{number}" for number, kind in enumerate(kinds)}
+    with ThreadPoolExecutor(1) as installer:
+        installed = {
+            kind: installer.submit(install, base, environments[kind], versions)
+            for kind, (base, versions) in kinds.items()
+        }
+        for kind, environment in environments.items():
+            if checks.step(f"install the {kind}", installed[kind].result):
+                python = environment / "bin" / "python"
+                checks.small_set(kind, python)
+                if kind == "lowest versions":
+                    checks.all_directions({"lowest": python, "tested": sys.executable}, folder)
+            shutil.rmtree(environment, ignore_errors=True)
     return checks.failed
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..loading import LoadingError, causes, loading
-from ..mechanism_options import ELSEWHERE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +32,9 @@ EXIT_CODES = {
 }
 
 WIDE = 160  # columns of a table that does not go to a terminal
+
+# What the commands take for a mechanism, besides the names of those that are registered.
+ELSEWHERE = "FILE.py|MODULE:CLASS"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")]
 Elsewhere = Annotated[
@@ -119,6 +122,11 @@ def _quiet_transformers(bars: bool) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def count_each(texts: Iterable[str]) -> str:
+    """How often every text is there: `6 self, 6 cross:a-b`."""
+    return ", ".join(f"{number} {text}" for text, number in Counter(texts).items())
+
+
 def size_of(count: int) -> str:
     """A number of bytes for readers: `417 B`, `1.2 MB`."""
     size = float(count)
@@ -201,13 +209,20 @@ def loading_weights(source: str) -> Iterator[None]:
         raise
 
 
-def random_model(config: PreTrainedConfig, auto_class: str = "AutoModel") -> PreTrainedModel:
-    """The model of a configuration, with random weights; a `ValueError` if there is none."""
-    import transformers
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The encoder of a configuration, with random weights; a `ValueError` if there is none."""
+    from transformers import AutoModel
 
+    from ..modeling import modeling_hf_lam
+    from ..modeling.configuration_hf_lam import config_class_of
+
+    ours = config_class_of(config.model_type)
     try:
-        return getattr(transformers, auto_class).from_config(config, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        if ours is not None and not isinstance(config, ours):
+            # Of a model with a decoder, the Auto class would make both.
+            return getattr(modeling_hf_lam, ours.auto_classes["AutoModel"]).host_class(config)
+        return AutoModel.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"no model can be made of the {type(config).__name__}: {first_line(error)}") from error
 
 
@@ -216,34 +231,20 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def load_processor(source: str, config: PreTrainedConfig, revision: str | None = None) -> Any:
+def load_processor(source: str, model: PreTrainedModel, revision: str | None = None) -> Any:
     """What prepares the inputs of a model; `None` if there is none beside it.
-
-    The class follows the configuration: transformers' own search ends with an empty tokenizer where there is no file
-    of one.
 
     Raises:
         LoadingError: if the repository or the Hub cannot be read.
+        UnavailableError: if its class needs a package that is not installed.
         ValueError: if it cannot be made of its files.
     """
-    import transformers
-    from transformers.utils import has_file
+    from ..hub import processors
 
-    from ..modeling.hosts_facts_hf_lam import is_fusion
-
-    if is_fusion(config):
-        auto_class, files = "AutoProcessor", ["processor_config.json"]
-    elif hasattr(config, "vocab_size"):
-        auto_class, files = "AutoTokenizer", ["tokenizer.json", "tokenizer_config.json", "vocab.txt"]
-    else:
-        auto_class, files = "AutoImageProcessor", ["preprocessor_config.json", "processor_config.json"]
-    if not any(has_file(source, file, revision=revision) for file in files):
-        return None
-    options = {} if revision is None else {"revision": revision}
     try:
         with loading(source, revision):
-            return getattr(transformers, auto_class).from_pretrained(source, trust_remote_code=False, **options)
-    except LoadingError:
+            return processors.load_processor(source, model, revision)
+    except (LoadingError, processors.UnavailableError):
         raise
     except Exception as error:  # tokenizers raises nothing narrower
         reason = f"{type(error).__name__}: {first_line(error)}"

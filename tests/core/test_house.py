@@ -142,8 +142,10 @@ def test_the_core_names_no_mechanism(path: Path) -> None:
 
 # Each part may import those before its own line, and of its own line what does not lead back.
 LAYERS = (
+    ("importing",),
     ("modeling",),
-    ("parameters", "observing", "facts", "loading", "conversion", "mechanism_files", "mechanism_options"),
+    ("parameters", "observing", "facts", "loading", "conversion", "injecting", "mechanism_files", "mechanism_options"),
+    ("registering",),
     ("locomt", "stt", "flops", "visualization"),
     ("hub",),
     ("training",),

@@ -23,9 +23,9 @@ from hf_lam import LamConfig, LocomtConfig, SttConfig, inject, remove
 
 COMPILED = ["bert", "vit", "videomae"]
 slow = pytest.mark.slow
-STT_COMPILED = [("bert", "dense")]
-# Each variant once: what differs from host to host is compiled with LAM and with views.
-STT_COMPILED_SLOWLY = [
+# What differs from host to host is compiled with a mask that all layers share, and with views; the rest once.
+STT_COMPILED = [
+    ("bert", "dense"),
     ("vit", "dense"),
     ("vit", "random"),
     ("videomae", "factorized_dense"),
@@ -34,15 +34,25 @@ STT_COMPILED_SLOWLY = [
     ("bert", "mixture_all"),
 ]
 COMPILED_CASES = [
-    ("bert", "shared"),
-    pytest.param("vit", "half", marks=slow),
-    *(pytest.param(host, "shared", marks=slow) for host in COMPILED if host != "bert"),
-    pytest.param("bert", "half", marks=slow),
-    *(pytest.param(host, "per_layer", marks=slow) for host in COMPILED),
-    *(pytest.param(*case, marks=slow) for case in VIEW_CASES if case[0] in COMPILED and case[1] != "half"),
-    pytest.param("videomae", "half", marks=slow),
+    *((host, name) for host in COMPILED for name in ("shared", "half")),
+    ("bert", "per_layer"),
+    ("bert", "explicit"),
+    ("vit", "explicit"),
+    ("vit", "bottleneck"),
+    ("bert", "directed"),
+    ("videomae", "annealing"),
+    ("bert", "lam"),
+    ("vit", "shared_lam"),
     *STT_COMPILED,
-    *(pytest.param(*case, marks=slow) for case in STT_COMPILED_SLOWLY),
+]
+# What crosses layers, and what does not, of each mechanism.
+COMPILED_WITH_CHECKPOINTING = [
+    ("bert", "shared"),
+    ("bert", "per_layer"),
+    ("videomae", "half"),
+    ("vit", "bottleneck"),
+    ("vit", "dense"),
+    ("bert", "mixture_all"),
 ]
 
 
@@ -119,8 +129,11 @@ def test_remove_while_checkpointing_gives_the_host_back() -> None:
     assert_same(gradients(model, batches, use_reentrant=False), expected)
 
 
-@pytest.mark.parametrize("use_reentrant", [None, pytest.param(False, marks=slow)])
-@pytest.mark.parametrize(("host", "name"), COMPILED_CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("host", "name", "use_reentrant"),
+    [*((*case, None) for case in COMPILED_CASES), *((*case, False) for case in COMPILED_WITH_CHECKPOINTING)],
+)
 def test_compiled_without_a_graph_break(host: str, name: str, use_reentrant: bool | None) -> None:
     torch._dynamo.reset()
     configs = mechanisms(name, host)
@@ -134,10 +147,9 @@ def test_compiled_without_a_graph_break(host: str, name: str, use_reentrant: boo
 @pytest.mark.parametrize(
     ("host", "name"),
     [
-        *((host, "per_layer") for host in COMPILED),
+        ("bert", "per_layer"),
         ("bert", "lam"),
-        pytest.param("bert", "half", marks=slow),
-        pytest.param("vit", "half", marks=slow),
+        ("vit", "half"),
         ("vit", "bottleneck"),
         ("videomae", "explicit"),
         ("videomae", "annealing"),
@@ -146,7 +158,6 @@ def test_compiled_without_a_graph_break(host: str, name: str, use_reentrant: boo
         ("vit", "factorized_dense"),
         ("vit", "mixture_views"),
         ("videomae", "dense"),
-        ("videomae", "mixture_lam"),
     ],
 )
 def test_compiled_with_inductor(host: str, name: str) -> None:
@@ -159,18 +170,17 @@ def test_compiled_with_inductor(host: str, name: str) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "name"),
     [
-        *((host, "per_layer") for host in COMPILED),
-        ("vit", "half"),
-        *(pytest.param(host, "shared", marks=slow) for host in COMPILED),
-        pytest.param("bert", "half", marks=slow),
-        pytest.param("bert", "lam", marks=slow),
-        pytest.param("videomae", "explicit", marks=slow),
-        *(pytest.param(host, name, marks=slow) for host in COMPILED for name in ("bottleneck", "annealing")),
+        *((host, name) for host in COMPILED for name in ("per_layer", "half")),
+        ("bert", "shared"),
+        ("bert", "lam"),
+        ("videomae", "explicit"),
+        ("vit", "bottleneck"),
+        ("bert", "annealing"),
         *STT_COMPILED,
-        *(pytest.param(*case, marks=slow) for case in STT_COMPILED_SLOWLY),
     ],
 )
 def test_exported_programs_need_nothing_of_ours(host: str, name: str) -> None:
@@ -185,15 +195,16 @@ def test_exported_programs_need_nothing_of_ours(host: str, name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "configs",
     [
-        pytest.param((LamConfig(),), marks=slow),
-        pytest.param((LocomtConfig(views="half"),), marks=slow),
+        (LamConfig(),),
+        (LocomtConfig(views="half"),),
         (SttConfig("dense"),),
-        pytest.param((SttConfig("factorized_random"),), marks=slow),
-        pytest.param((SttConfig("factorized_random", prefix_tokens=1),), marks=slow),
-        pytest.param((SttConfig(synthesizer="random"), LamConfig(rank=2)), marks=slow),
+        (SttConfig("factorized_random"),),
+        (SttConfig("factorized_random", prefix_tokens=1),),
+        (SttConfig(synthesizer="random"), LamConfig(rank=2)),
     ],
     ids=["lam", "views", "dense", "factorized_random", "prefix", "mixture_lam"],
 )

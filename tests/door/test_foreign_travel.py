@@ -53,6 +53,7 @@ assert not [name for name, module in sys.modules.items() if module and name.part
 """
 
 
+@pytest.mark.slow
 def test_models_load_without_hf_lam_and_without_the_files(door: Any, tmp_path: Path) -> None:
     made: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "scores": (
@@ -110,6 +111,7 @@ root = sys.argv[1]
 inputs, expected = torch.load(f"{root}/cases.pt")
 model = transformers.AutoModel.from_pretrained(f"{root}/model", trust_remote_code=True)
 import hf_lam
+from hf_lam.modeling.mechanism_list_hf_lam import LamConfig
 from hf_lam.modeling.mechanism_registry_hf_lam import mechanism_names
 # Two copies of the code, each with a table of its own.
 assert mechanism_names() == ["lam", "locomt", "stt"]

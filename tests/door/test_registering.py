@@ -410,7 +410,8 @@ def test_a_class_of_no_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mechanism_names() == BUILT_IN
 
 
-@pytest.mark.parametrize("way", ["-c", pytest.param("stdin", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["-c", "stdin"])
 def test_a_class_from_the_command_line_is_refused(way: str) -> None:
     source = SOURCE.replace(CALL, f"try:\n    {CALL}\nexcept ValueError as error:\n    print('refused:', error)")
     arguments = ["-c", source] if way == "-c" else ["-"]

@@ -28,8 +28,17 @@ from helpers.hosts import (
 )
 from helpers.injection import assert_no_trace
 from helpers.lam_models import make_samples, stacked
-from hf_lam import LamConfig, LocomtConfig, SttConfig, convert, freeze_host, inject, mechanism_parameters, remove
-from hf_lam.modeling import injection_hf_lam
+from hf_lam import (
+    LamConfig,
+    LocomtConfig,
+    SttConfig,
+    convert,
+    freeze_host,
+    inject,
+    injecting,
+    mechanism_parameters,
+    remove,
+)
 from hf_lam.modeling.injection_hf_lam import injected_encoders, injection_of, mechanism_of
 from hf_lam.modeling.layers_hf_lam import container_of
 
@@ -98,7 +107,7 @@ def test_what_changes_the_outputs_is_said(
     through: Any, name: str, said: str | None, door: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    for module in (injection_hf_lam, hf_lam.conversion):
+    for module in (injecting, hf_lam.conversion):
         monkeypatch.setattr(module.logger, "warning", warnings.append)
     model = through(make_host("vit"), *ALL[name](door))
     assert len(warnings) == (0 if said is None else 1)
@@ -384,8 +393,15 @@ def test_lora_trains_a_copy_that_counts(host: str, door: Any, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("use_reentrant", [None, False])
-@pytest.mark.parametrize(("host", "name"), [("bert", "in_a_window"), ("vit", "average"), ("videomae", "both")])
+@pytest.mark.parametrize(
+    ("host", "name", "use_reentrant"),
+    [
+        ("bert", "in_a_window", None),
+        ("vit", "average", None),
+        ("videomae", "both", None),
+        ("videomae", "both", False),
+    ],
+)
 def test_compiled_without_a_graph_break(host: str, name: str, use_reentrant: bool | None, door: Any) -> None:
     torch._dynamo.reset()
     model, batches = injected(host, ALL[name](door)), make_batches(host)
@@ -394,7 +410,7 @@ def test_compiled_without_a_graph_break(host: str, name: str, use_reentrant: boo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("host", "name"), [("bert", "both"), ("vit", "with_views"), ("videomae", "in_a_window")])
+@pytest.mark.parametrize(("host", "name"), [("vit", "with_views"), ("videomae", "in_a_window")])
 def test_compiled_with_inductor(host: str, name: str, door: Any) -> None:
     torch._dynamo.reset()
     model, inputs = injected(host, ALL[name](door)), make_inputs(host, token_types=True)
@@ -403,8 +419,7 @@ def test_compiled_with_inductor(host: str, name: str, door: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("host", BACKBONES)
-@pytest.mark.parametrize("name", NOT_IN_THE_TABLE)
+@pytest.mark.parametrize(("host", "name"), zip(BACKBONES, NOT_IN_THE_TABLE, strict=True))
 def test_exported_programs_need_nothing_of_ours(host: str, name: str, door: Any) -> None:
     model, inputs = injected(host, ALL[name](door)), make_inputs(host, token_types=True)
     program = torch.export.export(model, (), inputs)
