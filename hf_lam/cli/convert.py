@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..mechanism_options import ELSEWHERE, read_mechanisms
-from ..modeling.mechanism_hf_lam import MechanismConfig
-from ..modeling.mechanism_registry_hf_lam import mechanism_names
+from ..modeling.version_hf_lam import OWN_MECHANISMS
 from .common import (
     CHECK_FAILED,
+    ELSEWHERE,
     WRONG_USE,
     AsJson,
     Revision,
@@ -22,7 +21,6 @@ from .common import (
     load_processor,
     loading_weights,
     print_json,
-    random_model,
     result_console,
     stdout_for,
     working,
@@ -33,6 +31,9 @@ from .output import check_output, new_folder, saying_why
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from ..modeling.mechanism_hf_lam import MechanismConfig
+
+_WITH_LABELS = ("Classification", "Segmentation", "Detection", "XVector")
 DTYPES = ("float32", "bfloat16", "float16")
 
 EPILOG = epilog(
@@ -80,13 +81,15 @@ class Conversion:
 
 
 def convert(
-    model: Annotated[str, typer.Argument(help="A stock BERT, ViT or VideoMAE: its folder, or its id on the Hub.")],
+    model: Annotated[
+        str, typer.Argument(help="A stock encoder or a task model on one: its folder, or its id on the Hub.")
+    ],
     output: Annotated[Path, typer.Argument(help="The folder to write, new or empty.")],
     mechanism: Annotated[
         list[str],
         typer.Option(
             metavar=f"NAME|{ELSEWHERE}",
-            help=f"What the attention gets: {', '.join(mechanism_names())}, or a mechanism of your own by where it is "
+            help=f"What the attention gets: {', '.join(OWN_MECHANISMS)}, or a mechanism of your own by where it is "
             "registered, which is imported. May be repeated.",
         ),
     ],
@@ -125,6 +128,8 @@ def convert(
     For private models, log in with `hf auth login`, or set HF_TOKEN; there is no option that would leave a token in
     the history of the shell.
     """
+    from ..mechanism_options import read_mechanisms
+
     configs = read_mechanisms("--mechanism", mechanism, "--mechanism-config", mechanism_config)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
@@ -152,6 +157,7 @@ def _convert(
     from ..conversion import convert_silently
     from ..hub.cards import write_card
     from ..hub.processor_checks import check_processor_files, try_processor
+    from ..hub.processors import UnavailableError, copy_processor
     from ..modeling.injection_hf_lam import list_changes
     from ..parameters import mechanism_parameters
     from .originals import copy_beside, find_original
@@ -167,7 +173,7 @@ def _convert(
                 auto_class = own_auto_class(config)
                 if auto_class == "AutoModel":
                     notes += _why_no_head(config)
-            if num_labels is not None and "Classification" not in auto_class:
+            if num_labels is not None and not auto_class.endswith(_WITH_LABELS):
                 raise ValueError(f"--num-labels is for a classification head, not for {auto_class}; see --auto-class.")
             options = {"revision": revision, "dtype": dtype, "num_labels": num_labels}
             options = {key: value for key, value in options.items() if value is not None}
@@ -186,8 +192,14 @@ def _convert(
             changes = list_changes(converted)
             if num_labels is not None:
                 config.num_labels = num_labels
-            processor = load_processor(source, config, revision)
-        if processor is None:
+            processor, unavailable = None, None
+            try:
+                processor = load_processor(source, converted, revision)
+            except UnavailableError as error:
+                unavailable = error
+        if unavailable is not None:
+            notes.append(f"the processor was copied as it is, and not tried: {unavailable}")
+        elif processor is None:
             notes.append("the original has no tokenizer or processor beside it, so none was saved")
         else:
             try_processor(processor, converted.config, source)
@@ -196,6 +208,8 @@ def _convert(
             converted.save_pretrained(folder)
             if processor is not None:
                 processor.save_pretrained(folder)
+            elif unavailable is not None:
+                copy_processor(source, folder, revision=revision)
             base_model = None if is_local(name) else name
             write_card(converted, folder, name=output.resolve().name, base_model=base_model, processor=processor)
             notes += copy_beside(original, folder)
@@ -220,7 +234,7 @@ def _convert(
         model_class=type(converted).__name__,
         version=block["version"],
         mechanisms={key: options for key, options in block.items() if key != "version"},
-        parameters_before=_parameters_of(config, auto_class),
+        parameters_before=_parameters_of(type(converted).host_class, config),
         parameters=converted.num_parameters(),
         mechanism_parameters=sum(parameter.numel() for parameter in mechanism_parameters(converted)),
         changes=changes,
@@ -234,23 +248,27 @@ def _convert(
 
 def own_auto_class(config: PreTrainedConfig) -> str:
     """The Auto class of a checkpoint's own head, if there is an HfLam class for it; or else `AutoModel`."""
-    from ..conversion import CONFIGS
-
-    ours = CONFIGS.get(config.model_type)
-    heads = {} if ours is None else {name: auto for auto, name in ours.auto_classes.items()}
+    heads = _heads_for(config)
     return next((heads[f"HfLam{name}"] for name in config.architectures or () if f"HfLam{name}" in heads), "AutoModel")
 
 
 def _why_no_head(config: PreTrainedConfig) -> list[str]:
-    strange = [name for name in config.architectures or () if not name.endswith("Model")]
+    strange = [name for name in config.architectures or () if f"HfLam{name}" not in _heads_for(config)]
     return [f"there is no HfLam class for {name}, so this is the encoder; see --auto-class" for name in strange]
 
 
-def _parameters_of(config: PreTrainedConfig, auto_class: str) -> int:
+def _heads_for(config: PreTrainedConfig) -> dict[str, str]:
+    from ..hub.names import heads_of
+    from ..modeling.configuration_hf_lam import config_class_of
+
+    return heads_of(config_class_of(config.model_type))
+
+
+def _parameters_of(model_class: Any, config: PreTrainedConfig) -> int:
     import torch
 
     with torch.device("meta"):
-        return random_model(config, auto_class).num_parameters()
+        return model_class(config).num_parameters()
 
 
 def _lines(done: Conversion) -> str:

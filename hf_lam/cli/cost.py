@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..facts import count_each
-from ..mechanism_options import find_mechanisms
 from .common import (
     CHECK_FAILED,
     AsJson,
     Elsewhere,
     Revision,
+    count_each,
     epilog,
     is_local,
     load_config,
@@ -56,6 +55,7 @@ def cost(
     """
     from ..flops import cost as cost_of
     from ..flops import example_inputs
+    from ..mechanism_options import find_mechanisms
 
     find_mechanisms("--mechanism", mechanism or [])
     source = model_source(model)

@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..facts import LayerFacts, count_each, list_facts, list_facts_of
-from ..mechanism_options import find_mechanisms
-from ..modeling.configuration_hf_lam import HfLamConfigMixin
-from ..modeling.injection_hf_lam import InjectedEncoder, injection_of
-from ..modeling.mechanism_registry_hf_lam import config_class_of, mechanism_class_of, mechanism_names
 from .common import (
     CHECK_FAILED,
     WRONG_USE,
     AsJson,
     Elsewhere,
     Revision,
+    count_each,
     epilog,
     is_local,
     load_config,
@@ -37,6 +33,9 @@ from .common import (
 if TYPE_CHECKING:
     from rich.table import Table
     from transformers import PreTrainedConfig
+
+    from ..facts import LayerFacts
+    from ..modeling.injection_hf_lam import InjectedEncoder
 
 EPILOG = epilog(
     [
@@ -111,6 +110,9 @@ def inspect(
 
     For private models, log in with `hf auth login`, or set HF_TOKEN.
     """
+    from ..mechanism_options import find_mechanisms
+    from ..modeling.configuration_hf_lam import HfLamConfigMixin
+
     if text_pair is not None and text is None:
         raise ValueError("--text-pair is the second text of a pair; give the first with --text.")
     if output is not None:
@@ -171,6 +173,8 @@ def _inspect(
     format: str,
     only_layer: int | None,
 ) -> Inspection:
+    from ..facts import list_facts, list_facts_of
+    from ..modeling.injection_hf_lam import injection_of
     from ..parameters import mechanism_parameters, only_injected_encoder
 
     notes: list[str] = []
@@ -212,7 +216,10 @@ def _load(source: str, config: Any, revision: str | None) -> Any:
     """The model, of the class that was saved or else the encoder, which is one of this package in any case."""
     import hf_lam
 
-    known = [name for name in config.architectures or () if name in config.auto_classes.values()]
+    from ..hub.names import heads_of
+
+    heads = heads_of(type(config))
+    known = [name for name in config.architectures or () if name in heads]
     model_class = getattr(hf_lam, known[0] if known else config.auto_classes["AutoModel"])
     try:
         with loading_weights(source):
@@ -245,6 +252,7 @@ def _inputs_for(
     """
     from ..flops import example_inputs
     from ..modeling.hosts_facts_hf_lam import is_fusion
+    from ..modeling.injection_hf_lam import injection_of
 
     names = [name for name, value in (("text", given.text), ("image", given.image)) if value is not None]
     try:
@@ -257,7 +265,7 @@ def _inputs_for(
     if not names:
         return example, "example", None
     _check_taken(model, names)
-    processor = load_processor(source, config, revision)
+    processor = load_processor(source, model, revision)
     if processor is None:
         raise ValueError(f"{source!r} has no tokenizer or processor, which --{' and --'.join(names)} needs.")
     options: dict[str, Any] = {"return_tensors": "pt"}
@@ -284,14 +292,9 @@ def _inputs_for(
 
 
 def _check_taken(model: Any, names: list[str]) -> None:
-    from ..modeling.hosts_facts_hf_lam import is_fusion
+    from ..hub.processors import modalities_of
 
-    if is_fusion(model.config):
-        taken = list(model.config.modalities)
-    elif model.main_input_name == "input_ids":
-        taken = ["text"]
-    else:
-        taken = ["video" if hasattr(model.config, "num_frames") else "image"]
+    taken = modalities_of(model)
     strange = [name for name in names if name not in taken]
     if strange:
         raise ValueError(f"--{strange[0]}: {type(model).__name__} takes {' and '.join(taken)}, no {strange[0]}.")
@@ -314,6 +317,8 @@ def _read_image(path: Path) -> Any:
 
 def _layers_of(base: InjectedEncoder, found: Sequence[LayerFacts]) -> tuple[list[Layer], Layer | None]:
     """The facts of every layer, and those of what all layers share; None if they share nothing."""
+    from ..modeling.injection_hf_lam import injection_of
+
     configs = injection_of(base).configs
     shared = [name for name in configs if configs[name].is_shared]
     own = [name for name in configs if name not in shared]
@@ -335,6 +340,8 @@ def _row(layer: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[s
 
 def _titles() -> dict[str, tuple[str, str]]:
     """What the facts are called that mechanisms have titles for, in a table of layers and in one of heads."""
+    from ..modeling.mechanism_registry_hf_lam import mechanism_class_of, mechanism_names
+
     return {
         fact: titles for name in mechanism_names() for fact, titles in mechanism_class_of(name).fact_titles.items()
     }
@@ -419,6 +426,8 @@ def _tail_lines(found: Inspection) -> str:
 
 
 def _shared_line(found: Inspection, shared: Layer) -> str:
+    from ..modeling.mechanism_registry_hf_lam import config_class_of, mechanism_class_of
+
     names = [name for name, options in found.mechanisms.items() if config_class_of(name).from_dict(options).is_shared]
     things = [mechanism_class_of(name).factor_name for name in names]
     said = []

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from ..modeling.saving_hf_lam import is_alive, list_staged, staging
-
 _REASONS = {
     errno.ENOSPC: "there is no space left",
     errno.EDQUOT: "the quota is used up",
@@ -45,6 +43,8 @@ def new_folder(output: Path) -> Iterator[Path]:
         ValueError: if something is in the way or comes in the way, if another process is writing the same, or if
             nothing can be written there.
     """
+    from ..modeling.saving_hf_lam import staging
+
     check_output(output)
     target = output.resolve()
     prefix = f".{target.name}."
@@ -91,6 +91,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 def _check_alone(staged: Path, prefix: str, output: Path) -> None:
     """Raises a `ValueError` if another living process began to write the same before."""
+    from ..modeling.saving_hf_lam import is_alive, list_staged
 
     others = [folder for folder in list_staged(staged.parent, prefix) if folder != staged and is_alive(folder)]
     # One that began later finds this one.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..mechanism_options import find_mechanisms
 from .common import (
     CHECK_FAILED,
     NETWORK_FAILED,
@@ -76,6 +75,7 @@ def push(
     shell.
     """
     from ..hub import push as push_model
+    from ..mechanism_options import find_mechanisms
 
     find_mechanisms("--mechanism", mechanism or [])
     what = f"Looking at what would go to {repo_id}" if dry_run else f"Pushing to {repo_id}"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
+import torch
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from ..modeling.configuration_hf_lam_fusion import MODALITIES
 
@@ -28,9 +31,12 @@ def usage_of(model: Any, model_class: type[Any], processor: Any, inputs: Mapping
         inputs: what the model can be called with, which stands for them where there is no processor; None if nothing
             is known.
     """
-    kind, tokenizer = model_class.__name__, processor if isinstance(processor, PreTrainedTokenizerBase) else None
+    kind = model_class.__name__
+    tokenizer = processor if hasattr(processor, "decode") else None
     made = _made_by(kind, model, processor)
-    if made is None and inputs is None:
+    # What no processor makes, such as the patches that pretraining hides.
+    hidden = signature(model_class.forward).parameters.get("bool_masked_pos")
+    if (made is None and inputs is None) or (hidden is not None and hidden.default is hidden.empty):
         return {"imports": [], "lines": []}
     if made is None:
         lines = [f"inputs = {{{', '.join(f'{name!r}: {_tensor(x)}' for name, x in (inputs or {}).items())}}}"]
@@ -67,24 +73,34 @@ def _made_by(kind: str, model: Any, processor: Any) -> str | None:
         elif kind.endswith("ForMultipleChoice"):
             return 'inputs = processor(["A cat"] * 2, ["sat.", "flew."], padding=True, return_tensors="pt")'
         return f'inputs = processor({texts}, return_tensors="pt")'
-    if isinstance(processor, BaseImageProcessor):
-        frames = getattr(model.config, "num_frames", None)
+    # What a tokenizer gives has no dtype of the model's.
+    cast = "" if model.dtype == torch.float32 else ".to(model.dtype)"
+    if isinstance(processor, (BaseImageProcessor, BaseVideoProcessor)):
+        frames = getattr(model.config, "num_frames", getattr(model.config, "frames_per_clip", None))
         sample = 'Image.new("RGB", (64, 64))' if frames is None else f'[Image.new("RGB", (64, 64))] * {frames}'
-        return f'inputs = processor({sample}, return_tensors="pt")'
+        return f'inputs = processor({sample}, return_tensors="pt"){cast}'
+    if rate := getattr(getattr(processor, "feature_extractor", processor), "sampling_rate", None):
+        return f'inputs = processor(numpy.zeros({rate:_}), sampling_rate={rate:_}, return_tensors="pt"){cast}'
     return None
 
 
 def _tensor(tensor: Any) -> str:
     shape = ", ".join(map(str, tensor.shape))
-    return f"torch.zeros({shape})" if tensor.is_floating_point() else f"torch.ones({shape}, dtype={tensor.dtype})"
+    if tensor.dtype == torch.float32:
+        return f"torch.zeros({shape})"
+    if tensor.is_floating_point():
+        return f"torch.zeros({shape}, dtype={tensor.dtype})"
+    if (tensor != 1).any():
+        return f"torch.tensor({tensor.tolist()})"
+    return f"torch.ones({shape}, dtype={tensor.dtype})"
 
 
 def _shown(kind: str, model: Any, tokenizer: Any) -> str:
     """The line that prints what the model says."""
     problem = getattr(model.config, "problem_type", None)
-    if kind.endswith("Classification"):
-        if kind.endswith("ForTokenClassification"):
-            return "print([model.config.id2label[i] for i in outputs.logits[0].argmax(-1).tolist()])"
+    if kind.endswith("ForTokenClassification"):
+        return "print([model.config.id2label[i] for i in outputs.logits[0].argmax(-1).tolist()])"
+    if kind.endswith("Classification") and not kind.endswith("FrameClassification"):
         if problem == "regression" or model.config.num_labels == 1:
             return "print(outputs.logits[0].tolist())"
         if problem == "multi_label_classification":
@@ -100,8 +116,12 @@ def _shown(kind: str, model: Any, tokenizer: Any) -> str:
             return "print(outputs.logits.argmax(-1))"
         masked = "inputs.input_ids == processor.mask_token_id"
         return f"print('word:', processor.decode(outputs.logits[{masked}].argmax(-1)))"
+    if kind.endswith("ForCTC") and tokenizer is not None:
+        return "print('text:', processor.batch_decode(outputs.logits.argmax(-1)))"
     if kind.endswith("ForMultipleChoice"):
         return "print(outputs.logits.argmax(-1).item())"
     if kind.endswith("ForMaskedImageModeling"):
         return "print(outputs.reconstruction.shape)"
-    return "print(outputs.last_hidden_state.shape)"
+    if kind.endswith(("Model", "Encoder")):
+        return "print(outputs.last_hidden_state.shape)"
+    return "print({name: x.shape for name, x in outputs.items() if isinstance(x, torch.Tensor)})"

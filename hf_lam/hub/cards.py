@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, FeatureExtractionMixin, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..conversion import convert_silently
 from ..flops import CostReport, cost, example_inputs
 from ..modeling.configuration_hf_lam import HfLamConfigMixin
 from ..modeling.configuration_hf_lam_fusion import MODALITIES
@@ -27,6 +28,8 @@ from ..modeling.mechanism_registry_hf_lam import mechanism_names
 from ..modeling.version_hf_lam import TRAVELLING_FILES, __version__
 from .card_snippets import usage_of
 from .earlier_cards import CARD_FILE, TEMPLATE, CardContent, card_in, weights_of
+from .names import heads_of
+from .processors import modalities_of
 
 # Metrics as `Trainer` and evaluate call them, and for readers.
 METRIC_NAMES = {
@@ -39,20 +42,27 @@ METRIC_NAMES = {
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
 }
-# Of every head, by how the name of its class ends: the task that the Hub lists it under. No pipeline takes videos
-# without a head, or several modalities: those have none.
+# Of every head, by its Auto class: the task that the Hub lists it under. What no pipeline of transformers takes, and
+# the Hub knows no name for, such as an encoder of videos or sounds alone, has none.
 _TASKS = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMaskedLM": "fill-mask",
-    "ForMultipleChoice": "multiple-choice",
-    "ForImageClassification": "image-classification",
-    "ForVideoClassification": "video-classification",
-    "BertModel": "feature-extraction",
-    "ViTModel": "image-feature-extraction",
-    "ViTForMaskedImageModeling": "image-feature-extraction",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForDocumentQuestionAnswering": "document-question-answering",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForMultipleChoice": "multiple-choice",
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForMaskedImageModeling": "image-feature-extraction",
+    "AutoModelForSemanticSegmentation": "image-segmentation",
+    "AutoModelForUniversalSegmentation": "image-segmentation",
+    "AutoModelForObjectDetection": "object-detection",
+    "AutoModelForDepthEstimation": "depth-estimation",
+    "AutoModelForVideoClassification": "video-classification",
+    "AutoModelForAudioClassification": "audio-classification",
+    "AutoModelForCTC": "automatic-speech-recognition",
 }
+# Of an encoder alone, by what it takes.
+_FEATURES = {"text": "feature-extraction", "image": "image-feature-extraction"}
 # An option of a mechanism that is longer, such as a table of views, is left to config.json.
 _LONGEST_OPTION = 80
 
@@ -210,23 +220,30 @@ def _mechanisms_in(model: Any) -> dict[str, Any]:
     return {name: config for base in injected_encoders(model) for name, config in injection_of(base).configs.items()}
 
 
+def saved_model(model: Any) -> Any:
+    """The `HfLam…` model that one of transformers with injected mechanisms is saved as; others as they are."""
+    is_stock = isinstance(model, PreTrainedModel) and not hasattr(model.config, "auto_classes")
+    return convert_silently(model) if is_stock and injected_encoders(model) else model
+
+
 def saved_class(model: Any) -> type[Any]:
     """The class that a model is loaded by; FSDP2 makes another one of it."""
-    names = getattr(type(model.config), "auto_classes", {}).values()
+    names = heads_of(type(model.config))
     return next((kind for kind in type(model).__mro__ if kind.__name__ in names), type(model))
 
 
 def _auto_class(model: Any) -> str:
-    classes = {model_class: auto_class for auto_class, model_class in type(model.config).auto_classes.items()}
-    return classes[saved_class(model).__name__]
+    return heads_of(type(model.config))[saved_class(model).__name__]
 
 
 def task_of(model: Any) -> str | None:
     """The Hub's name of what a model is for; None if it has none."""
     if getattr(model.config, "modalities", None):
         return None
-    name = saved_class(model).__name__
-    return next((task for ending, task in _TASKS.items() if name.endswith(ending)), None)
+    auto = heads_of(type(model.config)).get(saved_class(model).__name__)
+    if auto == "AutoModelForSequenceClassification" and modalities_of(model) == ("audio",):
+        return "audio-classification"
+    return _FEATURES.get(modalities_of(model)[0]) if auto == "AutoModel" else _TASKS.get(auto or "")
 
 
 def _example_inputs(model: Any) -> dict[str, Any] | None:
@@ -239,6 +256,8 @@ def _example_inputs(model: Any) -> dict[str, Any] | None:
 def _processor_class(processor: Any) -> str:
     if isinstance(processor, PreTrainedTokenizerBase):
         return "AutoTokenizer"
+    if isinstance(processor, FeatureExtractionMixin):
+        return "AutoFeatureExtractor"
     return "AutoImageProcessor" if isinstance(processor, BaseImageProcessor) else "AutoProcessor"
 
 
@@ -383,13 +402,13 @@ def _cost_of(model: Any, block: Mapping[str, Any] | None) -> CostReport | None:
         # On the meta device nothing is computed: it takes neither memory nor time.
         with torch.device("meta"):
             return cost(saved_class(model)(config))
-    except (ValueError, RuntimeError, NotImplementedError):
+    except (ValueError, RuntimeError, NotImplementedError, TypeError):
         pass
     try:
         # Where the forward pass looks at its inputs, such as token types, there must be some; and the model itself may
         # be sharded, with other processes to wait for.
         return cost(saved_class(model)(config))
-    except (ValueError, RuntimeError):
+    except (ValueError, RuntimeError, TypeError):  # it may need inputs that nothing is known of
         return None
 
 

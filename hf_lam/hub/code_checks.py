@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ..modeling.travelling_hf_lam import ADDED, list_mechanisms
 from ..modeling.version_hf_lam import LIST_FILE
+from .buildable import class_names_of, config_class_of
 from .file_checks import entries, suffix_of
 from .repository_files import Finding, RepositoryFiles, UnreadableError, leaves_folder
 
@@ -51,6 +52,7 @@ class Module(NamedTuple):
     """What is in a file.
 
     classes: that it defines.
+    makes_classes: whether it makes further ones when they are asked for.
     imports: the packages that it imports.
     siblings: what it imports relatively: the number of dots, and the path.
     uses: what it imports and uses of what is worth a look, with the line.
@@ -64,6 +66,7 @@ class Module(NamedTuple):
     uses: tuple[tuple[int, str], ...]
     hosts: frozenset[str]
     mechanisms: tuple[str, ...] = ()
+    makes_classes: bool = False
 
 
 @dataclass
@@ -182,6 +185,7 @@ def _parse(source: bytes) -> Module:
         tuple(_uses(nodes)),
         frozenset(_hosts(nodes)),
         tuple(dict.fromkeys(_mechanisms(nodes))),
+        any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body),
     )
 
 
@@ -222,6 +226,7 @@ def check_auto_maps(files: RepositoryFiles, configs: Mapping[str, Any], code: Co
     findings = []
     targets = set()
     for config_name, config in configs.items():
+        family = _family_of(config)
         for reference in _references(config):
             if not isinstance(reference, str):
                 findings.append(Finding("auto_map", config_name, f"names {reference!r}, which is no class"))
@@ -232,23 +237,31 @@ def check_auto_maps(files: RepositoryFiles, configs: Mapping[str, Any], code: Co
                     Finding("repository", config_name, f"{reference!r} takes code from the repository {other!r}")
                 )
                 continue
-            module, _, class_name = reference.rpartition(".")
+            file, _, class_name = reference.rpartition(".")
             if leaves_folder(reference) or not re.fullmatch(r"[^\W\d]\w*\.[^\W\d]\w*", reference):
                 kind = "path" if set("/\\") & set(reference) else "auto_map"
                 findings.append(Finding(kind, config_name, f"names {reference!r}, which is not module.Class"))
                 continue
-            file = f"{module}.py"
+            file = f"{file}.py"
             if file not in files.sizes:
                 findings.append(Finding("auto_map", config_name, f"names {reference!r}, but there is no {file}"))
                 continue
             targets.add(file)
-            if file not in code.modules or class_name not in code.modules[file].classes:
+            module = code.modules.get(file)
+            if module is None or class_name not in (module.classes | (family if module.makes_classes else set())):
                 findings.append(Finding("auto_map", config_name, f"names {reference!r}, which {file} does not define"))
     # Without a configuration that can be read, that is the finding.
     if code.hashes and not targets and isinstance(configs.get("config.json"), dict):
         findings.append(Finding("auto_map", "config.json", "names none of the code that is here"))
     _, missing = closure(targets, code)
     return findings + missing
+
+
+def _family_of(config: Any) -> frozenset[str]:
+    """The classes that belong to a configuration of ours, which our code makes when they are asked for."""
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    names = class_names_of(kind)
+    return names | {config_class_of(kind).__name__} if names else names
 
 
 def _references(config: Any) -> Iterator[Any]:

@@ -53,12 +53,14 @@ _NO_PATHS = ("_name_or_path", "name_or_path", "special_tokens_map_file")
 # Processors, and the tokenizers of encoders, that were looked through: they read their own files and nothing else.
 _TOKENIZERS = (
     "Albert Bert CLIP Camembert ConvBert Deberta DebertaV2 DistilBert Electra GPT2 Herbert LayoutLM MPNet MobileBert "
-    "Roberta SqueezeBert T5 XLMRoberta XLNet"
+    "Esm LayoutLMv3 Roberta Siglip Siglip2 SqueezeBert T5 Wav2Vec2CTC Whisper XLMRoberta XLNet"
 )
-_IMAGE_PROCESSORS = "Beit Bit CLIP ConvNext DeiT Siglip ViT VideoMAE"
+_IMAGE_PROCESSORS = "Beit Bit CLIP ConvNext DINOv3ViT DeiT Siglip Siglip2 ViT VideoMAE Vivit"
 _CLASSES = frozenset(
     [
-        *("HfLamFusionProcessor", "CLIPProcessor", "ASTFeatureExtractor", "VideoMAEVideoProcessor"),
+        *("HfLamFusionProcessor", "VideoMAEVideoProcessor", "VJEPA2VideoProcessor"),
+        *(f"{name}Processor" for name in ("CLIP", "Siglip", "Siglip2", "Wav2Vec2", "Wav2Vec2Bert", "Whisper")),
+        *(f"{name}FeatureExtractor" for name in ("AST", "SeamlessM4T", "Wav2Vec2", "Whisper")),
         *("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "SentencePieceBackend"),
         *(f"{name}Tokenizer{kind}" for name in _TOKENIZERS.split() for kind in ("", "Fast")),
         *(f"{name}ImageProcessor{kind}" for name in _IMAGE_PROCESSORS.split() for kind in ("", "Fast", "Pil")),

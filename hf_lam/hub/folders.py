@@ -11,33 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoImageProcessor,
-    AutoProcessor,
-    AutoTokenizer,
-    PreTrainedConfig,
-)
+from transformers import AutoConfig
 
 from ..modeling import modeling_hf_lam, modeling_hf_lam_fusion
+from . import processors
 from .cards import METRIC_NAMES
+from .names import heads_of
 from .processor_checks import check_processor_files, try_processor
+from .processors import UnavailableError
 
-# What processors write, besides the vocabulary of a tokenizer.
-_PROCESSOR_FILES = (
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
-# Either of these makes a tokenizer, without further options of it.
-_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
-_TEMPLATES = "additional_chat_templates"
 # What `Trainer` writes of a run, what the names in it begin with, and the split that is meant.
 _RESULT_FILES = ("eval_results.json", "predict_results.json")
 _SPLITS = {"eval": "validation", "predict": "test", "test": "test"}
@@ -72,7 +54,7 @@ def load_model(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"{str(folder / 'config.json')!r} cannot be read as a configuration: {error}") from error
-    names = list(getattr(config, "auto_classes", {}).values())
+    names = heads_of(type(config))
     name = next(iter(config.architectures or ()), "None")
     if name not in names:
         raise ValueError(
@@ -83,42 +65,27 @@ def load_model(folder: Path) -> Any:
     return getattr(module, name).from_pretrained(folder)
 
 
-def load_processor(folder: Path, config: PreTrainedConfig) -> Any:
-    """The tokenizer, image processor, feature extractor or processor in a folder, tried once; None if there is none.
+def load_processor(folder: Path, model: Any) -> Any:
+    """The tokenizer, image processor, feature extractor or processor in a folder, tried once.
+
+    Returns:
+        None if there is none, or if its class needs a package that is not installed.
 
     Raises:
-        ValueError: if its files are damaged, if it fails, or if it does not fit the model of `config`.
+        ValueError: if its files are damaged, if it fails, or if it does not fit the model.
     """
-    check_processor_files(folder, config)
-    auto: Any = None
-    if (folder / "processor_config.json").is_file():
-        auto = AutoProcessor
-    elif any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        auto = AutoTokenizer
-    elif (path := folder / "preprocessor_config.json").is_file():
-        is_of_sound = "feature_extractor_type" in json.loads(path.read_text(encoding="utf-8"))
-        auto = AutoFeatureExtractor if is_of_sound else AutoImageProcessor
-    if auto is None:
-        return None
+    check_processor_files(folder, model.config)
     try:
-        processor = auto.from_pretrained(folder, trust_remote_code=False)
+        processor = processors.load_processor(str(folder), model)
+    except UnavailableError:
+        return None
     except Exception as error:  # tokenizers raises nothing narrower
         raise ValueError(
             f"the tokenizer or processor in {str(folder)!r} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-    try_processor(processor, config, folder)
+    if processor is not None:
+        try_processor(processor, model.config, folder)
     return processor
-
-
-def copy_processor(source: Path, folder: Path, processor: Any) -> None:
-    """Copy the files of a processor, which was loaded from `source`, as they are."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    vocabulary = getattr(tokenizer, "vocab_files_names", {}).values()
-    for name in dict.fromkeys([*_PROCESSOR_FILES, *vocabulary]):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    if (source / _TEMPLATES).is_dir():
-        shutil.copytree(source / _TEMPLATES, folder / _TEMPLATES)
 
 
 def copy_results(source: Path, folder: Path, is_described: bool) -> tuple[list[Measured], list[str]]:

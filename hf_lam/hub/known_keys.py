@@ -45,7 +45,7 @@ TOKENIZER = {
     **_each(TEXT, "name_or_path _name_or_path special_tokens_map_file tokenizer_type dtype torch_dtype"),
     "special_tokens_map": {"*": TOKENS},
     "transformers_version": str,
-    "backend": frozenset({"tokenizers", "sentencepiece"}),
+    "backend": frozenset({"tokenizers", "sentencepiece", "custom"}),
     "chat_template": TEMPLATES,
     "added_tokens_decoder": {"*": TOKEN},
     **_each(NONE, "use_auth_token hub_token"),  # of the Hub
@@ -73,7 +73,7 @@ TOKENIZER = {
     "errors": str,
     **_each(TEXT, "padding_side truncation_side truncation_strategy padding_strategy"),
     **_each(TEXT, "wordpieces_prefix continuing_subword_prefix end_of_word_suffix"),
-    **_each(TEXT, "_spm_precompiled_charsmap response_template"),
+    **_each(TEXT, "_spm_precompiled_charsmap response_template replace_word_delimiter_char target_lang"),
     "sp_model_kwargs": (NONE, {"enable_sampling": bool, "nbest_size": NUMBER, "alpha": NUMBER}),
 }
 
@@ -144,6 +144,7 @@ CONFIG = {
     **_each(TEXT, "tokenizer_class processor_class problem_type finetuning_task prefix"),
     **_each(TEXT, "position_embedding_type summary_type summary_activation pooler_type"),
     **_each(TEXT, "directionality language name hidden_act pooler_act embedding_type"),
+    **_each(TEXT, "feat_extract_norm feat_extract_activation"),
     **_each((NONE, {"*": (NUMBERS, str, {"*": (NUMBERS, str)})}), "task_specific_params pruned_heads rope_parameters"),
     **_each(TEXTS, "architectures out_features stage_names"),
     **_each((NONE, {"*": (str, NUMBER)}), "id2label label2id"),

@@ -1,4 +1,4 @@
-"""What things are called on the Hub: repositories by their ids, contents by their hashes."""
+"""What things are called on the Hub: repositories by their ids, contents by their hashes, classes by their names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 _CHUNK = 1 << 20
 
@@ -14,6 +15,13 @@ def looks_like_hub_id(name: str) -> bool:
     """Whether a checkpoint's name is an id on the Hub, and no folder of this machine."""
     is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
     return is_id and not os.path.exists(name) and ".." not in name and "--" not in name
+
+
+def heads_of(config_class: type[Any]) -> dict[str, str]:
+    """The Auto class of every model class of a configuration of ours, by its name; empty for one of transformers."""
+    heads = {name: auto for auto, name in getattr(config_class, "auto_classes", {}).items()}
+    further = getattr(config_class, "alternatives", {})
+    return heads | {name: auto for auto, names in further.items() for name in names}
 
 
 def sha256_of(path: Path) -> str:

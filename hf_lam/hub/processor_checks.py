@@ -12,7 +12,7 @@ from transformers import FeatureExtractionMixin, PreTrainedConfig, PreTrainedTok
 
 from .file_checks import read_configs
 from .repository_files import LocalFiles
-from .tokenizer_files import check_tokenizers
+from .tokenizer_files import check_tokenizers, embedding_rows
 
 # What tokenizers and processors are read from; the first of those that are there is named for what is wrong with it.
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
@@ -92,10 +92,8 @@ def _kind_of(part: Any) -> str:
     return "video_processor" if "VideoProcessor" in type(part).__name__ else "image_processor"
 
 
-def _rows(config: Any) -> int | None:
-    rows = getattr(config, "vocab_size", None)
-    rows = getattr(getattr(config, "text_config", None), "vocab_size", None) if rows is None else rows
-    return rows if isinstance(rows, int) else None
+def _rows(config: PreTrainedConfig | None) -> int | None:
+    return None if config is None else embedding_rows(config.to_dict())
 
 
 def _file_of(source: str | os.PathLike[str], names: tuple[str, ...]) -> str:

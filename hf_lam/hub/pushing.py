@@ -21,14 +21,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..flops import example_inputs
 from ..modeling.version_hf_lam import LIST_FILE, __version__
-from .cards import draw_pictures, model_card, saved_class, task_of
+from .cards import draw_pictures, model_card, saved_class, saved_model, task_of
 from .code_checks import MANIFEST, UNRELEASED, released_code, split_list
 from .earlier_cards import CARD_FILE, CardContent, card_in, weights_of
 from .file_checks import check_name
 from .finite_weights import refuse_infinite
-from .folders import Measured, as_results, copy_processor, copy_results, load_model, load_processor, measured
-from .names import looks_like_hub_id
+from .folders import Measured, as_results, copy_results, load_model, load_processor, measured
+from .names import heads_of, looks_like_hub_id
 from .processor_checks import try_processor
+from .processors import copy_processor
 from .remote import Branch, limited_waiting
 from .sentence_modules import copy_modules
 from .verification import verify
@@ -97,9 +98,10 @@ def push(
     Sections of the card that is there stay, if its template does not have them (`Data` and `Training` are the run's).
 
     Args:
-        model: an `HfLam…` model, or a folder that one was saved in: by `save_pretrained`, by `Trainer`, or one of its
-            checkpoints. Of a folder, only the model, its processor, what sentence-transformers has beside it, the
-            results of its run and its card are taken, never pickles, states of optimizers or logs.
+        model: an `HfLam…` model, one of transformers with injected mechanisms, or a folder that one was saved in: by
+            `save_pretrained`, by `Trainer`, or one of its checkpoints. Of a folder, only the model, its processor,
+            what sentence-transformers has beside it, the results of its run and its card are taken, never pickles,
+            states of optimizers or logs.
         repo_id: `you/name`, or `name` for your own namespace. It is created unless it exists.
         processor: tokenizer, image processor, feature extractor or processor, saved beside the model; of a folder,
             the one in it unless given.
@@ -132,10 +134,11 @@ def push(
     source = None if isinstance(model, PreTrainedModel) else _folder_of(model)
     said = _Said(metrics, dataset, base_model, license, inputs, [tags] if isinstance(tags, str) else tags or [])
     _check_arguments(repo_id, said, revision, create_pr, processor)
-    loaded: Any = model if source is None else load_model(source)
+    _check_adapters(model)
+    loaded: Any = saved_model(model) if source is None else load_model(source)
     _check_model(loaded)
     refuse_infinite(loaded.state_dict())
-    beside = load_processor(source, loaded.config) if source is not None and processor is None else None
+    beside = load_processor(source, loaded) if source is not None and processor is None else None
     if processor is not None:
         try_processor(processor, loaded.config, "processor")
     hub = Branch(repo_id, revision, create_pr, token, is_needed=not dry_run)
@@ -147,7 +150,7 @@ def push(
         folder = Path(scratch)
         if processor is not None:
             processor.save_pretrained(folder)
-        elif source is not None and beside is not None:
+        elif source is not None:
             copy_processor(source, folder, beside)
             processor = beside
         if source is not None:
@@ -305,11 +308,14 @@ def _check_arguments(repo_id: str, said: _Said, revision: str | None, create_pr:
 
 
 def _check_model(model: Any) -> None:
-    if saved_class(model).__name__ not in getattr(type(model.config), "auto_classes", {}).values():
+    if saved_class(model).__name__ not in heads_of(type(model.config)):
         raise ValueError(
             f"{type(model).__name__} has no code that could travel with it. Convert it with hf_lam.convert, or keep "
             "its mechanisms alone with hf_lam.save_mechanism."
         )
+
+
+def _check_adapters(model: Any) -> None:
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
             "the model has adapters, so only these would be saved. Merge them (with PEFT: merge_and_unload), or take "

@@ -7,6 +7,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_CTC_MAPPING_NAMES,
+)
+
+from ..modeling.configuration_hf_lam import PREFIX
 from .repository_files import Finding, RepositoryFiles, UnreadableError
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -17,6 +23,23 @@ _SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad",
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+")
 # Classes that read `tokenizer.json` and no other file.
 _OF_ONE_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_OF_SOUND = {*MODEL_FOR_CTC_MAPPING_NAMES, *MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES}
+# Those that write letters, and merge none.
+_WITHOUT_MERGES = ("Wav2Vec2CTCTokenizer",)
+
+
+def embedding_rows(config: Any) -> int | None:
+    """The rows of the embedding of tokens that a configuration describes, as a dictionary; None if it describes none.
+
+    Models that take sounds may say how many tokens they write, and embed none.
+    """
+    config = config if isinstance(config, dict) else {}
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind.removeprefix(PREFIX) in _OF_SOUND:
+        return None
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    rows = next((part["vocab_size"] for part in parts if part.get("vocab_size") is not None), None)
+    return rows if type(rows) is int and rows > 0 else None
 
 
 class Vocabulary(NamedTuple):
@@ -105,7 +128,7 @@ def _check_presence(configs: Mapping[str, Any], prefix: str, names: list[str]) -
             f"is of a {kind or 'tokenizer'}, but no vocabulary is beside it: tokenizer.json, vocab.txt, vocab.json or "
             "a .model file"
         )
-    elif "tokenizer.json" not in names and "vocab.json" in names and "merges.txt" not in names:
+    elif not {"tokenizer.json", "merges.txt"} & set(names) and "vocab.json" in names and kind not in _WITHOUT_MERGES:
         return [Finding("tokenizer", f"{prefix}vocab.json", "has no merges.txt beside it")]
     else:
         return []

@@ -15,6 +15,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import HF_MODULES_CACHE
 
+from .buildable import config_class_of
 from .code_checks import Code, check_auto_maps, check_code, closure, released_code, targets_of
 from .file_checks import check_kinds, check_references, read_configs
 from .finite_weights import check_finite
@@ -30,8 +31,8 @@ from .repository_files import (
     models_in,
 )
 from .sentence_modules import check_modules, is_read, modules_in, parts_in
-from .tokenizer_files import check_tokenizers
-from .weight_checks import check_parts, check_weights, config_class_of, vocabulary_rows
+from .tokenizer_files import check_tokenizers, embedding_rows
+from .weight_checks import check_parts, check_weights
 
 __all__ = ["Finding", "Verification", "verify"]
 
@@ -195,7 +196,7 @@ def _look_at(
         loaded, weight_findings = check_weights(files, configs, findings + strange_keys, code.file_of, parts)
         findings += weight_findings
     findings += part_findings + check_modules(files, configs, modules) + unsaid(strange_keys, findings)
-    findings += check_tokenizers(files, configs, vocabulary_rows(config))
+    findings += check_tokenizers(files, configs, embedding_rows(config))
     if are_weights_read:
         findings += check_finite(files, [name for name in (*loaded, *parts) if name.endswith(".safetensors")])
     if named is not None and code.version is not None and named != code.version:

@@ -10,27 +10,24 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from ..modeling import modeling_hf_lam, modeling_hf_lam_fusion
-from ..modeling.configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig
-from ..modeling.configuration_hf_lam_fusion import HfLamFusionConfig
-from ..modeling.hosts_facts_hf_lam import COMPLETE_STRUCTURE, OPTIONAL_PARTS, SELF_CONTAINED
+from ..modeling import modeling_hf_lam
+from ..modeling.hosts_facts_hf_lam import COMPLETE_STRUCTURE, OPTIONAL_PARTS
 from ..modeling.mechanism_registry_hf_lam import mechanism_names
+from .buildable import class_names_of, config_class_of, few_modules, is_ours, model_class_of
 from .file_checks import entries
 from .repository_files import Finding, RepositoryFiles, StoredTensor, UnreadableError, leaves_folder
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_CONFIGS: dict[str, Any] = {
-    config.model_type: config for config in (HfLamBertConfig, HfLamViTConfig, HfLamVideoMAEConfig, HfLamFusionConfig)
-}
 # What a configuration may not make the model that is built here do, and does not need for its shapes.
 _NOT_FOR_SHAPES = re.compile(r"auto_map|custom_pipelines|quantization_config|transformers_weights|.*_implementation")
 # No configuration may make the check slow: its sizes are bound by those of the tensors in the file, and by these.
 _MOST_LAYERS = 1000
 _MOST_LAYERS_WITHOUT_WEIGHTS = 100
+_MOST_MODULES = 100_000
 _MOST_SHARDS = 1000
 _MOST_TOKENS = 65_536
 
@@ -91,20 +88,6 @@ def check_parts(files: RepositoryFiles, folders: Collection[str]) -> tuple[tuple
     """The weights of the modules of sentence-transformers in these folders, and findings for damaged ones."""
     names = [name for folder in sorted(folders) if folder and (name := f"{folder}/{WEIGHTS}") in files.sizes]
     return tuple(names), _read_headers(files, names)[1]
-
-
-def config_class_of(kind: Any) -> Any:
-    """The class of a configuration by its `model_type`; None if it is of no model that hf_lam has or builds."""
-    if not isinstance(kind, str):
-        return None
-    return CONFIG_MAPPING[kind] if kind in SELF_CONTAINED else _CONFIGS.get(kind)
-
-
-def vocabulary_rows(config: Any) -> int | None:
-    """The rows of the embedding of tokens that a configuration describes; None if it describes none."""
-    parts = [config, config.get("text_config")] if isinstance(config, dict) else []
-    rows = next((part["vocab_size"] for part in parts if isinstance(part, dict) and "vocab_size" in part), None)
-    return rows if type(rows) is int and rows > 0 else None
 
 
 def _without_foreign(
@@ -192,13 +175,13 @@ def _read_headers(
 def _other_model(config: dict[str, Any]) -> str:
     """Why a configuration is not that of a model of hf_lam; empty if it is."""
     kind, names = config.get("model_type"), config.get("architectures")
-    if not isinstance(kind, str) or kind not in _CONFIGS:
-        return f"is of model type {kind!r}; those of hf_lam are {', '.join(_CONFIGS)}"
-    classes = tuple(_CONFIGS[kind].auto_classes.values())
+    if not is_ours(kind) or config_class_of(kind) is None:
+        return f"is of model type {kind!r}, which is none of hf_lam or none that verify builds"
+    classes = class_names_of(kind)
     if not isinstance(names, list) or len(names) != 1 or names[0] not in classes:
-        return f"architectures is {names!r}, not one of {', '.join(classes)}"
+        return f"architectures is {names!r}, not one of {', '.join(sorted(classes))}"
     for key, value in entries({key: value for key, value in config.items() if key != "model_type"}):
-        if key == "model_type" and not (isinstance(value, str) and value in SELF_CONTAINED):
+        if key == "model_type" and (is_ours(value) or config_class_of(value) is None):
             return f"has an encoder of type {value!r}, which verify does not build"
     return _replaced_part(config)
 
@@ -223,17 +206,16 @@ def _replaced_part(config: dict[str, Any]) -> str:
 
 def _build(config: dict[str, Any], stored: Mapping[str, StoredTensor]) -> tuple[Any, str]:
     """The model of a configuration without its weights; or None and why not."""
-    config_class, (name,) = _CONFIGS[config["model_type"]], config["architectures"]
+    config_class, (name,) = config_class_of(config["model_type"]), config["architectures"]
     if absurd := _absurd_sizes(config, stored):
         return None, absurd
-    model_class = getattr(modeling_hf_lam, name, None) or getattr(modeling_hf_lam_fusion, name)
     # The parts that a configuration does not mention; see `_is_optional`.
     structure = COMPLETE_STRUCTURE.get(name.removeprefix("HfLam"), {})
     try:
         # Whatever it says, no kernel is looked for.
         made = config_class.from_dict(_without(copy.deepcopy(config), _NOT_FOR_SHAPES), attn_implementation="eager")
-        with torch.device("meta"):
-            model = model_class(made, **structure)
+        with torch.device("meta"), few_modules(min(_MOST_MODULES, 1000 + 20 * len(stored))):
+            model = model_class_of(name)(made, **structure)
         model.tie_weights()
     except Exception as error:  # A made-up configuration can fail in any way, in transformers too.
         return None, f"is refused: {type(error).__name__}: {' '.join(str(error).split())}"
@@ -253,8 +235,8 @@ def _absurd_sizes(config: dict[str, Any], stored: Mapping[str, StoredTensor]) ->
     layers = min(_MOST_LAYERS, len(stored)) if stored else _MOST_LAYERS_WITHOUT_WEIGHTS
     for part, sizes in _parts(config):
         for key, value in part.items():
-            # What is in a dictionary is a part of its own.
-            if sizes is not None and (key not in sizes or isinstance(value, dict)):
+            # What is in a dictionary is a part of its own, and ids of tokens make nothing large.
+            if sizes is not None and (key not in sizes or isinstance(value, dict) or re.search(r"_ids?$", key)):
                 continue
             for number in _integers(value):
                 if re.search(r"layers$|blocks$|depths?$", key) and number > layers:
@@ -317,12 +299,17 @@ def _compare(model: Any, stored: dict[str, StoredTensor], file: str, foreign: Se
         them nothing is said to be missing.
     """
     expected = nn.Module.state_dict(model)
-    present: dict[str, Any] = dict(stored)
-    # It looks at names only.
-    modeling_hf_lam.rename_legacy_keys(model, present, "")
     problems = []
-    if len(present) < len(stored):
-        problems.append(f"{len(stored) - len(present)} tensors are there twice, under an old name and a new one")
+    present: dict[str, torch.Tensor] = {}
+    try:
+        present = {name: _without_values(tensor) for name, tensor in stored.items()}
+        before = sum(tensor.numel() for tensor in present.values())
+        modeling_hf_lam.rename_legacy_keys(model, present, "")
+        lost = before - sum(tensor.numel() for tensor in present.values())
+        if lost:
+            problems.append(f"tensors are there twice, under an old name and a new one: {lost} numbers too many")
+    except Exception as error:  # Shapes can be made up, and then conversions can fail in any way.
+        problems.append(f"the tensors cannot be converted: {' '.join(str(error).split())}")
     for name, tensor in present.items():
         if name not in expected and any(f".hf_lam.{mechanism}." in f".{name}" for mechanism in foreign):
             continue
@@ -330,10 +317,11 @@ def _compare(model: Any, stored: dict[str, StoredTensor], file: str, foreign: Se
             problems.append(f"{name} with shape {list(tensor.shape)} is no tensor of {type(model).__name__}")
             continue
         wanted = expected[name]
-        if tuple(wanted.shape) != tensor.shape:
+        if wanted.shape != tensor.shape:
             problems.append(f"{name} has shape {list(tensor.shape)}, but the configuration says {list(wanted.shape)}")
-        elif wanted.is_floating_point() != tensor.dtype.startswith(("F", "BF")):
-            problems.append(f"{name} is stored as {tensor.dtype}, but is {wanted.dtype} in the model")
+        elif wanted.is_floating_point() != tensor.is_floating_point():
+            kind = stored[name].dtype if name in stored else "another kind"
+            problems.append(f"{name} is stored as {kind}, but is {wanted.dtype} in the model")
     twins: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         twins.setdefault(id(parameter), set()).add(name)
@@ -343,6 +331,12 @@ def _compare(model: Any, stored: dict[str, StoredTensor], file: str, foreign: Se
             name = wanted_names[0]
             problems.append(f"{name} with shape {list(expected[name].shape)} is missing")
     return [Finding("weights", file, problem) for problem in problems]
+
+
+def _without_values(tensor: StoredTensor) -> torch.Tensor:
+    """A tensor of the same shape, and of some dtype of the same kind."""
+    dtype = torch.float32 if tensor.dtype.startswith(("F", "BF")) else torch.int64
+    return torch.empty(tensor.shape, dtype=dtype, device="meta")
 
 
 def _is_optional(model: Any, name: str) -> bool:

@@ -11,12 +11,14 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertTokenizer,
+    MPNetConfig,
+    MPNetModel,
     ViTForImageClassification,
 )
 
 import hf_lam
 from helpers.command_line import error_line, run_main
-from helpers.hosts import make_host, make_inputs, make_model, max_difference
+from helpers.hosts import SIZES, make_host, make_inputs, make_model, max_difference
 from hf_lam import cli, conversion
 from hf_lam.hub import cards
 from hf_lam.modeling.version_hf_lam import TRAVELLING_FILES
@@ -32,7 +34,8 @@ def stock(tmp_path_factory):
     make_model(BertForMaskedLM, "bert").save_pretrained(root / "mlm")
     make_model(BertForMaskedLM, "bert").half().save_pretrained(root / "half")
     make_model(ViTForImageClassification, "vit").save_pretrained(root / "vit")
-    make_host("roberta").save_pretrained(root / "roberta")
+    config = MPNetConfig(**SIZES, vocab_size=99, max_position_embeddings=40)
+    MPNetModel(config).save_pretrained(root / "mpnet")
     return root
 
 
@@ -103,14 +106,14 @@ def test_another_head_is_new_and_the_encoder_is_compared(stock, tmp_path):
 
 
 def test_a_head_without_an_hf_lam_class_is_left_out_with_a_note(stock, tmp_path):
-    folder = tmp_path / "pretraining"
+    folder = tmp_path / "causal"
     make_model(BertForMaskedLM, "bert").save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForPreTraining"]}))
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertLMHeadModel"]}))
     code, out, _ = run_main("convert", folder, tmp_path / "out", "--mechanism", "lam", "--json")
     done = json.loads(out)
     assert (code, done["model_class"]) == (0, "HfLamBertModel")
-    assert any("BertForPreTraining" in note and "--auto-class" in note for note in done["notes"])
+    assert any("BertLMHeadModel" in note and "--auto-class" in note for note in done["notes"])
 
 
 @pytest.mark.parametrize(("arguments", "dtype"), [([], "float16"), (["--dtype", "float32"], "float32")])
@@ -143,7 +146,7 @@ def test_an_empty_folder_is_taken(stock, tmp_path):
         ("vit", ["--mechanism", "lam", "--auto-class", "AutoModelForCausalLM"], "AutoModelForImageClassification"),
         ("vit", ["--mechanism", "lam", "--auto-class", "AutoModel", "--num-labels", "2"], "--num-labels"),
         ("classifier", ["--mechanism", "lam", "--num-labels", "5"], "--num-labels 5"),
-        ("roberta", ["--mechanism", "lam"], "hf_lam.inject"),
+        ("mpnet", ["--mechanism", "lam"], "MPNetSelfAttention"),
         ("missing", ["--mechanism", "lam"], "there is no folder"),
     ],
 )

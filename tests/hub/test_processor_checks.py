@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     ASTFeatureExtractor,
     BertConfig,
+    BertModel,
     BertTokenizer,
     PreTrainedTokenizerFast,
+    ViTConfig,
     ViTImageProcessor,
+    ViTModel,
 )
 
 from hf_lam import HfLamFusionConfig, HfLamFusionProcessor
@@ -24,6 +28,9 @@ from hf_lam.hub.processor_checks import check_processor_files, try_processor
 SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 WORDS = SPECIAL | {"hi": 5, "cat": 6}
 BERT = BertConfig(vocab_size=7)
+with torch.device("meta"):
+    MODEL = BertModel(BERT)
+    IMAGE_MODEL = ViTModel(ViTConfig(num_hidden_layers=1))
 
 
 def fast(model: Any, **options: Any) -> PreTrainedTokenizerFast:
@@ -109,22 +116,22 @@ def test_the_rows_of_a_fusion_model_are_those_of_its_text_encoder() -> None:
 )
 def test_damaged_files_are_named(tmp_path: Path, file: str, content: bytes | None, named: str) -> None:
     BertTokenizer(vocab=WORDS).save_pretrained(tmp_path)
-    assert isinstance(load_processor(tmp_path, BERT), BertTokenizer)
+    assert isinstance(load_processor(tmp_path, MODEL), BertTokenizer)
     (tmp_path / file).unlink() if content is None else (tmp_path / file).write_bytes(content)
     with pytest.raises(ValueError, match=f"^{re.escape(repr(str(tmp_path / named)))} "):
-        load_processor(tmp_path, BERT)
+        load_processor(tmp_path, MODEL)
 
 
 def test_damaged_files_of_other_processors_are_named(tmp_path: Path) -> None:
-    assert load_processor(tmp_path, BERT) is None
+    assert load_processor(tmp_path, IMAGE_MODEL) is None
     ViTImageProcessor().save_pretrained(tmp_path)
-    assert isinstance(load_processor(tmp_path, BERT), ViTImageProcessor)
+    assert isinstance(load_processor(tmp_path, IMAGE_MODEL), ViTImageProcessor)
     (tmp_path / "preprocessor_config.json").write_text('{"size"')
     with pytest.raises(ValueError, match=r"preprocessor_config\.json' is not JSON"):
-        load_processor(tmp_path, BERT)
+        load_processor(tmp_path, IMAGE_MODEL)
     (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "Nothing"}')
     with pytest.raises(ValueError, match=f"in {re.escape(repr(str(tmp_path)))} cannot be loaded"):
-        load_processor(tmp_path, BERT)
+        load_processor(tmp_path, IMAGE_MODEL)
 
 
 def test_files_in_folders_are_of_something_else(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from transformers import BertForSequenceClassification, BertTokenizer, ViTImageProcessor
 
 import hf_lam
+from helpers.families import FAMILIES
 from helpers.hub_server import TOKEN, HubServer
 from helpers.lam_models import make_lam
 from hf_lam.training import HfLamTrainer, HfLamTrainingArguments
@@ -27,6 +28,17 @@ def saved_bert(lam_bert: Any, tmp_path: Path) -> Path:
     lam_bert.save_pretrained(tmp_path / "bert")
     BertTokenizer(vocab=WORDS).save_pretrained(tmp_path / "bert")
     return tmp_path / "bert"
+
+
+@pytest.mark.parametrize(("name", "head"), [("roberta", "SequenceClassification"), ("whisper", "AudioClassification")])
+def test_what_was_injected_goes_as_its_class(hub: HubServer, tmp_path: Path, name: str, head: str) -> None:
+    model = hf_lam.inject(FAMILIES[name].make(head), hf_lam.LamConfig(rank=2))
+    hf_lam.push(model, "user/one", token=TOKEN)
+    files = hub.repos["user/one"].files("main")
+    config = json.loads(files["config.json"])
+    assert config["architectures"] == [f"HfLam{type(model).__name__.removeprefix('HfLam')}"]
+    assert {"modeling_hf_lam.py", "README.md", "model.safetensors"} <= set(files)
+    assert f"`{config['architectures'][0]}`" in files["README.md"].decode()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -17,12 +17,12 @@ from transformers import BertConfig, GenerationConfig, ViTConfig
 from helpers.verification import Files, edit, told
 from hf_lam import HfLamBertConfig, HfLamFusionConfig
 from hf_lam.hub import known_keys
+from hf_lam.hub.buildable import config_class_of
 from hf_lam.hub.file_checks import check_references
 from hf_lam.hub.key_checks import check_keys
 from hf_lam.hub.repository_files import Finding, LocalFiles
 from hf_lam.hub.sentence_modules import copy_modules, modules_in
 from hf_lam.hub.verification import verify
-from hf_lam.hub.weight_checks import config_class_of
 
 ST = "sentence_transformers"
 TANH = "torch.nn.modules.activation.Tanh"
@@ -270,7 +270,7 @@ def test_what_is_nested_deep_is_found_too(folder: Path, depth: int) -> None:
     assert "config.json" in {file for _, file in told(verify(folder))}
 
 
-@pytest.mark.parametrize("content", [{"model_type": "gpt2"}, {"_class_name": "UNet2DModel"}, {}, [], "x"])
+@pytest.mark.parametrize("content", [{"model_type": "llava"}, {"_class_name": "UNet2DModel"}, {}, [], "x"])
 def test_a_configuration_in_a_folder_is_that_of_a_known_model(content: Any) -> None:
     (finding,) = findings_of({"unet/config.json": content})
     assert (finding.kind, finding.file) == ("key", "unet/config.json")

@@ -392,7 +392,9 @@ def test_attention_that_transformers_may_fetch(folder: Path, value: Any) -> None
     [
         {"model_type": "timm_wrapper", "architecture": "hf-hub:evil/x"},
         {"model_type": "dpt", "backbone_config": {"model_type": "timm_backbone"}},
-        {"model_type": "gpt2"},
+        {"model_type": "llava"},
+        {"model_type": "hf_lam_vit"},
+        {"model_type": "no_such_type"},
         {"model_type": "vit", "inner": [{"model_type": ["vit"]}]},
     ],
 )

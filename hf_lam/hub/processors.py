@@ -1,0 +1,119 @@
+"""The tokenizer or processor beside a model: which one a model needs, loading it, and copying its files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers.utils import cached_file
+
+from ..modeling.host_attention_hf_lam import find_encoder
+from ..modeling.hosts_facts_hf_lam import is_fusion
+
+# What processors write, besides the vocabulary of a tokenizer.
+PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+# Any of these makes a tokenizer, without further options of it.
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt")
+_TEMPLATES = "additional_chat_templates"
+_SOUNDS = ("input_values", "input_features")
+_PIXELS = ("pixel_values", "pixel_values_videos")
+
+
+class UnavailableError(ImportError):
+    """A processor whose class needs a package that is not installed, such as torchvision."""
+
+
+def modalities_of(model: Any) -> tuple[str, ...]:
+    """What a model takes: `text`, `image`, `video` or `audio`; of a fusion model, all that it has."""
+    encoder = find_encoder(model)
+    if is_fusion(encoder.config):
+        return tuple(encoder.config.modalities)
+    if model.main_input_name in _SOUNDS:
+        return ("audio",)
+    if model.main_input_name not in _PIXELS:
+        return ("text",)
+    is_video = any(hasattr(encoder.config, name) for name in ("num_frames", "frames_per_clip", "tubelet_size"))
+    return ("video" if is_video else "image",)
+
+
+def load_processor(source: str, model: Any, revision: str | None = None) -> Any:
+    """The tokenizer, image processor, feature extractor or processor beside a model; None if there is none.
+
+    What a model takes says which: transformers' own search would go by files of other parts, and ends with an empty
+    tokenizer where there is no file of one.
+
+    Args:
+        source: a folder, or an id on the Hub.
+        model: that it is for.
+        revision: of the repository.
+
+    Raises:
+        UnavailableError: if its class needs a package that is not installed.
+        Exception: whatever transformers raises for files that it cannot use.
+    """
+    auto = _auto_class(model, lambda name: _find(source, name, revision) is not None)
+    if auto is None:
+        return None
+    options = {} if revision is None else {"revision": revision}
+    try:
+        return getattr(transformers, auto).from_pretrained(source, trust_remote_code=False, **options)
+    except ImportError as error:
+        raise UnavailableError(" ".join(str(error).split())) from error
+
+
+def _auto_class(model: Any, has: Callable[[str], bool]) -> str | None:
+    modalities = modalities_of(model)
+    has_tokenizer = any(map(has, _TOKENIZER_FILES))
+    is_whole = has("processor_config.json")
+    if is_fusion(model.config):
+        return "AutoProcessor" if is_whole else None
+    if modalities == ("text",):
+        return "AutoTokenizer" if has_tokenizer else None
+    if modalities == ("audio",):
+        if type(model).__name__.endswith("ForCTC") and has_tokenizer:
+            return "AutoProcessor"
+        return "AutoFeatureExtractor" if is_whole or has("preprocessor_config.json") else None
+    if is_whole or has("preprocessor_config.json"):
+        return "AutoImageProcessor"
+    return "AutoVideoProcessor" if has("video_preprocessor_config.json") else None
+
+
+def copy_processor(
+    source: str | os.PathLike[str], folder: Path, processor: Any = None, revision: str | None = None
+) -> None:
+    """Copy the files of a processor as they are.
+
+    Args:
+        source: the folder with them, or an id on the Hub.
+        folder: where to.
+        processor: that was loaded from `source`; None if it could not be.
+        revision: of the repository.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    vocabulary = getattr(tokenizer, "vocab_files_names", {}).values()
+    for name in dict.fromkeys([*PROCESSOR_FILES, *vocabulary]):
+        found = _find(os.fspath(source), name, revision)
+        if found is not None:
+            shutil.copyfile(found, folder / name)
+    templates = Path(source, _TEMPLATES)
+    if templates.is_dir():
+        shutil.copytree(templates, folder / _TEMPLATES)
+
+
+def _find(source: str, name: str, revision: str | None) -> str | None:
+    """Where a file of a folder or a repository is on this machine; None if there is none."""
+    options = {} if revision is None else {"revision": revision}
+    return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **options)
