@@ -12,6 +12,7 @@ from typing import Any
 from datasets import Value
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
+from hf_lam.modeling.host_attention_hf_lam import find_encoder
 from hf_lam.modeling.hosts_hf_lam import max_length_of
 from hf_lam.modeling.injection_hf_lam import injected_encoders, injection_of
 from hf_lam.training.arguments import DataArguments, ModelArguments
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         model = load_model(task.arguments, AutoModelForSequenceClassification, config, task.training.do_train)
         name = str(task.arguments.processor_name_or_path or task.arguments.model_name_or_path)
         tokenizer = load_pretrained(AutoTokenizer, name, task.arguments)
-        lengths = (task.data.max_seq_length, tokenizer.model_max_length, max_length_of(model.base_model))
+        lengths = (task.data.max_seq_length, tokenizer.model_max_length, max_length_of(find_encoder(model)))
         mechanisms = [config for base in injected_encoders(model) for config in injection_of(base).configs.values()]
         # Those that take any length have None.
         max_length = min(filter(None, (*lengths, *(config.max_tokens for config in mechanisms))))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -50,8 +49,3 @@ def list_facts_of(model: torch.nn.Module, base: InjectedEncoder, inputs: Mapping
         with torch.no_grad(), evaluation_mode(model), observing(base, note):
             run_batches(model, base, [inputs])
     return found
-
-
-def count_each(texts: Iterable[str]) -> str:
-    """How often every text is there: `6 self, 6 cross:a-b`."""
-    return ", ".join(f"{number} {text}" for text, number in Counter(texts).items())

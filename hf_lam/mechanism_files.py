@@ -13,9 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from .injecting import attach
+from .modeling.host_attention_hf_lam import find_encoder
 from .modeling.injection_hf_lam import injection_of, plan_injection
 from .modeling.layers_hf_lam import container_of, explain_layers
 from .modeling.mechanism_hf_lam import MARK
+
+# Registers those of hf_lam.
+from .modeling.mechanism_list_hf_lam import __all__ as _registered  # noqa: F401
 from .modeling.mechanism_registry_hf_lam import (
     block_of,
     file_of,
@@ -87,10 +92,11 @@ def load_mechanism(host: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
             not hf_lam's own, and its file was not imported. The host is unchanged.
     """
     contents, tensors = _read(Path(folder))
-    if contents.get("host_model_type") != _host_type(host.base_model):
+    host_type = _host_type(find_encoder(host))
+    if contents.get("host_model_type") != host_type:
         raise ValueError(
             f"the mechanisms in {str(folder)!r} were trained on a {contents.get('host_model_type')!r}, and "
-            f"{type(host).__name__} is a {_host_type(host.base_model)!r}."
+            f"{type(host).__name__} is a {host_type!r}."
         )
 
     _check_known(Path(folder), contents)
@@ -109,7 +115,7 @@ def load_mechanism(host: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
             "this host."
         )
     plan.container.load_state_dict(tensors)
-    plan.apply()
+    attach(plan)
     return host
 
 

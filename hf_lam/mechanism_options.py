@@ -14,10 +14,10 @@ from typing import Any
 
 from . import modeling
 from .modeling.mechanism_hf_lam import MechanismConfig
-from .modeling.mechanism_registry_hf_lam import config_class_of, file_of, mechanism_names
 
-# What a command line takes for a mechanism, besides the names of those that are registered.
-ELSEWHERE = "FILE.py|MODULE:CLASS"
+# Registers those of hf_lam.
+from .modeling.mechanism_list_hf_lam import __all__ as _registered  # noqa: F401
+from .modeling.mechanism_registry_hf_lam import config_class_of, file_of, mechanism_names
 
 
 def read_mechanisms(

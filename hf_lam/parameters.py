@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from .modeling.injection_hf_lam import InjectedEncoder, injected_encoders
 from .modeling.layers_hf_lam import container_of
@@ -58,11 +59,35 @@ def freeze_host(model: ModelT, train_head: bool = False) -> ModelT:
 
 
 def head_parameters(model: nn.Module, encoders: Iterable[InjectedEncoder | nn.Module]) -> list[nn.Parameter]:
-    """The parameters of a task model outside of its encoders, and those of the encoders' poolers."""
+    """The parameters of a task model outside of what its encoders stand in, and those of the encoders' poolers."""
     body = {
         id(parameter)
         for base in encoders
-        for name, parameter in base.named_parameters()
+        for name, parameter in body_around(model, base).named_parameters()
         if not name.startswith("pooler.")
     }
     return [parameter for parameter in model.parameters() if id(parameter) not in body]
+
+
+def body_around(model: nn.Module, encoder: Any) -> Any:
+    """The pretrained part of a task model that an encoder stands in: the encoder itself, or it and its embeddings.
+
+    Some models have their embeddings, and a last norm, around the module that mechanisms are attached to (DINOv3).
+    """
+    around = [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel) and any(child is encoder for child in module.modules())
+    ]
+    for module in reversed(around):  # from the inside out
+        embeddings = _input_embeddings(module)
+        if embeddings is not None:
+            return encoder if any(child is embeddings for child in encoder.modules()) else module
+    return encoder
+
+
+def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):  # of those that take sounds, and of parts of a model
+        return None

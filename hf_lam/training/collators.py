@@ -1,4 +1,4 @@
-"""Batches for fusion models."""
+"""Batches of sounds, and for fusion models."""
 
 from __future__ import annotations
 
@@ -16,6 +16,25 @@ from ..modeling.processing_hf_lam import TEXT_INPUTS, is_missing
 # Axes of one sample.
 _AXES = {"text": 1, "image": 3, "video": 4, "audio": 2}
 _LABELS = ("labels", "label", "label_ids")
+
+
+class SoundCollator:
+    """A data collator for models that take sounds: it pads them to the longest of a batch, as their processor does.
+
+    Args:
+        processor: the feature extractor that made the inputs of the samples. It says whether what is padded is masked.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One batch of the samples; what is no input of the model, such as labels, is stacked."""
+        names = {*self.processor.model_input_names, "attention_mask"}
+        inputs = [{name: value for name, value in sample.items() if name in names} for sample in samples]
+        others = [{name: value for name, value in sample.items() if name not in names} for sample in samples]
+        batch = self.processor.pad(inputs, padding=True, return_tensors="pt")
+        return {**batch, **(default_data_collator(others) if others[0] else {})}
 
 
 class FusionCollator:

@@ -190,8 +190,10 @@ def _validation_part(
 def find_column(dataset: AnyDataset, given: str | None, option: str, kind: Any, usual: Sequence[str]) -> str:
     """The column that was named, or else the one of the `datasets` feature `kind`, or one with a usual name.
 
+    Of several of that kind, it is the one with a usual name.
+
     Raises:
-        ValueError: if there is none, or several of that kind.
+        ValueError: if there is none, or it is not clear which.
     """
     if given is not None:
         check_column(dataset, given, option)
@@ -200,7 +202,8 @@ def find_column(dataset: AnyDataset, given: str | None, option: str, kind: Any, 
     of_kind = [
         name for name, feature in features if isinstance(feature, kind) or (kind is Audio and feature == ENCODED_FILE)
     ]
-    candidates = of_kind or [name for name in usual if name in columns_of(dataset)][:1]
+    named = [name for name in usual if name in (of_kind or columns_of(dataset))]
+    candidates = of_kind if len(of_kind) == 1 else named[:1]
     if len(candidates) != 1:
         raise ValueError(
             f"which column is meant is not clear: say it with --{option}. The data have "

@@ -27,6 +27,7 @@ AUTO_CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
     "image-classification": "AutoModelForImageClassification",
     "video-classification": "AutoModelForVideoClassification",
+    "audio-classification": "AutoModelForAudioClassification",
     "multimodal-classification": "AutoModelForSequenceClassification",
 }
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from ..conversion import convert
 from ..loading import loading
-from ..modeling.host_attention_hf_lam import find_attentions
+from ..modeling.host_attention_hf_lam import find_attentions, find_encoder
 from ..modeling.hosts_facts_hf_lam import PROJECTION_NAMES
 from ..modeling.injection_hf_lam import injected_encoders
-from ..parameters import freeze_host, head_parameters
+from ..parameters import body_around, freeze_host, head_parameters
 from .annealing import ANNEALING_CALLBACKS, check_hardening, harden
 from .arguments import ModelArguments
 from .labels import Labels
@@ -63,7 +65,7 @@ def load_model(
 ) -> PreTrainedModel:
     """The model of `config`, from its checkpoint or from random weights, with the mechanisms that were asked for.
 
-    Whatever the mechanisms are, a new head starts from the same weights under the same seed.
+    Whatever the mechanisms are, a new head starts from the same weights under the same seed. Weights are in fp32.
 
     Args:
         arguments: name the checkpoint and the mechanisms.
@@ -80,6 +82,8 @@ def load_model(
         try:
             name = str(arguments.model_name_or_path)
             options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": arguments.ignore_mismatched_sizes}
+            # Weights are trained in full precision, whatever the file has; `--bf16` and `--fp16` compute in half.
+            options["dtype"] = torch.float32
             if is_trained:
                 model = load_pretrained(auto_class, name, arguments, **options)
             else:
@@ -96,9 +100,23 @@ def load_model(
 
 
 def load_image_processor(arguments: ModelArguments, config: PreTrainedConfig) -> Any:
-    """The image processor of a model for images or videos; with `--config_overrides`, of the sizes given there."""
+    """The image processor of a model for images or videos; with `--config_overrides`, of the sizes given there.
+
+    Args:
+        arguments: name it.
+        config: of the encoder.
+
+    Raises:
+        ImportError: if its class needs a package that is not installed, as those of some families need torchvision.
+    """
     name = str(arguments.processor_name_or_path or arguments.model_name_or_path)
-    processor = load_pretrained(AutoImageProcessor, name, arguments)
+    try:
+        processor = load_pretrained(AutoImageProcessor, name, arguments)
+    except ImportError as error:
+        raise ImportError(
+            f"the image processor of {name!r} cannot be used here: {' '.join(str(error).split())} Another one of the "
+            "same size can be named with --processor_name_or_path."
+        ) from error
     overrides = arguments.overrides()
     if "image_size" in overrides:
         sides = {"height": config.image_size, "width": config.image_size}
@@ -113,6 +131,26 @@ def load_image_processor(arguments: ModelArguments, config: PreTrainedConfig) ->
     return processor
 
 
+def process(processor: Any, model: PreTrainedModel, sample: Any, **options: Any) -> dict[str, Any]:
+    """What a model is called with for one image, video or sound, as arrays without an axis for the batch."""
+    made = processor(sample, return_tensors="np", **options)
+    taken = inspect.signature(type(model).forward).parameters
+    inputs = {name: value[0] for name, value in made.items() if name in taken}
+    if not inputs:  # a processor of another family, which calls it otherwise
+        inputs[model.main_input_name] = made[processor.model_input_names[0]][0]
+    return inputs
+
+
+def count_frames(config: PreTrainedConfig) -> int:
+    """How many frames of a video an encoder sees."""
+    return config.num_frames if hasattr(config, "num_frames") else config.frames_per_clip
+
+
+def count_channels(config: PreTrainedConfig) -> int:
+    """How many channels the images of an encoder have."""
+    return config.num_channels if hasattr(config, "num_channels") else getattr(config, "in_chans", 3)
+
+
 def prepare_for_training(model: PreTrainedModel, arguments: ModelArguments) -> Any:
     """Freeze what does not train, and add LoRA, as the arguments say.
 
@@ -124,7 +162,7 @@ def prepare_for_training(model: PreTrainedModel, arguments: ModelArguments) -> A
             freeze_host(model, train_head=True)
         else:
             model.requires_grad_(False)
-            for parameter in head_parameters(model, [model.base_model]):
+            for parameter in head_parameters(model, [find_encoder(model)]):
                 parameter.requires_grad_(True)
     return model if arguments.lora_rank is None else _with_lora(model, arguments.lora_rank)
 
@@ -134,20 +172,31 @@ def _with_lora(model: Any, rank: int) -> Any:
         import peft
     except ImportError as error:
         raise ImportError('--lora_rank needs peft. Run `pip install "hf-lam[peft]"`.') from error
-    attentions = find_attentions(model.base_model)
-    # Attention without scores has no queries; what stands in for them has no weights.
-    adapted = {name for query, _, value in PROJECTION_NAMES for name in (query, value)}
+    encoder = find_encoder(model)
+    attentions = find_attentions(encoder)
     targets = [
         f"{name}.{child}"
         for name, module in model.named_modules()
         if module in attentions
-        for child, projection in module.named_modules()
-        if child.rsplit(".", 1)[-1] in adapted and isinstance(projection, nn.Linear)
+        for child in _adapted_projections(module)
     ]
-    head = [name for name, child in model.named_children() if child is not model.base_model and _has_parameters(child)]
-    kept = [*head, *(name for name in ("hf_lam", "pooler") if _has_parameters(getattr(model.base_model, name, None)))]
+    body = body_around(model, encoder)
+    head = [
+        name
+        for name, child in model.named_children()
+        if all(module is not body for module in child.modules()) and _has_parameters(child) and body is not model
+    ]
+    kept = [*head, *(name for name in ("hf_lam", "pooler") if _has_parameters(getattr(encoder, name, None)))]
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, modules_to_save=kept)
     return peft.get_peft_model(model, config)
+
+
+def _adapted_projections(attention: nn.Module) -> list[str]:
+    """The projections of queries and values; all of an attention that has one for several of them."""
+    linear = [name for name, module in attention.named_modules() if isinstance(module, nn.Linear)]
+    # Attention without scores has no queries; what stands in for them has no weights.
+    adapted = {name for query, _, value in PROJECTION_NAMES for name in (query, value)}
+    return [name for name in linear if name.rpartition(".")[2] in adapted] or linear
 
 
 def _has_parameters(module: nn.Module | None) -> bool:

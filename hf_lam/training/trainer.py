@@ -22,7 +22,7 @@ from transformers.trainer_utils import HubStrategy, has_length, unwrap_peft_mode
 from transformers.utils import logging
 
 from ..flops import cost, example_inputs
-from ..hub.cards import task_of, write_card
+from ..hub.cards import saved_model, task_of, write_card
 from ..hub.finite_weights import refuse_infinite
 from ..hub.folders import as_results, evaluated, logged_at
 from ..modeling.hosts_hf_lam import read_whole_modules
@@ -467,14 +467,15 @@ class HfLamTrainer(Trainer):
                 self.write_card(str(self.args.output_dir))
             return
         super().create_model_card(*args, **kwargs)
+        model: Any = self.model if self._is_sharded else saved_model(self.model)
         # By what it has: it may be of another copy of the code.
-        has_code = isinstance(self.model, PreTrainedModel) and hasattr(self.model.config, "auto_classes")
+        has_code = isinstance(model, PreTrainedModel) and hasattr(model.config, "auto_classes")
         if self.is_world_process_zero() and has_code:
             folder = Path(str(self.args.output_dir))
             repository = getattr(self, "hub_model_id", None) or self.args.hub_model_id
             name = kwargs.get("model_name") or str(repository or folder.resolve().name).split("/")[-1]
             write_card(
-                self.model,
+                model,
                 folder,
                 name=name,
                 repository=repository,

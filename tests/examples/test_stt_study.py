@@ -106,10 +106,8 @@ def test_a_second_start_goes_on_where_the_first_stopped(study):
         (["--runs", "best"], "unknown ['best']"),
     ],
 )
-def test_bad_arguments_are_exit_code_2_before_any_work(study, arguments, message):
+def test_bad_arguments_are_exit_code_2_before_any_work(study, script, arguments, message, capsys):
     folder, _ = study
     data = [] if "--data" in arguments else ["--data", "digits"]
-    process = run_script("stt_images", "--quick", "--output_dir", folder, *data, *arguments)
-    assert process.returncode == 2
-    assert message in process.stderr
-    assert "Traceback" not in process.stderr
+    assert script.main(["--quick", "--output_dir", str(folder), *data, *arguments]) == 2
+    assert message in capsys.readouterr().err

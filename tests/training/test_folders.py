@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from datasets import Audio, Image, Video, disable_progress_bars
+from datasets import Audio, Dataset, Features, Image, Video, disable_progress_bars
 
 from hf_lam.training import folders as folders_module
 from hf_lam.training import labels as labels_module
 from hf_lam.training.arguments import DataArguments, ModelArguments, parse_arguments
 from hf_lam.training.data import Data, find_column, load_data
-from hf_lam.training.sources import SOURCE
+from hf_lam.training.sources import ENCODED_FILE, SOURCE
 
 KINDS = {"image": ("png", Image), "video": ("mp4", Video), "audio": ("wav", Audio)}
 
@@ -194,3 +194,12 @@ def test_a_delimiter_that_was_not_said() -> None:
     assert load("--train_file", "a.csv", "--do_train", "--delimiter", ";").labels.names == ("0", "1")
     Path("a.csv").write_text("text\tlabel\na\t0\nb\t1\n")
     assert load("--train_file", "a.csv", "--do_train", "--delimiter", "\\t").labels.names == ("0", "1")
+
+
+def test_of_several_columns_of_a_kind_it_is_the_one_with_a_usual_name() -> None:
+    file = {"bytes": b"a", "path": None}
+    features = Features({"image": ENCODED_FILE, "audio": ENCODED_FILE})
+    files = Dataset.from_dict({"image": [file], "audio": [file]}, features=features)
+    assert find_column(files, None, "audio_column_name", Audio, ("audio",)) == "audio"
+    with pytest.raises(ValueError, match="which column is meant is not clear: say it with --audio_column_name"):
+        find_column(files, None, "audio_column_name", Audio, ("sound",))
