@@ -214,12 +214,20 @@ def test_numbers_without_a_model(make: Any, value: int) -> None:
         make(value)
 
 
-def test_rectangles_that_lie_outside_are_not_walked_through() -> None:
-    host = make_host("vit")
-    with pytest.raises(
-        ValueError, match=r"4 × 4 patches, and the rectangle \[0, 0, 10000000, 10000000\] lies outside"
-    ):
-        inject(host, LocomtConfig(segments=[["a", {"rectangle": [0, 0, 10**7, 10**7]}]]))
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            LocomtConfig(segments=[["a", {"rectangle": [0, 0, 10**7, 10**7]}]]),
+            "no model has more than 10,000,000 tokens",
+        ),
+        (SttConfig(grid=[10**7, 10**7]), "makes 100000000000001 tokens"),
+    ],
+    ids=["locomt", "stt"],
+)
+def test_grids_that_no_model_has_are_not_walked_through(config: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        inject(make_host("vit"), config)
 
 
 @pytest.mark.parametrize("version", ["x", "", {}, [], 1, 0.1, True, None, "1.0; rm", "0.1.0" + 5000 * ".0", math.nan])

@@ -29,7 +29,7 @@ ORIGINALS = {"hf_lam", "helpers"}
 
 # Same machine, same torch, same kernels: only the order of a few operations may differ between versions.
 LOAD_TOLERANCE = 2e-6
-# A converted model takes other kernels than its stock original.
+# A converted model takes other kernels than its stock original; a family may compute its positions in another order.
 STOCK_TOLERANCE = 1e-5
 # A case whose mechanisms change the outputs by less would pass with them lost.
 LEAST_EFFECT = 1e-3
@@ -195,6 +195,51 @@ FUSION_CASES = [
     FusionCase("late", auto_class="AutoModel", options={"num_hidden_layers": 0}),
 ]
 
+
+@dataclass(frozen=True)
+class FamilyCase:
+    """A family of `helpers/families.py`, which has the model and its inputs, with one of the mechanisms there."""
+
+    family: str
+    stock_class: str
+    mechanism: str
+    auto_class: str = "AutoModel"
+
+    @property
+    def hf_lam_class(self):
+        return "HfLam" + self.stock_class
+
+    @property
+    def name(self):
+        return f"{self.hf_lam_class}-{self.mechanism}"
+
+    @property
+    def head(self):
+        return self.auto_class.removeprefix("AutoModelFor") if self.auto_class != "AutoModel" else None
+
+
+# Of each kind some: other names for the parts, rotary, windows, towers that are nested in another way in one of the
+# versions, sound, a predictor beside the encoder.
+FAMILY_CASES = [
+    FamilyCase("roberta", "RobertaModel", "lam+views"),
+    FamilyCase("roberta", "RobertaForMaskedLM", "lam_rank", "AutoModelForMaskedLM"),
+    FamilyCase("distilbert", "DistilBertModel", "stt_mixture"),
+    FamilyCase("modernbert", "ModernBertModel", "lam"),
+    FamilyCase("modernbert", "ModernBertForSequenceClassification", "lam_rank", "AutoModelForSequenceClassification"),
+    FamilyCase("dinov2", "Dinov2ForImageClassification", "views", "AutoModelForImageClassification"),
+    FamilyCase("dinov3_vit", "DINOv3ViTModel", "lam+views"),
+    FamilyCase("clip_vision", "CLIPVisionModel", "lam+views"),
+    FamilyCase("clip_vision", "CLIPVisionModel", "stt_dense"),
+    FamilyCase("clip_vision", "CLIPForImageClassification", "lam_rank", "AutoModelForImageClassification"),
+    FamilyCase("clip_text", "CLIPTextModel", "lam"),
+    FamilyCase("siglip_vision", "SiglipForImageClassification", "lam", "AutoModelForImageClassification"),
+    FamilyCase("siglip2_vision", "Siglip2VisionModel", "lam_rank"),
+    FamilyCase("vjepa2", "VJEPA2Model", "lam+views"),
+    FamilyCase("wav2vec2", "Wav2Vec2ForCTC", "lam_rank", "AutoModelForCTC"),
+    FamilyCase("whisper", "WhisperEncoder", "views"),
+    FamilyCase("whisper", "WhisperForAudioClassification", "lam_rank", "AutoModelForAudioClassification"),
+]
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 HOST_OPTIONS = {
     "Bert": {"vocab_size": 64, "max_position_embeddings": 24},
@@ -260,7 +305,8 @@ def write_reference(path, inputs, **outputs):
 
     groups = {"inputs": inputs, **outputs}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({f"{group}.{key}": value for group, tensors in groups.items() for key, value in tensors.items()}, path)
+    tensors = {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
 
 def read_reference(path):
@@ -345,9 +391,11 @@ def save(folder):
         )
     for seed, case in enumerate(FUSION_CASES):
         save_fusion(folder, case, seed=300 + seed)
+    for seed, case in enumerate(FAMILY_CASES):
+        save_family(folder, case, seed=400 + seed)
     print(
-        f"saved {len(stock_models)} stock, {len(CASES)} converted and {len(FUSION_CASES)} fusion models, "
-        f"transformers {transformers.__version__}"
+        f"saved {len(stock_models)} stock, {len(CASES)} converted and {len(FUSION_CASES)} fusion models, and "
+        f"{len(FAMILY_CASES)} of further families, transformers {transformers.__version__}"
     )
 
 
@@ -389,6 +437,47 @@ def save_fusion(folder, case, seed):
     write_reference(
         folder / "references" / f"{case.name}.safetensors", inputs, outputs=outputs, base={"hidden": hidden}
     )
+
+
+def save_family(folder, case, seed):
+    import torch
+
+    import hf_lam
+    from helpers.families import FAMILIES
+    from helpers.outputs import outputs_of as floats_of
+    from helpers.outputs import without_padding
+
+    family = FAMILIES[case.family]
+    inputs = family.inputs()
+    stock = family.make(case.head)
+    if type(stock).__name__ != case.stock_class:
+        raise AssertionError(f"{case.name}: {case.family} made a {type(stock).__name__}")
+    stock.save_pretrained(folder / "stock" / case.name)
+    expected = without_padding(family, floats_of(stock, inputs))
+    model = hf_lam.convert(stock, *family.configs(case.mechanism))
+    own = [parameter for name, parameter in model.named_parameters() if ".hf_lam." in f".{name}"]
+    add_noise(own, seed=seed, scale=0.3)  # views have none, and are there at once
+    for name, buffer in model.named_buffers():
+        if ".hf_lam." in f".{name}" and name.endswith("mixing"):
+            buffer.fill_(0.4)
+    outputs = without_padding(family, floats_of(model, inputs))
+    effect = difference(outputs, expected)
+    if effect < LEAST_EFFECT:
+        raise AssertionError(f"{case.name}: the mechanisms move the outputs by {effect:.1e} only")
+    model.save_pretrained(folder / "models" / case.name)
+    real = {"tokens": torch.tensor([family.tokens, family.short or family.tokens])}
+    reference = folder / "references" / f"{case.name}.safetensors"
+    write_reference(reference, inputs, outputs=outputs, stock=expected, real=real)
+
+
+def real_outputs(model, reference):
+    """What a model returns for the inputs of a reference, with zeros where the second sample has padding."""
+    tokens, short = reference["real"]["tokens"].tolist()
+    outputs = {key: value.clone() for key, value in outputs_of(model, reference["inputs"]).items()}
+    for value in outputs.values():
+        if value.dim() >= 2 and value.shape[:2] == (2, tokens):
+            value[1, short:] = 0
+    return {key: value for key, value in outputs.items() if key in reference["outputs"]}
 
 
 def base_inputs(case, inputs):
@@ -449,7 +538,18 @@ def load(folder):
             errors.append(difference(outputs_of(model.eval(), reference["inputs"]), reference["outputs"]))
         return max(errors)
 
+    def check_family(case):
+        path = folder / "models" / case.name
+        reference = read_reference(folder / "references" / f"{case.name}.safetensors")
+        auto_class = getattr(transformers, case.auto_class)
+        model, info = auto_class.from_pretrained(path, trust_remote_code=True, output_loading_info=True)
+        if type(model).__name__ != case.hf_lam_class or not type(model).__module__.startswith("transformers_modules."):
+            raise AssertionError(f"{case.auto_class} made {type(model).__module__}.{type(model).__name__}")
+        clean(info)
+        return difference(real_outputs(model.eval(), reference), reference["outputs"])
+
     report("loaded without hf_lam", [*CASES, *FUSION_CASES], check, LOAD_TOLERANCE)
+    report("further families loaded without hf_lam", FAMILY_CASES, check_family, STOCK_TOLERANCE)
     imported = ORIGINALS & {name.partition(".")[0] for name in sys.modules}
     if imported:
         raise AssertionError(f"{', '.join(imported)} was imported")
@@ -473,6 +573,17 @@ def load_stock(folder):
         return difference(outputs_of(model.eval(), reference["inputs"]), reference["outputs"])
 
     report("stock checkpoints into HfLam classes", CASES, check, STOCK_TOLERANCE)
+
+    def check_family(case):
+        reference = read_reference(folder / "references" / f"{case.name}.safetensors")
+        hf_lam_class = getattr(hf_lam, case.hf_lam_class)
+        model, info = hf_lam_class.from_pretrained(
+            folder / "stock" / case.name, hf_lam={"lam": {"rank": 2}}, output_loading_info=True
+        )
+        clean(info)
+        return difference(real_outputs(model.eval(), reference), reference["stock"])
+
+    report("stock checkpoints of further families into HfLam classes", FAMILY_CASES, check_family, STOCK_TOLERANCE)
 
     def check_encoders(case):
         # Before fusion layers that normalise first, an encoder has lost its own last norm.

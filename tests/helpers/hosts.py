@@ -182,7 +182,8 @@ def mechanisms(name: str, host: str) -> tuple[Any, ...]:
 
 def make_model(model_class: type[PreTrainedModel], host: str, seed: int = 0, **config: Any) -> PreTrainedModel:
     """A tiny model in eval mode, all of whose parameters are random: biases too, which start at zero otherwise."""
-    torch.manual_seed(seed)
+    # Models are made on the CPU; `torch.manual_seed` seeds every device, and takes its time.
+    torch.default_generator.manual_seed(seed)
     model = model_class(CONFIGS[host](**config)).eval()
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)

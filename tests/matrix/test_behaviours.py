@@ -41,7 +41,7 @@ def attach(host: str, name: str, *, moved: bool = True) -> tuple[Any, dict[str, 
 
     moved: with weights and schedules away from where they start, so that they take part.
     """
-    model = inject(HOSTS[host].make(), *MECHANISMS[name].configs(host))
+    model = inject(HOSTS[host].make(), *MECHANISMS[name].configs())
     if moved:
         move(model)
     return model, HOSTS[host].inputs()
@@ -249,7 +249,7 @@ def saves_and_loads(host: str, name: str, tmp_path: Path) -> None:
 
 def _converted(host: str, name: str) -> Any:
     stock = HOSTS[host].make()
-    configs = MECHANISMS[name].configs(host)
+    configs = MECHANISMS[name].configs()
     if host != "fusion":
         return convert(stock, *configs)
     inject(stock, *configs)
@@ -295,8 +295,6 @@ def reason_to_skip(behaviour: Callable[..., None], host: str, name: str) -> str 
     row = HOSTS[host]
     if behaviour is leaves_padding_out and not row.padding:
         return "takes no padding"
-    if behaviour is saves_and_loads and not row.converts:
-        return "has no HfLam class"
     if behaviour is gets_gradients and name in ("views_full", "views_half", "views_annealing"):
         return "with these views has no parameters"
     if behaviour in (compiles_whole, exports) and host not in ("bert", "vit", "fusion"):
@@ -342,11 +340,11 @@ def test_what_cannot_be_attached_is_refused_and_leaves_the_host_as_it_was(host: 
     model, inputs = HOSTS[host].make(), HOSTS[host].inputs()
     expected, names = hidden(model, inputs), list(model.state_dict())
     with pytest.raises(ValueError, match=REFUSED[host, name]):
-        inject(model, *MECHANISMS[name].configs(host))
+        inject(model, *MECHANISMS[name].configs())
     assert torch.equal(hidden(model, inputs), expected) and list(model.state_dict()) == names
     assert not injected_encoders(model)
 
 
 def test_the_table_has_every_mechanism_that_there_is() -> None:
-    attached = {config.name for column in MECHANISMS.values() for config in column.configs("vit")}
+    attached = {config.name for column in MECHANISMS.values() for config in column.configs()}
     assert attached == set(hf_lam.modeling.mechanism_registry_hf_lam.mechanism_names())
