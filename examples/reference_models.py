@@ -156,7 +156,7 @@ class ReferenceArguments:
 def write_reference(name: str, folder: Path, cards: Path) -> None:
     """Write the card of a trained model, and copy it with its pictures into a folder of its own."""
     model = load_model(folder)
-    processor = load_processor(folder, model.config)
+    processor = load_processor(folder, model)
     repository, base = f"{OWNER}/{name}", REFERENCES[name].base_model
     pictures = write_card(model, folder, name=name, repository=repository, base_model=base, processor=processor)
     target = cards / name

@@ -10,7 +10,7 @@ from transformers.utils import logging
 from .modeling.changes_hf_lam import Changes
 from .modeling.injection_hf_lam import Plan, list_changes, plan_injection
 from .modeling.mechanism_registry_hf_lam import mechanism_block
-from .modeling.modeling_hf_lam import rename_legacy_keys
+from .modeling.modeling_hf_lam import rename_legacy_keys, travelling_class_of
 
 logger = logging.get_logger(__name__)
 
@@ -30,7 +30,8 @@ def inject(model: ModelT, *configs: Any) -> ModelT:
         The same model. With the defaults its outputs are unchanged; what changes them at once is logged. A pure STT
         drops the query and key projections for good. Its class stays the stock one; `save_pretrained` (and with it
         `push_to_hub` and `Trainer`) writes the `HfLam…` class of the same kind, with the mechanisms and their code. It
-        refuses where there is none, as for classes of your own: keep the mechanisms with `save_mechanism` then.
+        refuses where there is none, as for classes of your own, which is logged: keep the mechanisms with
+        `save_mechanism` then.
 
     Raises:
         TypeError: if `model` is not a transformers model.
@@ -41,6 +42,12 @@ def inject(model: ModelT, *configs: Any) -> ModelT:
     attach(plan_injection(model, mechanism_block(configs)))
     for change in list_changes(model):
         logger.warning(change)
+    # Said now, and not at the first checkpoint of a training.
+    if not hasattr(type(model), "host_class") and travelling_class_of(type(model)) is None:
+        logger.warning(
+            f"There is no HfLam class for {type(model).__name__}, so its save_pretrained will refuse to write it with "
+            "these mechanisms. Keep them with hf_lam.save_mechanism(model, folder)."
+        )
     return model
 
 

@@ -11,6 +11,7 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from math import prod
 from typing import NamedTuple
 
@@ -107,10 +108,15 @@ def sample_layout(segment_ids: Tensor, segments: int) -> Layout:
 
 
 def paint_grid(boxes: Sequence[Box], grid: Sequence[int], first: int, device: torch.device) -> Tensor:
-    """The segment of every place of a grid, row-major `(N,)`: boxes that cover it, numbered from `first` on."""
+    """The segment of every place of a grid, row-major `(N,)`: boxes that cover it, numbered from `first` on.
+
+    Nothing is written in place: `torch.func.linearize` loses that.
+    """
+    axes = [torch.arange(size, device=device) for size in grid]
     ids = torch.full(tuple(grid), first, dtype=torch.long, device=device)
     for number, box in enumerate(boxes[1:], first + 1):
-        ids[tuple(slice(start, stop) for start, stop in box)] = number
+        inside = [(axis >= start) & (axis < stop) for axis, (start, stop) in zip(axes, box, strict=True)]
+        ids = ids.masked_fill(reduce(lambda left, right: left.unsqueeze(-1) & right, inside), number)
     return ids.flatten()
 
 

@@ -35,7 +35,7 @@ from transformers import (
 from helpers.families import FAMILIES, find_class
 from helpers.hosts import first_output, make_host, make_inputs, make_model, perturb_mechanisms
 from helpers.outputs import distance, outputs_of
-from hf_lam import LamConfig, LocomtConfig, SttConfig, convert, inject, load_mechanism, remove
+from hf_lam import LamConfig, LocomtConfig, SttConfig, convert, inject, injecting, load_mechanism, remove
 from hf_lam import save_mechanism as keep
 from hf_lam.modeling.injection_hf_lam import injected_encoders
 from hosts.test_heads import labelled
@@ -219,6 +219,15 @@ def test_what_has_no_class_of_ours_is_refused_before_anything_is_written(make: A
     assert torch.equal(first_output(base, inputs), expected)
     with pytest.raises(ValueError, match="nothing was saved"):
         model.save_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_what_has_no_class_of_ours_is_said_at_once(is_own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(injecting.logger, "warning", said.append)
+    kind = OwnHead if is_own else RobertaForSequenceClassification
+    inject(kind(make_host("roberta").config), LamConfig(rank=2))
+    assert [("OwnHead" in text, "save_mechanism" in text) for text in said] == [(True, True)] * is_own
 
 
 def test_an_adapter_is_saved_alone(tmp_path: Path) -> None:
