@@ -274,7 +274,9 @@ class AttentionCall:
             padding = extend_padding(padding, key.shape[2] - padding.shape[-1])
         if position_bias is not None:
             added = key.shape[2] - position_bias.shape[-1]  # tokens that have no place
-            padding = add_padding(pad(position_bias, (0, added, 0, added)), padding)
+            if added:  # without any, it would be copied in every layer
+                position_bias = pad(position_bias, (0, added, 0, added))
+            padding = add_padding(position_bias, padding)
         past = key.shape[2] - query.shape[2]
         if past:
             refuse_past(of_pass.injection.configs, past)

@@ -161,7 +161,9 @@ class LocomtConfig(MechanismConfig):
     @cached_property
     def parsed_views(self) -> tuple[tuple[View, ...], ...]:
         """The view of every layer and head, once there is a table."""
-        return tuple(tuple(parse_view(view, self.names, self.is_global) for view in row) for row in self.views)
+        names, is_global = self.names, self.is_global
+        parsed = {view: parse_view(view, names, is_global) for view in {view for row in self.views for view in row}}
+        return tuple(tuple(parsed[view] for view in row) for row in self.views)
 
     @property
     def names(self) -> list[str]:
