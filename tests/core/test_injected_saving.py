@@ -33,12 +33,12 @@ from transformers import (
 )
 
 from helpers.families import FAMILIES, find_class
+from helpers.family_labels import labelled
 from helpers.hosts import first_output, make_host, make_inputs, make_model, perturb_mechanisms
 from helpers.outputs import distance, outputs_of
 from hf_lam import LamConfig, LocomtConfig, SttConfig, convert, inject, injecting, load_mechanism, remove
 from hf_lam import save_mechanism as keep
 from hf_lam.modeling.injection_hf_lam import injected_encoders
-from hosts.test_heads import labelled
 
 # One of each kind: plain; by windows; with tensors that are one in the file; with names of older releases there; in a
 # tower; with normalised weights; with a decoder.

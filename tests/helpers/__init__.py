@@ -1,7 +1,8 @@
 """What several tests share. Imported as `helpers`: `pythonpath` in pyproject.toml puts `tests` on the path.
 
 - `hosts`, `lam_models`, `fusion_models`: tiny models with and without mechanisms, and inputs for them;
-- `families`, `refused_hosts`: tiny encoders of every family, and what they can carry; `outputs`: what models return;
+- `families`, `family_labels`, `refused_hosts`: tiny encoders of every family, labels for their heads, and what they
+  can carry; `outputs`: what models return;
 - `injection`: models with mechanisms, and that nothing is left of them;
 - `attention`, `locomt_attention`, `stt_attention`: formulas, inputs and paddings for the attention functions alone;
 - `door`: mechanisms from files that are not hf_lam's, registered for a while;

@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import AutoModel
 
 from helpers.families import FAMILIES, Family
+from helpers.family_labels import labelled
 from helpers.hosts import perturb_mechanisms
 from helpers.outputs import distance, outputs_of
 from hf_lam import LamConfig, convert, mechanism_parameters
-from hosts.test_heads import labelled
 
 TOLERANCE = 1e-5
 

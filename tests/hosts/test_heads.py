@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
-from torch import Tensor
 from transformers import AutoModelForImageClassification, DeiTForImageClassificationWithTeacher
 
 import hf_lam
-from helpers.families import FAMILIES, VOCABULARY, Family, randomize
+from helpers.families import FAMILIES, randomize
+from helpers.family_labels import labelled
 from helpers.hosts import perturb_mechanisms
 from helpers.outputs import distance, outputs_of
 from hf_lam import LamConfig, convert, mechanism_parameters
@@ -21,50 +20,6 @@ from hf_lam.modeling.configuration_hf_lam import config_class_of
 
 TOLERANCE = 1e-5
 
-
-def labelled(family: Family, head: str) -> dict[str, Tensor]:
-    """Inputs of a head with what it computes its loss from."""
-    inputs, classes = family.inputs(), torch.tensor([2, 1])
-    generator = torch.Generator().manual_seed(3)
-
-    def draw(most: int, *shape: int) -> Tensor:
-        return torch.randint(0, most, shape, generator=generator)
-
-    if head == "PreTraining":
-        return inputs | _PRETRAINING[family.title](draw)
-    if head == "MultipleChoice":
-        choices = {key: torch.stack([value, value], 1) for key, value in inputs.items()}
-        return choices | {"labels": classes - 1}
-    return (
-        inputs
-        | {
-            "TokenClassification": lambda: {"labels": draw(3, 2, family.tokens)},
-            "MaskedLM": lambda: {"labels": draw(VOCABULARY, 2, family.tokens)},
-            "QuestionAnswering": lambda: {"start_positions": classes, "end_positions": classes + 1},
-            "DocumentQuestionAnswering": lambda: {"start_positions": classes, "end_positions": classes + 1},
-            "NextSentencePrediction": lambda: {"labels": classes - 1},
-            "MaskedImageModeling": lambda: {"bool_masked_pos": draw(2, 2, 16).bool()},
-            "SemanticSegmentation": lambda: {"labels": draw(3, 2, 16, 16)},
-            "CTC": lambda: {"labels": 1 + draw(20, 2, 3)},
-            "AudioFrameClassification": lambda: {"labels": torch.eye(3)[draw(3, 2, family.tokens)]},
-        }.get(head, lambda: {"labels": classes})()
-    )
-
-
-def _masked_sound(draw: Any) -> dict[str, Tensor]:
-    hidden = torch.zeros(2, 19, dtype=torch.bool)
-    hidden[:, 2:6] = True
-    return {"mask_time_indices": hidden, "sampled_negative_indices": draw(12, 2, 19, 2)}
-
-
-_PRETRAINING: dict[str, Any] = {
-    "BERT": lambda draw: {"labels": draw(VOCABULARY, 2, 12), "next_sentence_label": draw(2, 2)},
-    "ERNIE": lambda draw: {"labels": draw(VOCABULARY, 2, 12), "next_sentence_label": draw(2, 2)},
-    "ELECTRA": lambda draw: {"labels": draw(2, 2, 12)},
-    "VideoMAE": lambda draw: {"bool_masked_pos": torch.tensor([[True, False] * 4] * 2)},
-    "wav2vec 2.0": _masked_sound,
-    "UniSpeech": lambda draw: {},
-}
 
 # A pair of a family and a head that has no loss of its own, …
 WITHOUT_LOSS = {("unispeech", "PreTraining")}

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from helpers.families import FAMILIES
+from helpers.family_labels import labelled
 from helpers.hosts import perturb_mechanisms
 from helpers.outputs import outputs_of, without_padding
 from helpers.processes import run_code
 from hf_lam import LamConfig, convert
-from hosts.test_heads import labelled
 
 LOADER = """
 import sys
