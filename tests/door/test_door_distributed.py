@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertForSequenceClassification, ViTForImageClassification
@@ -18,7 +17,7 @@ from helpers.distributed_worker import shard, train_loop, write
 from helpers.door import DISTANCE, TEMPERATURE, open_door
 from helpers.hosts import make_model, perturb_mechanisms
 from helpers.lam_models import assert_same_weights, changed_names, weights_of
-from helpers.processes import run_process
+from helpers.processes import run_in_group, run_process
 from hf_lam import LamConfig, convert
 from hf_lam.modeling.injection_hf_lam import mechanism_of
 
@@ -90,6 +89,4 @@ def test_two_processes_equal_one(name: str, way: str, two_processes: Path) -> No
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    work(Path(sys.argv[1]))
-    dist.destroy_process_group()
+    run_in_group(lambda: work(Path(sys.argv[1])))

@@ -36,6 +36,7 @@ from helpers.checkpointing import checkpoint_activations
 from helpers.fusion_models import make_fusion, make_fusion_inputs
 from helpers.hosts import mechanisms, set_mixing
 from helpers.lam_models import make_lam, make_samples, stacked, weights_of
+from helpers.processes import run_in_group
 from hf_lam import LamConfig
 
 PER_LAYER, SHARED, LOW_RANK = LamConfig(), LamConfig(scope="shared"), LamConfig(scope="shared", rank=2, per_head=True)
@@ -259,9 +260,8 @@ def write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def main(mode: str, folder: str) -> None:
     torch.set_num_threads(1)
     assert os.environ["WORLD_SIZE"] == "2"
-    dist.init_process_group("gloo")
-    {"ddp": run_ddp, "fsdp": run_fsdp, "trainer": run_trainer}[mode](Path(folder))
-    dist.destroy_process_group()
+    run = {"ddp": run_ddp, "fsdp": run_fsdp, "trainer": run_trainer}[mode]
+    run_in_group(lambda: run(Path(folder)))
 
 
 if __name__ == "__main__":

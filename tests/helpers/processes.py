@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
@@ -44,3 +44,20 @@ def run_code(
     """Run `code` with `arguments` in `sys.argv[1:]`; with `hf_lam=False` the package cannot be imported there."""
     source = code if hf_lam else WITHOUT_HF_LAM + code
     return run_process([sys.executable, "-c", source, *map(str, arguments)], environment, expect)
+
+
+def run_in_group(work: Callable[[], None]) -> None:
+    """What a process that torchrun started does, as one of a gloo group; it ends here if nothing was raised.
+
+    The interpreter is not torn down: threads of gloo and autograd that would still want it abort the process there now
+    and then ("terminate called without an active exception"), after all of the work.
+    """
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    work()
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

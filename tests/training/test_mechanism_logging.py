@@ -344,7 +344,7 @@ def test_several_encoders_are_refused() -> None:
 
 
 SHARDED = """
-import torch, torch.distributed as dist
+from helpers.processes import run_in_group
 from helpers.lam_models import make_lam
 from training.test_mechanism_logging import STOCK, logged
 from torch.distributed.device_mesh import init_device_mesh
@@ -353,14 +353,15 @@ from torch.distributed.tensor import DTensor
 from helpers.hosts import make_inputs
 from hf_lam import LamConfig, SttConfig
 
-dist.init_process_group("gloo")
-for configs in ((SttConfig(train_mixing=True),), (SttConfig(train_mixing=True), LamConfig())):
-    model = make_lam(STOCK["vit"], "vit", configs)
-    expected = logged(model, make_inputs("vit"))
-    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
-    assert isinstance(model.vit.hf_lam.stt[0].mixing, DTensor)
-    assert logged(model, make_inputs("vit")) == expected and len(expected) >= 12
-dist.destroy_process_group()
+def work():
+    for configs in ((SttConfig(train_mixing=True),), (SttConfig(train_mixing=True), LamConfig())):
+        model = make_lam(STOCK["vit"], "vit", configs)
+        expected = logged(model, make_inputs("vit"))
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        assert isinstance(model.vit.hf_lam.stt[0].mixing, DTensor)
+        assert logged(model, make_inputs("vit")) == expected and len(expected) >= 12
+
+run_in_group(work)
 """
 
 
