@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""The configuration of a model that fuses text, image, video and audio encoders.
+"""The configuration of a model that fuses encoders of text, images, videos and audio, and vectors.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
 """
@@ -9,22 +9,42 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from types import NoneType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .configuration_hf_lam import HfLamConfigMixin
+from .fusion_features_hf_lam import FeatureOptions, read_features
 from .injection_hf_lam import check_grid
 from .locomt_hf_lam import baseline_block, find_baseline
 from .mechanism_registry_hf_lam import configs_in, mechanism_block
 from .option_checks_hf_lam import check_host_options, is_count
 
-# Of every modality: the argument of the model's `forward` that holds it.
-INPUT_NAMES = {
-    "text": "input_ids",
-    "image": "pixel_values",
-    "video": "video_values",
-    "audio": "audio_values",
+
+class ModalityArguments(NamedTuple):
+    """The arguments of a fusion model's `forward` that are about one modality.
+
+    values: what it is called.
+    mask: which tokens (of sound, which samples) of the values count; None where there is no such argument.
+    others: what goes with the values, by the name that the encoder has for it.
+    """
+
+    values: str
+    mask: str | None
+    others: Mapping[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.values, *filter(None, [self.mask]), *self.others)
+
+
+# Of every modality that has an encoder.
+ENCODER_ARGUMENTS = {
+    "text": ModalityArguments("input_ids", "attention_mask", {"token_type_ids": "token_type_ids"}),
+    "image": ModalityArguments("pixel_values", "image_mask", {"spatial_shapes": "spatial_shapes"}),
+    "video": ModalityArguments("video_values", None, {}),
+    "audio": ModalityArguments("audio_values", "audio_mask", {}),
 }
 # What processors of one modality call what has another name here.
 OTHER_NAMES = {
@@ -32,7 +52,10 @@ OTHER_NAMES = {
     "input_features": "audio_values",
     "pixel_values_videos": "video_values",
 }
-MODALITIES = tuple(INPUT_NAMES)
+INPUT_NAMES = {name: arguments.values for name, arguments in ENCODER_ARGUMENTS.items()}
+MODALITIES = tuple(ENCODER_ARGUMENTS)
+# What the names of the arguments of a modality of vectors end in.
+FEATURES, FEATURE_MASK, FEATURE_POSITIONS = "_features", "_mask", "_positions"
 BASELINES = ("full", "self", "bottleneck", "late")
 
 # What the plain fields of the configuration can be. (Those of stock configurations are checked by transformers.)
@@ -51,9 +74,10 @@ _FIELDS: dict[str, tuple[tuple[Any, ...], str]] = {
 class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
     """Several encoders, one for each modality, and a transformer encoder over the tokens of all of them.
 
-    Every modality runs through its own encoder, is projected to `hidden_size` where its encoder has another, and
-    takes its place in one sequence, in the order of `modalities`. The fusion layers run on that sequence, with the
-    mechanisms of `hf_lam`: attention views by the names of the modalities (LoCoMT), a learnable mask (LAM), or both.
+    Every modality runs through its own encoder, or is given as vectors that were computed before. It is projected to
+    `hidden_size` where it has another width, and takes its place in one sequence, in the order of `modalities`. The
+    fusion layers run on that sequence, with the mechanisms of `hf_lam`: attention views by the names of the modalities
+    (LoCoMT), a learnable mask (LAM), or both.
 
     Args:
         text_config: configuration of the text encoder, BERT or one of its family, or its dictionary with `model_type`;
@@ -62,10 +86,14 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         image_config: of the image encoder, such as ViT or DeiT.
         video_config: of the video encoder, such as VideoMAE.
         audio_config: of the audio encoder, such as the Audio Spectrogram Transformer.
-        modalities: their order in the sequence; `None` is text, image, video, audio, as far as there are.
-        hidden_size: width `d` of the fusion layers; `None` is that of the first modality's encoder.
+        features: modalities without an encoder, which are given as vectors: the options of each by its name, such as
+            `{"clips": {"size": 512}}`; see `FeatureOptions`. A number alone is its size. They may have the names of
+            the four above, where these have no encoder.
+        modalities: their order in the sequence; `None` is text, image, video, audio, as far as there are, and then
+            features.
+        hidden_size: width `d` of the fusion layers; `None` is that of the first modality that has an encoder.
         num_hidden_layers: fusion layers; 0 is late fusion, where the modalities meet in the pooled output only.
-        num_attention_heads: heads of the fusion layers; `None` is as many as the first modality's encoder has.
+        num_attention_heads: heads of the fusion layers; `None` is as many as the same encoder has.
         intermediate_size: width of their feed-forward layers; `None` is four times `hidden_size`.
         hidden_act: their activation.
         norm_first: normalise before attention and feed-forward layers, as ViT does, and once at the end; or after
@@ -76,7 +104,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         initializer_range: standard deviation of random weights.
         pooling: what a modality gives to the pooled output, by its name or for all: `"cls"`, its first token (for the
             Audio Spectrogram Transformer the mean of its two, as that model does itself), or `"mean"` over its tokens.
-            `None` is `"cls"` for encoders that have such a token, and `"mean"` for the others.
+            `None` is `"cls"` for encoders and features that have such a token, and `"mean"` for the others.
         combine: `"mean"` over the modalities that a sample has, or `"concat"`, with zeros for those it does not have.
         classifier_dropout: before the classifier; `None` is `hidden_dropout_prob`.
         hf_lam: the mechanisms of the fusion layers, for example `{"locomt": {"views": "half"}}`.
@@ -104,6 +132,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
     image_config: Any = None
     video_config: Any = None
     audio_config: Any = None
+    features: Any = None
     modalities: Any = None
     hidden_size: Any = None
     num_hidden_layers: int = 4
@@ -130,10 +159,18 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         for name in MODALITIES:
             setattr(self, f"{name}_config", encoder_config_of(name, getattr(self, f"{name}_config")))
         given = [name for name in MODALITIES if getattr(self, f"{name}_config") is not None]
+        self.features = None if self.features is None else read_features(self.features) or None
+        both = sorted(set(given) & set(self.features or ()))
+        if both:
+            raise ValueError(
+                f"HfLamFusionConfig: {', '.join(both)} cannot be features and have an encoder; give features another "
+                "name, or leave out the configuration of the encoder."
+            )
+        given += self.features or ()
         if not given:
             raise ValueError(
-                "HfLamFusionConfig needs at least one modality: give text_config, image_config, video_config or "
-                "audio_config."
+                "HfLamFusionConfig needs at least one modality: give text_config, image_config, video_config, "
+                "audio_config or features."
             )
         if self.modalities is None:
             self.modalities = given
@@ -160,11 +197,12 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _resolve_sizes(self) -> None:
-        first = self.modality_config(self.modalities[0])
-        if self.hidden_size is None:
-            self.hidden_size = first.hidden_size
-        if self.num_attention_heads is None:
-            self.num_attention_heads = first.num_attention_heads
+        first = next((name for name in self.modalities if name not in (self.features or ())), None)
+        for name in ("hidden_size", "num_attention_heads"):
+            if getattr(self, name) is None:
+                if first is None:
+                    raise ValueError(f"HfLamFusionConfig: {name} must be given where no modality has an encoder.")
+                setattr(self, name, getattr(self.modality_config(first), name))
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         for name, least in (
@@ -181,6 +219,12 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
                 f"HfLamFusionConfig: hidden_size={self.hidden_size} must be a multiple of "
                 f"num_attention_heads={self.num_attention_heads}."
             )
+        for name, options in (self.features or {}).items():
+            if not options["project"] and options["size"] != self.hidden_size:
+                raise ValueError(
+                    f"HfLamFusionConfig: features[{name!r}] of size {options['size']} cannot have project=False: the "
+                    f"fusion layers are {self.hidden_size} wide."
+                )
 
     def _check_pooling(self) -> None:
         pooling = self.pooling
@@ -242,8 +286,16 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         return other
 
     def modality_config(self, name: str) -> Any:
-        """The configuration of one modality's encoder."""
+        """The configuration of one modality's encoder, or its `FeatureOptions` if it has none."""
+        if name in (self.features or ()):
+            return FeatureOptions(**self.features[name])
         return getattr(self, f"{name}_config")
+
+    def modality_arguments(self, name: str) -> ModalityArguments:
+        """The arguments of the model's `forward` that are about one modality, without `has_…`."""
+        if name in (self.features or ()):
+            return feature_arguments(name)
+        return ENCODER_ARGUMENTS[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "hf_lam":
@@ -252,6 +304,11 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds and object not in kinds):
             raise ValueError(f"{type(self).__name__}: {name} must be {wanted}, got {value!r}.")
         super().__setattr__(name, value)
+
+
+def feature_arguments(name: str) -> ModalityArguments:
+    """Those of a modality of vectors."""
+    return ModalityArguments(f"{name}{FEATURES}", f"{name}{FEATURE_MASK}", {f"{name}{FEATURE_POSITIONS}": "positions"})
 
 
 def _is_of_model(config: Any) -> bool:

@@ -1,34 +1,22 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""The encoders of the fusion model's modalities: made for it, and taken over from checkpoints.
+"""The encoders of the fusion model's modalities: made for it, and run.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import inspect
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .fusion_layers_hf_lam import FusionEncoder, FusionLayer
-from .hosts_facts_hf_lam import (
-    LAST_NORMS,
-    LAYER_FAMILIES,
-    LAYER_OPTIONS,
-    PARTS,
-    UNUSED_NORMS,
-    read_input_shape,
-    read_window,
-)
-from .injection_hf_lam import injected_encoders
+from .configuration_hf_lam_fusion import ModalityArguments
+from .hosts_facts_hf_lam import LAST_NORMS, UNUSED_NORMS, read_input_shape
 
 # Dimensions of one sample. Audio is mel bands over time, for an audio encoder or as an image with channels.
 _DIMENSIONS = {"text": (1,), "image": (3,), "video": (4,), "audio": (2, 3)}
@@ -128,257 +116,106 @@ def explain_encoder(name: str, encoder: Any, made: Layers) -> str | None:
     )
 
 
-# --- from pretrained encoders ----------------------------------------------------------------------------------------
+class ModalityInput(NamedTuple):
+    """What a batch has of one modality.
 
-
-def check_config_options(config_class: Any, options: Mapping[str, Any]) -> None:
-    """A misspelt option would become an attribute of the configuration that nobody reads."""
-    known = {field.name for field in dataclasses.fields(config_class)}
-    known |= {"baseline", "num_labels", "attn_implementation", "output_attentions", "name_or_path"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise TypeError(
-            f"from_modality_pretrained has no option {', '.join(unknown)}: give modalities, options of "
-            f"{config_class.__name__}, or for from_pretrained those with the name of a modality in front."
-        )
-
-
-def load_source(name: str, source: Any, options: dict[str, Any]) -> Any:
-    """The encoder of a modality's checkpoint."""
-    if isinstance(source, PreTrainedModel):
-        if options:
-            raise ValueError(f"{sorted(options)} have no meaning for {name}, which is a loaded model.")
-        if injected_encoders(source):
-            raise ValueError(
-                f"the {name} model has hf_lam mechanisms of its own, which a fusion model would lose: it has them in "
-                "its fusion layers. Call hf_lam.remove on it first."
-            )
-        return source.base_model
-    if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"{name} must be a transformers model, a folder or a Hub id, got {type(source).__name__}.")
-    model, info = AutoModel.from_pretrained(source, output_loading_info=True, **options)
-    lost = sorted(key for key in info["unexpected_keys"] if ".hf_lam." in f".{key}")
-    if lost:
-        raise ValueError(
-            f"the {name} checkpoint {str(source)!r} was saved with hf_lam mechanisms ({lost[0]}, …), which a fusion "
-            "model would lose: it has them in its fusion layers. Save it after hf_lam.remove."
-        )
-    return model.base_model
-
-
-def copy_encoder(name: str, source: nn.Module, target: nn.Module) -> None:
-    expected, found = target.state_dict(), source.state_dict()
-    lacking = sorted(key for key in expected if key not in found or found[key].shape != expected[key].shape)
-    if lacking:
-        raise ValueError(
-            f"{type(source).__name__} of the {name} does not have {len(lacking)} weights of {type(target).__name__}, "
-            f"such as {lacking[0]}."
-        )
-    target.load_state_dict({key: found[key] for key in expected})
-
-
-def _layers_and_names(name: str, source: nn.Module) -> tuple[list[nn.Module], bool, tuple[str, ...]]:
-    """An encoder's layers, whether they normalise first, and what they call the parts of a layer."""
-    layers: list[nn.Module] = [module for module in source.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for norm_first, names in LAYER_FAMILIES:
-        parts = {child for child, _ in layers[0].named_modules()} if layers else set()
-        weights = {key.rpartition(".")[0] for key, _ in layers[0].named_parameters()} if layers else set()
-        if set(names) <= parts and weights == set(names):
-            return layers, norm_first, names
-    raise ValueError(
-        f"the layers of {type(source).__name__} cannot become fusion layers: they have other parts than attention, "
-        f"two norms and a feed-forward layer. Leave out fusion_from={name!r}, or name another modality."
-    )
-
-
-def read_layer_options(name: str, source: Any) -> dict[str, Any]:
-    """The options of fusion layers that are like an encoder's own."""
-    _, norm_first, _ = _layers_and_names(name, source)
-    options: dict[str, Any] = {"norm_first": norm_first}
-    for option, other in LAYER_OPTIONS:
-        found = next((name for name in (option, other) if hasattr(source.config, name)), None)
-        if found is not None:
-            options[option] = getattr(source.config, found)
-    return options
-
-
-# How far two layers may be from each other that compute the same, relative to what they compute.
-_TOLERANCE = 1e-4
-_TOKENS = 8
-
-
-class _Reached(Exception):
-    """The first layer of an encoder is about to be called."""
-
-
-@torch.no_grad()
-def check_layers(name: str, source: Any, config: Any) -> None:
-    """Whether fusion layers compute what the layers of an encoder do; a `ValueError` that says where they do not.
-
-    Their parts may have the same names and shapes, and yet attention may be causal, positions may turn queries and
-    keys, or residuals be scaled. So both run on the same random tokens, with what the encoder hands to its layers. The
-    projections of attention are scaled to one size for it: with those of a model that has not been trained, it is next
-    to uniform, whatever it computes.
-
-    config: of a fusion model, with the options that `read_layer_options` found.
+    values: `(B, …)`.
+    mask: `(B, …)`, 1 for what counts of the values; None if all does.
+    others: more arguments of the encoder, by its names.
+    present: `(B,)`, which samples have it, as `has_…` says; None if nothing is said.
     """
-    window = read_window(source.config)
-    if window is not None:
+
+    values: torch.Tensor
+    mask: torch.Tensor | None
+    others: dict[str, torch.Tensor]
+    present: torch.Tensor | None
+
+
+class Encoded(NamedTuple):
+    """What an encoder makes of one modality of a batch.
+
+    hidden_states: its tokens, `(B, L, width)`.
+    token_mask: `(B, L)` bool, which of them count; None if all do.
+    """
+
+    hidden_states: torch.Tensor
+    token_mask: torch.Tensor | None
+
+
+def run_encoder(
+    name: str,
+    encoder: Any,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    others: Mapping[str, torch.Tensor],
+) -> Encoded:
+    """The tokens of one modality.
+
+    Args:
+        name: of the modality.
+        encoder: what `make_encoder` made.
+        values: `(B, …)`.
+        mask: `(B, …)`, 1 for what counts of the values; `None` if all does.
+        others: more arguments of the encoder.
+    """
+    if values.is_floating_point():
+        values = values.to(encoder.dtype)
+    if name == "text" and mask is None:
+        mask = torch.ones_like(values)
+    options = dict(others) if mask is None else {"attention_mask": mask, **others}
+    hidden_states = encoder(**{encoder.main_input_name: values}, return_dict=True, **options).last_hidden_state
+    if hidden_states.dim() != 3:
         raise ValueError(
-            f"fusion_from={name!r}: the attention of {type(source).__name__} sees a part of a long sequence "
-            f"({window}={getattr(source.config, window)}), and that of the fusion layers all of it. "
-            + _LEAVE_OUT.format(name)
+            f"the {name} encoder {type(encoder).__name__} gives {tuple(hidden_states.shape)}, which is no sequence of "
+            "tokens (batch, tokens, features)."
         )
-    layers, _, names = _layers_and_names(name, source)
-    args, kwargs = _catch_call(name, source, layers)
-    # What else it hands to its layers may be for as many tokens as its own.
-    tokens = args[0].shape[1] if _tensors_in((args[1:], kwargs)) else _TOKENS
-    plain = copy.copy(config)
-    plain._attn_implementation_internal = "sdpa"
-    with torch.device("meta"):
-        ours = FusionLayer(plain).eval()
-    generator = torch.Generator().manual_seed(0)
-    checked: set[Any] = set()
-    for number in range(max(0, len(layers) - config.num_hidden_layers), len(layers)):
-        kind = _kind_of(layers[number], number)
-        if kind in checked:
-            continue
-        checked.add(kind)
-        parts = {part: layers[number].get_submodule(of_layer) for part, of_layer in zip(PARTS, names, strict=True)}
-        if any(part.weight.shape != ours.get_submodule(path).weight.shape for path, part in parts.items()):
-            return  # `copy_layers` says so
-        weights = {path: _weights_of(part, is_scaled=path.startswith("attention.")) for path, part in parts.items()}
-        x = torch.randn(1, tokens, config.hidden_size, generator=generator)
-        expected = _run_layer(layers[number], dict(zip(names, weights.values(), strict=True)), x, args, kwargs)
-        found = torch.func.functional_call(ours, _flatten(weights), (x,))
-        difference = (found - expected).abs().max() / (expected - x).abs().max()
-        if not difference <= _TOLERANCE:
+    return Encoded(hidden_states, None if mask is None else mask.bool())
+
+
+def blank_input(name: str, encoder: Any, batch_size: int = 1) -> torch.Tensor:
+    """The smallest input that an encoder takes, of zeros."""
+    shape = read_input_shape(encoder.config) or (1,)
+    dtype = torch.long if name == "text" else encoder.dtype
+    return torch.zeros(batch_size, *shape, dtype=dtype, device=encoder.device)
+
+
+def check_encoder_input(
+    name: str, encoder: Any, given: ModalityInput, arguments: ModalityArguments, longest: int | None
+) -> None:
+    """Whether a modality's encoder takes what a batch has.
+
+    Args:
+        name: of the modality.
+        encoder: what `make_encoder` made.
+        given: what the batch has.
+        arguments: what this is called in the fusion model.
+        longest: the most tokens that the encoder takes; `None` for no limit.
+
+    Raises:
+        ValueError: if it does not; the message names the argument.
+    """
+    values, shape = given.values, read_input_shape(encoder.config)
+    if shape is not None and tuple(values.shape[1:]) != shape:
+        raise ValueError(
+            f"{arguments.values} of the {name} must be of shape (batch, {', '.join(map(str, shape))}), as its encoder "
+            f"{type(encoder).__name__} was made for, got {tuple(values.shape)}."
+        )
+    if shape is None and (values.dim() != 2 or (longest is not None and values.shape[1] > longest)):
+        raise ValueError(
+            f"{arguments.values} of the {name} must be of shape (batch, tokens) with at most {longest} tokens, got "
+            f"{tuple(values.shape)}."
+        )
+    check_shapes_beside(name, given, arguments, values.shape)
+
+
+def check_shapes_beside(name: str, given: ModalityInput, arguments: ModalityArguments, shape: torch.Size) -> None:
+    """Whether the mask and what else comes with the values of a modality have the shape that they must have."""
+    beside: dict[str, torch.Tensor | None] = {key: given.others.get(other) for key, other in arguments.others.items()}
+    if arguments.mask is not None:
+        beside[arguments.mask] = given.mask
+    for key, tensor in beside.items():
+        if tensor is not None and tensor.shape != shape:
             raise ValueError(
-                f"fusion_from={name!r}: layer {number} of {type(source).__name__} computes something else than a "
-                f"fusion layer with the same weights: on random tokens they differ by {difference:.1%}. Its attention "
-                "may be causal, use rotary or relative positions or a bias, or its residuals be scaled. "
-                + _LEAVE_OUT.format(name)
+                f"{key} is for the {name} and must be of shape {tuple(shape)}, as {arguments.values} is, got "
+                f"{tuple(tensor.shape)}."
             )
-
-
-_LEAVE_OUT = "Leave out fusion_from={!r}, and the fusion layers start from random weights, or name another modality."
-
-
-def _catch_call(name: str, source: Any, layers: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What an encoder calls its first layer with, the tokens first."""
-    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def catch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append((args, kwargs))
-        raise _Reached
-
-    handles = [layer.register_forward_pre_hook(catch, with_kwargs=True) for layer in layers]
-    shape = read_input_shape(source.config)
-    if source.main_input_name == "input_ids":
-        ids = 2 + torch.arange(_TOKENS, device=source.device)[None]
-        inputs = {"input_ids": ids % source.config.vocab_size, "attention_mask": torch.ones_like(ids)}
-    else:
-        inputs = {source.main_input_name: torch.zeros(1, *(shape or ()), device=source.device, dtype=source.dtype)}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            source(**inputs)
-    except _Reached:
-        pass
-    except Exception as error:
-        raise ValueError(
-            f"fusion_from={name!r}: {type(source).__name__} does not run on {', '.join(inputs)} alone, which a fusion "
-            f"model would give it: {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not caught:
-        raise ValueError(f"fusion_from={name!r}: {type(source).__name__} does not run its layers one by one.")
-    args, kwargs = caught[0]
-    return args or (kwargs["hidden_states"],), {key: value for key, value in kwargs.items() if key != "hidden_states"}
-
-
-def _kind_of(layer: nn.Module, number: int) -> Any:
-    """What tells a layer from others that compute something else, but for its weights and its number."""
-    return tuple(
-        (path, type(module), name, repr(value))
-        for path, module in layer.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, (bool, int, float, str, tuple)) and (isinstance(value, bool) or value != number)
-    )
-
-
-def _tensors_in(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [tensor for item in value for tensor in _tensors_in(item)] if isinstance(value, (list, tuple)) else []
-
-
-def _to_cpu(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.float().cpu() if value.is_floating_point() else value.cpu()
-    if isinstance(value, dict):
-        return {key: _to_cpu(item) for key, item in value.items()}
-    return type(value)(map(_to_cpu, value)) if type(value) in (list, tuple) else value
-
-
-def _weights_of(part: Any, is_scaled: bool) -> dict[str, torch.Tensor]:
-    """The weights of a linear layer or norm; scaled so that a layer keeps the size of what it gets."""
-    weight = _to_cpu(part.weight)
-    if is_scaled:
-        weight = weight * (len(weight) ** 0.5 / weight.norm().clamp(min=1e-12))
-    return {"weight": weight, "bias": torch.zeros(len(weight)) if part.bias is None else _to_cpu(part.bias)}
-
-
-def _flatten(weights: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {f"{path}.{kind}": tensor for path, kinds in weights.items() for kind, tensor in kinds.items()}
-
-
-def _run_layer(
-    layer: nn.Module,
-    weights: Mapping[str, Mapping[str, torch.Tensor]],
-    x: torch.Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> torch.Tensor:
-    """The output of a layer of an encoder with other weights, on the CPU; the layer is left as it is."""
-    tensors = dict([*layer.named_parameters(), *layer.named_buffers()])
-    twin = copy.deepcopy(layer, {id(tensor): tensor for tensor in tensors.values()}).eval()
-    for module in twin.modules():
-        implementation = getattr(getattr(module, "config", None), "_attn_implementation", None)
-        if implementation not in (None, "sdpa", "eager"):
-            module.config._attn_implementation_internal = "sdpa"  # type: ignore[union-attr]
-    given = {key: tensor for key, tensor in _flatten(weights).items() if key in tensors}
-    rest = {key: _to_cpu(tensor) for key, tensor in tensors.items() if key not in given}
-    output = torch.func.functional_call(twin, {**given, **rest}, (x, *_to_cpu(args[1:])), _to_cpu(kwargs))
-    return output[0] if isinstance(output, tuple) else output
-
-
-@torch.no_grad()
-def copy_layers(name: str, source: Any, encoder: FusionEncoder) -> None:
-    """Let the fusion layers start from the last layers of an encoder."""
-    layers, _, names = _layers_and_names(name, source)
-    if len(encoder.layers) > len(layers):
-        raise ValueError(
-            f"fusion_from={name!r} has {len(layers)} layers, but there are {len(encoder.layers)} fusion layers."
-        )
-    for target, layer in zip(encoder.layers, layers[len(layers) - len(encoder.layers) :], strict=True):
-        for ours, theirs in zip(PARTS, names, strict=True):
-            _copy_part(name, layer.get_submodule(theirs), target.get_submodule(ours))
-    last_norm = next((getattr(source, child, None) for child in LAST_NORMS if hasattr(source, child)), None)
-    if isinstance(encoder.norm, nn.LayerNorm) and isinstance(last_norm, nn.LayerNorm):
-        _copy_part(name, last_norm, encoder.norm)
-
-
-def _copy_part(name: str, source: Any, target: Any) -> None:
-    if source.weight.shape != target.weight.shape:
-        raise ValueError(
-            f"the fusion layers cannot start from the {name} encoder: a weight has the shape "
-            f"{tuple(target.weight.shape)} there and {tuple(source.weight.shape)} here. Leave out the sizes, which "
-            "are then the encoder's."
-        )
-    target.weight.copy_(source.weight)
-    # VideoMAE's keys have no bias.
-    target.bias.copy_(source.bias) if source.bias is not None else target.bias.zero_()
