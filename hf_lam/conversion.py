@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .modeling import modeling_hf_lam
@@ -93,11 +93,12 @@ def convert_silently(
     taken = sorted({"config", "hf_lam"} & from_pretrained_kwargs.keys())
     if taken:
         raise ValueError(f"convert sets {taken} itself; give the mechanisms as configurations.")
-    config = AutoConfig.from_pretrained(
-        model_or_id,
-        **{key: from_pretrained_kwargs[key] for key in modeling_hf_lam.HUB_OPTIONS if key in from_pretrained_kwargs},
-    )
-    model_class = _find_class(config, _name_auto_class(auto_class))
+    of_hub = {key: from_pretrained_kwargs[key] for key in modeling_hf_lam.HUB_OPTIONS if key in from_pretrained_kwargs}
+    # The class that this chooses makes a configuration of it.
+    saved, _ = PreTrainedConfig.get_config_dict(model_or_id, **of_hub)
+    if config_class_of(str(saved.get("model_type"))) is None:
+        AutoConfig.from_pretrained(model_or_id, **of_hub)  # says what is wrong with a type that is none
+    model_class = _find_class(saved["model_type"], saved.get("architectures"), _name_auto_class(auto_class))
     if any(config.change == REPLACEMENT for config in configs) and has_fused_weights(model_class):
         # The queries and keys that it does without are one tensor with the values in the file.
         loaded = model_class.from_pretrained(model_or_id, hf_lam=None, **from_pretrained_kwargs)
@@ -118,13 +119,13 @@ def _name_auto_class(auto_class: Any) -> str:
     return auto_class if isinstance(auto_class, str) else getattr(auto_class, "__name__", repr(auto_class))
 
 
-def _find_class(config: Any, auto: str) -> Any:
-    """The class of ours that an Auto class loads for a stock configuration."""
-    _check_stock(config)
-    config_class = config_class_of(config.model_type)
+def _find_class(model_type: str, architectures: list[str] | None, auto: str) -> Any:
+    """The class of ours that an Auto class loads for a stock configuration that says this."""
+    _check_stock(model_type)
+    config_class = config_class_of(model_type)
     if config_class is None:
         raise ValueError(
-            f"transformers has no encoder of type {config.model_type!r} that an Auto class loads, so there is no "
+            f"transformers has no encoder of type {model_type!r} that an Auto class loads, so there is no "
             "HfLam class for it. Code of a repository's own is not converted; load the model and try "
             "hf_lam.inject(model, ...)."
         )
@@ -134,23 +135,23 @@ def _find_class(config: Any, auto: str) -> Any:
             f"{sorted(config_class.auto_classes)}."
         )
     names = [config_class.auto_classes[auto], *config_class.alternatives.get(auto, ())]
-    wanted = [f"HfLam{name}" for name in config.architectures or ()]
+    wanted = [f"HfLam{name}" for name in architectures or ()]
     found = getattr(modeling_hf_lam, next((name for name in names if name in wanted), names[0]), None)
     if found is None:
         raise ValueError(f"{names[0].removeprefix('HfLam')} needs a package that is not installed.")
     return found
 
 
-def _check_stock(config: Any) -> None:
-    if config.model_type.startswith(PREFIX):
+def _check_stock(model_type: str) -> None:
+    if model_type.startswith(PREFIX):
         raise ValueError(
-            f"this model is already a {config.model_type}; load it with from_pretrained. To change its mechanisms "
+            f"this model is already a {model_type}; load it with from_pretrained. To change its mechanisms "
             "call hf_lam.remove(model) and then hf_lam.inject(model, ...)."
         )
 
 
 def _convert_loaded(model: Any, block: dict[str, Any] | None) -> PreTrainedModel:
-    _check_stock(model.config)
+    _check_stock(model.config.model_type)
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         raise ValueError(
             "convert cannot take a loaded model that is spread over several devices. Give it the folder or Hub id "

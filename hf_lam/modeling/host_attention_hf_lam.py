@@ -102,12 +102,13 @@ def find_attentions(base: PreTrainedModel) -> list[Any]:
         raise ValueError(_explain_no_interface(base))
     if is_causal(base, attentions) and _takes_cache(base):
         raise ValueError(f"{name} is a causal decoder with a cache; hf_lam works on encoders without one.")
-    if any(_is_packed(attention) for attention in attentions):
+    kinds = {type(attention) for attention in attentions}
+    if any(map(_is_packed, kinds)):
         raise ValueError(
             f"{type(attentions[0]).__name__} of {name} attends piece by piece to several inputs in one sequence "
             "(cu_seqlens), and hf_lam needs them as a batch."
         )
-    asked = {text for attention in attentions for text in _names_in(inspect.unwrap(type(attention).forward).__code__)}
+    asked = {text for kind in kinds for text in _names_in(inspect.unwrap(kind.forward).__code__)}
     softcap = read_softcap(base.config) if "softcap" in asked else None
     unserved = ["s_aux"] * ("s_aux" in asked) + [f"softcap={softcap}"] * (softcap is not None)
     if unserved:
@@ -118,9 +119,9 @@ def find_attentions(base: PreTrainedModel) -> list[Any]:
     return attentions
 
 
-def _is_packed(attention: Any) -> bool:
-    """Whether an attention must be told where its inputs begin; RADIO's, for one, need not be."""
-    parameters = inspect.signature(type(attention).forward).parameters
+def _is_packed(kind: Any) -> bool:
+    """Whether a class of attentions must be told where its inputs begin; RADIO's, for one, need not be."""
+    parameters = inspect.signature(kind.forward).parameters
     return "cu_seqlens" in parameters and parameters["cu_seqlens"].default is inspect.Parameter.empty
 
 

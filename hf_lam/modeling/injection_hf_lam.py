@@ -96,6 +96,7 @@ class Plan(NamedTuple):
     base: the encoder.
     injection: the record that it will have.
     container: the new modules, which may be given their weights before.
+    entered: the module that takes the input; None if there is none.
     projections: what a replacement of the scores does without, as modules and names in them.
     """
 
@@ -103,6 +104,7 @@ class Plan(NamedTuple):
     base: Any
     injection: Injection
     container: MechanismContainer
+    entered: Any
     projections: list[tuple[nn.Module, str]]
 
     def apply(self) -> None:
@@ -125,7 +127,7 @@ class Plan(NamedTuple):
         hook = changes.enter if injection.stack is base else changes.hook_before
         hook(injection.stack, notice_changed_layers)
         hook(injection.stack, enter_stack)
-        _apply_to_inputs(self.model, injection, changes)
+        _apply_to_inputs(self.entered, injection, changes)
         attach_to_layers(injection, changes)
 
 
@@ -175,8 +177,10 @@ def plan_injection(model: PreTrainedModel, block: dict[str, Any] | None) -> Plan
         layers_path=path_of_layers(stack, layers),
     )
     injection.seen = tuple(layers_in(stack, injection.layers_path))
-    check_way_of_input(model, injection)
-    return Plan(model, base, injection, container, projections)
+    # DINOv3's encoder, for one, gets embeddings, and that alone may be what there is.
+    entered = find_input_module(model, base)
+    check_way_of_input(entered, injection)
+    return Plan(model, base, injection, container, entered, projections)
 
 
 def check_input(base: Any, configs: dict[str, Any], attentions: list[Any]) -> None:
@@ -233,9 +237,8 @@ def _position_of_token_types(base: Any, configs: dict[str, Any]) -> int | None:
     return list(inspect.signature(type(base).forward).parameters).index("token_type_ids") - 1
 
 
-def check_way_of_input(model: Any, injection: Injection) -> None:
+def check_way_of_input(entered: Any, injection: Injection) -> None:
     """Raises a `ValueError` where what an encoder is called with cannot be told to its layers."""
-    entered = find_input_module(model, injection.base)
     if not (injection.needs_places and injection.host.tokens.grid) or entered in (None, injection.stack):
         return
     for module, _ in _keeping_keywords(entered, injection.stack):
@@ -250,11 +253,9 @@ def _keeping_keywords(entered: nn.Module, stack: nn.Module) -> list[tuple[nn.Mod
     return [] if all(hands_on(module) for module, _ in way) else way
 
 
-def _apply_to_inputs(model: Any, injection: Injection, changes: Changes) -> None:
+def _apply_to_inputs(entered: Any, injection: Injection, changes: Changes) -> None:
     """Check and note what the encoder is called with, where mechanisms are tied to it."""
     base = injection.base
-    # DINOv3's encoder, for one, gets embeddings, and that alone may be what there is.
-    entered = find_input_module(model, base)
     if injection.needs_places and injection.host.tokens.grid and entered is not None:
         if entered is injection.stack:
             injection.input_places = find_arguments(entered)
@@ -352,7 +353,7 @@ def list_changes(model: nn.Module) -> list[str]:
     """What of the mechanisms just attached changes the model's outputs before any training."""
     messages = (
         config.explain_change(type(model).__name__)
-        for base in injected_encoders(model)
+        for base in _find_injected(model)
         for config in injection_of(base).configs.values()
     )
     return [message for message in messages if message is not None]

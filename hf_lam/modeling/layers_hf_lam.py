@@ -36,7 +36,9 @@ def make_mechanism(base: Any, config: MechanismConfig, host: Host, attentions: A
         # It is in the configuration alone then. With a tensor that says so, weights do not load without it unnoticed.
         mechanism.register_buffer(MARK, torch.ones(1, dtype=torch.uint8))
     devices = [next(attention.parameters()).device for attention in attentions]
-    mechanism.to(device=devices[0], dtype=base.dtype)
+    found = {(tensor.device, tensor.dtype) for tensor in (*mechanism.parameters(), *mechanism.buffers())}
+    if found != {(devices[0], base.dtype)}:  # while a model is loaded they are made where they belong
+        mechanism.to(device=devices[0], dtype=base.dtype)
     if len(set(devices)) > 1 and isinstance(mechanism, nn.ModuleList) and len(mechanism) == len(attentions):
         for part, device in zip(mechanism, devices, strict=True):
             part.to(device)

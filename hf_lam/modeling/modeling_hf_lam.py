@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
@@ -69,7 +70,8 @@ class HfLamMixin(PreTrainedModel):
                 "hf_lam.convert(model, ...)."
             )
         _register_conversions(self.host_class, self.config_class)
-        super().__init__(config, *args, **kwargs)
+        with _LeavingWithoutValues() if torch.get_default_device().type == "meta" else nullcontext():
+            super().__init__(config, *args, **kwargs)
         if config.hf_lam is not None:
             plan_injection(self, config.hf_lam).apply()
 
@@ -218,20 +220,35 @@ class HfLamMixin(PreTrainedModel):
         # of their weights is damaged, and one without the encoder is something else.
         super()._adjust_missing_and_unexpected_keys(loading_info)
         # Folders that were saved before there were marks have none.
-        loading_info.missing_keys -= {name for name in loading_info.missing_keys if is_mark(name)}
-        parameters, buffers = (
-            [name for name, _ in named] for named in (self.named_parameters(), self.named_buffers())
-        )
-        own = {name for name in (*parameters, *buffers) if _is_of_mechanism(name) and not is_mark(name)}
-        if own and own <= loading_info.missing_keys:
+        missing = {name for name in loading_info.missing_keys if not is_mark(name)}
+        loading_info.missing_keys = missing
+        if any(map(_is_of_mechanism, missing)):
+            parameters = [name for name, _ in self.named_parameters()]
+            buffers = (name for name, _ in self.named_buffers())
+            own = {name for name in (*parameters, *buffers) if _is_of_mechanism(name) and not is_mark(name)}
             prefix = _host_prefix(self)
-            encoder = {name for name in parameters if name.startswith(prefix)} - own
-            if not encoder <= loading_info.missing_keys:
-                loading_info.missing_keys -= own
+            encoder = (name for name in parameters if name.startswith(prefix) and name not in own)
+            if own <= missing and any(name not in missing for name in encoder):
+                loading_info.missing_keys = missing - own
         # Attention without scores has no use for its host's queries and keys.
         if loading_info.unexpected_keys:
             dropped = tuple(f"{name}." for name in _dropped_projections(self))
             loading_info.unexpected_keys -= {name for name in loading_info.unexpected_keys if name.startswith(dropped)}
+
+
+class _LeavingWithoutValues(TorchFunctionMode):
+    """While this lasts, tensors on "meta" are not initialised: there are no values, and torch takes its time for that.
+
+    A mode belongs to one thread; `transformers.initialization.no_init_weights` would hold for all of them.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            tensor = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            if tensor.is_meta:
+                return tensor
+        return function(*args, **kwargs)
 
 
 class TokenLossMixin(HfLamMixin):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -15,6 +16,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    PreTrainedConfig,
     RobertaModel,
     ViTForImageClassification,
     ViTModel,
@@ -231,6 +233,37 @@ def test_convert_from_a_folder(kind: str, tmp_path: Path) -> None:
     assert type(converted) is (HfLamViTModel if kind == "folder" else HfLamViTForImageClassification)
     assert converted.config.hf_lam["lam"]["rank"] == 2
     assert converted.config._attn_implementation == "eager"
+
+
+class CountedInitialisations(TorchFunctionMode):
+    """How many tensors without values are to be initialised."""
+
+    count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensor = (kwargs or {}).get("tensor")
+        if getattr(function, "__module__", None) == "torch.nn.init" and tensor is not None and tensor.is_meta:
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_convert_from_a_folder_does_nothing_twice_or_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_model(BertModel, "bert").save_pretrained(tmp_path)
+    made = []
+    from_dict = PreTrainedConfig.from_dict.__func__
+
+    def counted(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        made.append(cls)
+        return from_dict(cls, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedConfig, "from_dict", classmethod(counted))
+    with CountedInitialisations() as initialisations:
+        convert(tmp_path, LamConfig(rank=2))
+    assert made == [HfLamBertConfig]
+    assert initialisations.count == 0
+    with CountedInitialisations() as initialisations:
+        BertModel.from_pretrained(tmp_path)
+    assert initialisations.count > 0
 
 
 def test_convert_keeps_a_missing_pooler_and_a_mask_token() -> None:
