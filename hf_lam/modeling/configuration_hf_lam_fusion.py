@@ -7,6 +7,7 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from types import NoneType
 from typing import Any, ClassVar, NamedTuple
@@ -51,6 +52,7 @@ OTHER_NAMES = {
     "input_values": "audio_values",
     "input_features": "audio_values",
     "pixel_values_videos": "video_values",
+    "pixel_attention_mask": "image_mask",
 }
 INPUT_NAMES = {name: arguments.values for name, arguments in ENCODER_ARGUMENTS.items()}
 MODALITIES = tuple(ENCODER_ARGUMENTS)
@@ -68,6 +70,8 @@ _FIELDS: dict[str, tuple[tuple[Any, ...], str]] = {
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), _NUMBER),
     **dict.fromkeys(("layer_norm_eps", "initializer_range"), _NUMBER),
     "classifier_dropout": ((int, float, NoneType), "a number, or None for hidden_dropout_prob"),
+    "projection_dim": ((int,), "an integer"),
+    "logit_scale_init_value": _NUMBER,
 }
 
 
@@ -107,6 +111,13 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
             `None` is `"cls"` for encoders and features that have such a token, and `"mean"` for the others.
         combine: `"mean"` over the modalities that a sample has, or `"concat"`, with zeros for those it does not have.
         classifier_dropout: before the classifier; `None` is `hidden_dropout_prob`.
+        label_modalities: of a token classifier, the modalities whose tokens are labelled. They lie in step: the token
+            at one place of each is about the same, such as what was said and what was seen in one utterance. `None` is
+            all features, or the text where there are none.
+        contrast: of an embedding model, the two sides that its loss compares, each a list of modalities. `None` is
+            the first modality, and all others.
+        projection_dim: numbers of an embedding.
+        logit_scale_init_value: the logarithm of what similarities are multiplied by before training, as in CLIP.
         hf_lam: the mechanisms of the fusion layers, for example `{"locomt": {"views": "half"}}`.
         baseline: one of the papers' baselines in place of `hf_lam`; see the property of that name. It is written down
             as what it means, in `hf_lam` and `num_hidden_layers`.
@@ -122,11 +133,16 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
     auto_classes: ClassVar[dict[str, str]] = {
         "AutoModel": "HfLamFusionModel",
         "AutoModelForSequenceClassification": "HfLamFusionForSequenceClassification",
+        "AutoModelForTokenClassification": "HfLamFusionForTokenClassification",
     }
+    alternatives: ClassVar[dict[str, list[str]]] = {"AutoModel": ["HfLamFusionForEmbedding"]}
     # For transformers before 5.19: it must not try to make one without arguments.
     has_no_defaults_at_init: ClassVar[bool] = True
     # What `Trainer` does not gather in evaluation.
-    keys_to_ignore_at_inference = ["hidden_states", "attentions", "token_mask", "modality_ids"]
+    keys_to_ignore_at_inference = [
+        *("hidden_states", "attentions", "token_mask", "modality_ids", "modality_states"),
+        *("logits_per_first", "logits_per_second", "first_model_output", "second_model_output"),
+    ]
 
     text_config: Any = None
     image_config: Any = None
@@ -147,6 +163,10 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
     pooling: Any = None
     combine: str = "mean"
     classifier_dropout: Any = None
+    label_modalities: Any = None
+    contrast: Any = None
+    projection_dim: int = 512
+    logit_scale_init_value: float = 2.6592
     hf_lam: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -160,11 +180,12 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
             setattr(self, f"{name}_config", encoder_config_of(name, getattr(self, f"{name}_config")))
         given = [name for name in MODALITIES if getattr(self, f"{name}_config") is not None]
         self.features = None if self.features is None else read_features(self.features) or None
-        both = sorted(set(given) & set(self.features or ()))
+        taken = {argument for name in given for argument in ENCODER_ARGUMENTS[name].names}
+        both = [name for name in self.features or () if name in given or taken & {*feature_arguments(name).names}]
         if both:
             raise ValueError(
-                f"HfLamFusionConfig: {', '.join(both)} cannot be features and have an encoder; give features another "
-                "name, or leave out the configuration of the encoder."
+                f"HfLamFusionConfig: features cannot be called {', '.join(both)} beside encoders of {given}, which "
+                "have that name, or an argument that would have the same; give features another name."
             )
         given += self.features or ()
         if not given:
@@ -182,6 +203,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         self.modalities = list(self.modalities)
         self._resolve_sizes()
         self._check_pooling()
+        self._check_heads()
         if baseline is not None:
             if self.hf_lam is not None:
                 raise ValueError(
@@ -194,6 +216,9 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
                 "HfLamFusionConfig: hf_lam has no meaning with num_hidden_layers=0, late fusion, which has no fusion "
                 "layers that could have mechanisms."
             )
+        if self.architectures is None:
+            # `AutoModel.from_config` looks into it where it has several classes to choose from.
+            self.architectures = []
         super().__post_init__(**kwargs)
 
     def _resolve_sizes(self) -> None:
@@ -241,6 +266,62 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
             self.pooling = dict(by_name)
         if self.combine not in ("mean", "concat"):
             raise ValueError(f"HfLamFusionConfig: combine must be 'mean' or 'concat', got {self.combine!r}.")
+
+    def _check_heads(self) -> None:
+        if self.label_modalities is not None:
+            self.label_modalities = self._read_names("label_modalities", self.label_modalities)
+        if self.contrast is not None:
+            sides = self.contrast
+            if not isinstance(sides, (list, tuple)) or len(sides) != 2:
+                raise ValueError(
+                    f"HfLamFusionConfig: contrast must be two lists of modalities of {self.modalities}, got {sides!r}."
+                )
+            self.contrast = [self._read_names("contrast", side) for side in sides]
+            both = sorted(set(self.contrast[0]) & set(self.contrast[1]))
+            if both:
+                raise ValueError(f"HfLamFusionConfig: contrast has {', '.join(both)} on both sides.")
+        if not is_count(self.projection_dim, 1):
+            raise ValueError(
+                f"HfLamFusionConfig: projection_dim must be an integer of at least 1, got {self.projection_dim!r}."
+            )
+        if not math.isfinite(self.logit_scale_init_value):
+            raise ValueError(
+                f"HfLamFusionConfig: logit_scale_init_value must be finite, got {self.logit_scale_init_value!r}."
+            )
+
+    def _read_names(self, option: str, names: Any) -> list[str]:
+        is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        if not is_list or not names or not set(names) <= set(self.modalities) or len(set(names)) < len(names):
+            raise ValueError(
+                f"HfLamFusionConfig: {option} must list modalities of {self.modalities}, each once, got {names!r}."
+            )
+        return list(names)
+
+    @property
+    def labelled_modalities(self) -> list[str]:
+        """Whose tokens a token classifier labels: `label_modalities`, or what it stands for where it is None.
+
+        Raises:
+            ValueError: for None, where there are neither features nor a text.
+        """
+        if self.label_modalities is not None:
+            return list(self.label_modalities)
+        features = [name for name in self.modalities if name in (self.features or ())]
+        if not features and self.text_config is None:
+            raise ValueError(
+                "HfLamFusionConfig: label_modalities must say whose tokens are labelled, where there are neither "
+                f"features nor a text; the modalities are {self.modalities}."
+            )
+        return features or ["text"]
+
+    @property
+    def contrasted_modalities(self) -> tuple[list[str], list[str]]:
+        """The two sides of an embedding model: `contrast`, or what it stands for where it is None.
+
+        The second side of a model with one modality is empty.
+        """
+        first, second = self.contrast or (self.modalities[:1], self.modalities[1:])
+        return list(first), list(second)
 
     @property
     def baseline(self) -> str | None:

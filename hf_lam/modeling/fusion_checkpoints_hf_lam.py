@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""Fusion models from checkpoints of one modality: what is taken over, and whether it computes the same.
+"""Fusion layers that start from those of a checkpoint: which are taken over, and whether they compute the same.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
 """
@@ -7,70 +7,20 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 from __future__ import annotations
 
 import copy
-import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .fusion_encoders_hf_lam import find_layers, run_encoder
 from .fusion_layers_hf_lam import FusionEncoder, FusionLayer
-from .hosts_facts_hf_lam import LAST_NORMS, LAYER_FAMILIES, LAYER_OPTIONS, PARTS, read_input_shape, read_window
-from .injection_hf_lam import injected_encoders
-
-
-def check_config_options(config_class: Any, options: Mapping[str, Any]) -> None:
-    """A misspelt option would become an attribute of the configuration that nobody reads."""
-    known = {field.name for field in dataclasses.fields(config_class)}
-    known |= {"baseline", "num_labels", "attn_implementation", "output_attentions", "name_or_path"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise TypeError(
-            f"from_modality_pretrained has no option {', '.join(unknown)}: give modalities, options of "
-            f"{config_class.__name__}, or for from_pretrained those with the name of a modality in front."
-        )
-
-
-def load_source(name: str, source: Any, options: dict[str, Any]) -> Any:
-    """The encoder of a modality's checkpoint."""
-    if isinstance(source, PreTrainedModel):
-        if options:
-            raise ValueError(f"{sorted(options)} have no meaning for {name}, which is a loaded model.")
-        if injected_encoders(source):
-            raise ValueError(
-                f"the {name} model has hf_lam mechanisms of its own, which a fusion model would lose: it has them in "
-                "its fusion layers. Call hf_lam.remove on it first."
-            )
-        return source.base_model
-    if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"{name} must be a transformers model, a folder or a Hub id, got {type(source).__name__}.")
-    model, info = AutoModel.from_pretrained(source, output_loading_info=True, **options)
-    lost = sorted(key for key in info["unexpected_keys"] if ".hf_lam." in f".{key}")
-    if lost:
-        raise ValueError(
-            f"the {name} checkpoint {str(source)!r} was saved with hf_lam mechanisms ({lost[0]}, …), which a fusion "
-            "model would lose: it has them in its fusion layers. Save it after hf_lam.remove."
-        )
-    return model.base_model
-
-
-def copy_encoder(name: str, source: nn.Module, target: nn.Module) -> None:
-    expected, found = target.state_dict(), source.state_dict()
-    lacking = sorted(key for key in expected if key not in found or found[key].shape != expected[key].shape)
-    if lacking:
-        raise ValueError(
-            f"{type(source).__name__} of the {name} does not have {len(lacking)} weights of {type(target).__name__}, "
-            f"such as {lacking[0]}."
-        )
-    target.load_state_dict({key: found[key] for key in expected})
+from .hosts_facts_hf_lam import LAYER_FAMILIES, LAYER_OPTIONS, PARTS, name_last_norm, read_input_shape, read_window
 
 
 def _layers_and_names(name: str, source: nn.Module) -> tuple[list[nn.Module], bool, tuple[str, ...]]:
     """An encoder's layers, whether they normalise first, and what they call the parts of a layer."""
-    layers: list[nn.Module] = [module for module in source.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = find_layers(source)
     for norm_first, names in LAYER_FAMILIES:
         parts = {child for child, _ in layers[0].named_modules()} if layers else set()
         weights = {key.rpartition(".")[0] for key, _ in layers[0].named_parameters()} if layers else set()
@@ -83,14 +33,49 @@ def _layers_and_names(name: str, source: nn.Module) -> tuple[list[nn.Module], bo
 
 
 def read_layer_options(name: str, source: Any) -> dict[str, Any]:
-    """The options of fusion layers that are like an encoder's own."""
-    _, norm_first, _ = _layers_and_names(name, source)
+    """The options of fusion layers that are like an encoder's own.
+
+    Raises:
+        ValueError: if its layers have other parts than fusion layers.
+    """
+    layers, norm_first, names = _layers_and_names(name, source)
     options: dict[str, Any] = {"norm_first": norm_first}
     for option, other in LAYER_OPTIONS:
         found = next((name for name in (option, other) if hasattr(source.config, name)), None)
         if found is not None:
             options[option] = getattr(source.config, found)
-    return options
+    parts: dict[str, Any] = {part: layers[-1].get_submodule(path) for part, path in zip(PARTS, names, strict=True)}
+    # Not every configuration says it by this name.
+    return options | {"intermediate_size": parts["fc1"].out_features, "layer_norm_eps": parts["mlp_norm"].eps}
+
+
+def check_sizes(name: str, source: Any, config: Any) -> None:
+    """Whether an encoder has layers for all fusion layers, and of their sizes; its weights are not read.
+
+    Args:
+        name: of the modality.
+        source: the encoder, which may be on the meta device.
+        config: of the fusion model.
+
+    Raises:
+        ValueError: if not; the message says what differs.
+    """
+    layers, _, names = _layers_and_names(name, source)
+    if config.num_hidden_layers > len(layers):
+        raise ValueError(
+            f"fusion_from={name!r} has {len(layers)} layers, but there are {config.num_hidden_layers} fusion layers."
+        )
+    with torch.device("meta"):
+        ours = FusionLayer(config)
+    for path, theirs in zip(PARTS, names, strict=True):
+        there: Any = layers[-1].get_submodule(theirs)
+        here: Any = ours.get_submodule(path)
+        has, needs = there.weight.shape, here.weight.shape
+        if has != needs:
+            raise ValueError(
+                f"fusion_from={name!r}: the fusion layers cannot start from the {name} encoder: a weight has the "
+                f"shape {tuple(needs)} there and {tuple(has)} here. Leave out the sizes, which are then the encoder's."
+            )
 
 
 # How far two layers may be from each other that compute the same, relative to what they compute.
@@ -136,8 +121,6 @@ def check_layers(name: str, source: Any, config: Any) -> None:
             continue
         checked.add(kind)
         parts = {part: layers[number].get_submodule(of_layer) for part, of_layer in zip(PARTS, names, strict=True)}
-        if any(part.weight.shape != ours.get_submodule(path).weight.shape for path, part in parts.items()):
-            return  # `copy_layers` says so
         weights = {path: _weights_of(part, is_scaled=path.startswith("attention.")) for path, part in parts.items()}
         x = torch.randn(1, tokens, config.hidden_size, generator=generator)
         expected = _run_layer(layers[number], dict(zip(names, weights.values(), strict=True)), x, args, kwargs)
@@ -164,21 +147,20 @@ def _catch_call(name: str, source: Any, layers: list[Any]) -> tuple[tuple[Any, .
         raise _Reached
 
     handles = [layer.register_forward_pre_hook(catch, with_kwargs=True) for layer in layers]
-    shape = read_input_shape(source.config)
     if source.main_input_name == "input_ids":
-        ids = 2 + torch.arange(_TOKENS, device=source.device)[None]
-        inputs = {"input_ids": ids % source.config.vocab_size, "attention_mask": torch.ones_like(ids)}
+        values = (2 + torch.arange(_TOKENS, device=source.device)[None]) % source.config.vocab_size
     else:
-        inputs = {source.main_input_name: torch.zeros(1, *(shape or ()), device=source.device, dtype=source.dtype)}
+        shape = read_input_shape(source.config) or ()
+        values = torch.zeros(1, *shape, device=source.device, dtype=source.dtype)
     try:
         with torch.random.fork_rng(devices=[]):
-            source(**inputs)
+            run_encoder(name, source, values, None, {})
     except _Reached:
         pass
     except Exception as error:
         raise ValueError(
-            f"fusion_from={name!r}: {type(source).__name__} does not run on {', '.join(inputs)} alone, which a fusion "
-            f"model would give it: {type(error).__name__}: {error}"
+            f"fusion_from={name!r}: {type(source).__name__} does not run on {source.main_input_name} alone, which a "
+            f"fusion model would give it: {type(error).__name__}: {error}"
         ) from error
     finally:
         for handle in handles:
@@ -249,27 +231,27 @@ def _run_layer(
 
 @torch.no_grad()
 def copy_layers(name: str, source: Any, encoder: FusionEncoder) -> None:
-    """Let the fusion layers start from the last layers of an encoder."""
-    layers, _, names = _layers_and_names(name, source)
-    if len(encoder.layers) > len(layers):
+    """Let the fusion layers start from the last layers of an encoder.
+
+    Raises:
+        ValueError: if the encoder normalises before its layers, and its norm behind the last one is not known.
+    """
+    layers, norm_first, names = _layers_and_names(name, source)
+    child = name_last_norm(source)
+    if norm_first and child is None:
         raise ValueError(
-            f"fusion_from={name!r} has {len(layers)} layers, but there are {len(encoder.layers)} fusion layers."
+            f"fusion_from={name!r}: {type(source).__name__} normalises before its layers, and where it does so after "
+            "the last one is not known. " + _LEAVE_OUT.format(name)
         )
     for target, layer in zip(encoder.layers, layers[len(layers) - len(encoder.layers) :], strict=True):
         for ours, theirs in zip(PARTS, names, strict=True):
-            _copy_part(name, layer.get_submodule(theirs), target.get_submodule(ours))
-    last_norm = next((getattr(source, child, None) for child in LAST_NORMS if hasattr(source, child)), None)
+            _copy_part(layer.get_submodule(theirs), target.get_submodule(ours))
+    last_norm = None if child is None else getattr(source, child)
     if isinstance(encoder.norm, nn.LayerNorm) and isinstance(last_norm, nn.LayerNorm):
-        _copy_part(name, last_norm, encoder.norm)
+        _copy_part(last_norm, encoder.norm)
 
 
-def _copy_part(name: str, source: Any, target: Any) -> None:
-    if source.weight.shape != target.weight.shape:
-        raise ValueError(
-            f"the fusion layers cannot start from the {name} encoder: a weight has the shape "
-            f"{tuple(target.weight.shape)} there and {tuple(source.weight.shape)} here. Leave out the sizes, which "
-            "are then the encoder's."
-        )
+def _copy_part(source: Any, target: Any) -> None:
     target.weight.copy_(source.weight)
     # VideoMAE's keys have no bias.
     target.bias.copy_(source.bias) if source.bias is not None else target.bias.zero_()

@@ -14,13 +14,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import layer_norm
 
-from .option_checks_hf_lam import is_count
+from .numerics_hf_lam import softmax_dtype
+from .option_checks_hf_lam import MOST, is_count
 
 POSITIONS = ("sinusoidal", "learned")
 
-# `NAME_model` is where a fusion model keeps the encoder of a modality, and `base_model` is transformers' own.
-_RESERVED = ("base",)
+# `NAME_model` is where a fusion model keeps the encoder of a modality: `base_model` is transformers' own, and
+# `modality_model` finds one. `input_features` is what others call the frames of a sound.
+_RESERVED = ("base", "modality", "input")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -33,7 +36,9 @@ class FeatureOptions:
         max_length: the most vectors of one sample; `None` for no limit. Learned positions and dense masks of LAM need
             it.
         norm: a layer norm on every vector, before it is projected.
-        project: a linear layer to the width of the fusion model. Without one, `size` must be that width.
+        project: a linear layer to the width of the fusion model. It starts with a standard deviation of 1 / √size,
+            whatever `initializer_range` is, so that the numbers of a projected vector are about 1, as those of
+            sinusoidal positions are. Without one, `size` must be the width.
         positions: what is added to the projected vectors: `"sinusoidal"` positions, which may be any numbers, such as
             seconds; `"learned"` ones, which are numbers from 0 to `max_length - 1`; or `None`, for vectors that know
             their place, as those of an encoder do.
@@ -56,7 +61,7 @@ class FeatureOptions:
         for name, least in (("size", 1), ("max_length", 1), ("class_tokens", 0)):
             value = getattr(self, name)
             if not (is_count(value, least) or (name == "max_length" and value is None)):
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+                raise ValueError(f"{name} must be an integer of at least {least} and at most {MOST:,}, got {value!r}")
         for name in ("norm", "project"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -104,44 +109,71 @@ def read_features(features: Any) -> dict[str, dict[str, Any]]:
 
 
 class FeatureInput(nn.Module):
-    """What a modality of vectors has of its own: a norm before they are projected, positions and dropout after."""
+    """What vectors go through before they are projected: a norm, or nothing.
 
-    def __init__(self, options: FeatureOptions, hidden_size: int, layer_norm_eps: float) -> None:
+    config: their options.
+    """
+
+    def __init__(self, options: FeatureOptions, layer_norm_eps: float) -> None:
         super().__init__()
         self.config = options
-        self.norm = nn.LayerNorm(options.size, eps=layer_norm_eps) if options.norm else nn.Identity()
+        self.norm = VectorLayerNorm(options.size, eps=layer_norm_eps) if options.norm else None
+
+    def forward(self, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The vectors, `(B, L, size)`, as the projection takes them, in the dtype of the model."""
+        return values.to(dtype) if self.norm is None else self.norm(values).to(dtype)
+
+
+class VectorLayerNorm(nn.LayerNorm):
+    """A layer norm in at least single precision: vectors from elsewhere may be larger than half precision reaches."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        dtype = softmax_dtype(self.weight.dtype)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return layer_norm(values.to(dtype), self.normalized_shape, weight, bias, self.eps)
+
+
+class FeatureProjection(nn.Linear):
+    """The linear layer between the two, which starts with random weights of its own size."""
+
+
+class FeaturePositions(nn.Module):
+    """What vectors go through once they are projected: positions are added, and dropout.
+
+    config: their options.
+    """
+
+    def __init__(self, options: FeatureOptions, hidden_size: int) -> None:
+        super().__init__()
+        self.config = options
         self.dropout = nn.Dropout(options.dropout)
         if options.positions == "learned":
             assert options.max_length is not None
-            self.position_embeddings = nn.Embedding(options.max_length, hidden_size)
+            self.embeddings = nn.Embedding(options.max_length, hidden_size)
 
     def forward(
-        self,
-        values: torch.Tensor,
-        projection: nn.Module,
-        mask: torch.Tensor | None = None,
-        positions: torch.Tensor | None = None,
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The tokens of vectors, `(B, L, d)`.
+        """The tokens, `(B, L, d)`.
 
         Args:
-            values: `(B, L, size)`.
-            projection: to the width of the fusion model.
-            mask: `(B, L)`, 1 where there is a vector.
-            positions: `(B, L)`; unless given, vectors are counted from 0 where the mask has them.
+            hidden_states: `(B, L, d)`, the projected vectors.
+            mask: `(B, L)` bool, True where there is a vector; `None` for everywhere.
+            positions: `(B, L)`; unless given, the vectors that are there are counted from 0.
         """
-        hidden_states = projection(self.norm(values))
         if self.config.positions is not None:
             if positions is None:
-                there = values.new_ones(values.shape[:2], dtype=torch.long) if mask is None else mask.long()
+                there = hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.bool) if mask is None else mask
                 positions = (there.cumsum(1) - 1).clamp(min=0)
-            hidden_states = hidden_states + self._embed(positions, hidden_states)
+            elif mask is not None:
+                positions = positions.masked_fill(~mask, 0)
+            hidden_states = hidden_states + self._embed(positions, hidden_states.shape[-1]).to(hidden_states.dtype)
         return self.dropout(hidden_states)
 
-    def _embed(self, positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    def _embed(self, positions: torch.Tensor, size: int) -> torch.Tensor:
         if self.config.positions == "learned":
-            return self.position_embeddings(positions)
-        return sinusoidal_positions(positions, like.shape[-1]).to(like.dtype)
+            return self.embeddings(positions)
+        return sinusoidal_positions(positions, size)
 
 
 def sinusoidal_positions(positions: torch.Tensor, size: int) -> torch.Tensor:

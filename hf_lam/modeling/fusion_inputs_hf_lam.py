@@ -6,7 +6,8 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,10 +21,63 @@ from .configuration_hf_lam_fusion import (
     ModalityArguments,
 )
 from .fusion_encoders_hf_lam import ModalityInput, check_encoder_input, check_shapes_beside
-from .fusion_features_hf_lam import FeatureOptions
+from .fusion_features_hf_lam import FeatureInput, FeatureOptions
 
 # What a model takes besides its inputs: for outputs, and what `Trainer` may pass.
-_OPTIONS = {"output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch"}
+_OPTIONS = {
+    "output_attentions",
+    "output_hidden_states",
+    "output_modality_states",
+    "return_dict",
+    "num_items_in_batch",
+}
+
+
+class NamingForward:
+    """A `forward` of a fusion model whose signature, on a model, names the arguments of that model's own features.
+
+    They reach it as keywords that no class can list. Without their names `Trainer` would drop these columns of a data
+    set, and `torch.export` could not be told that their sizes may change.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __get__(self, model: Any, owner: Any = None) -> Any:
+        return self.function if model is None else NamingMethod(self.function, model)
+
+
+class NamingMethod:
+    """What `model.forward` is: like a bound method in everything but its signature.
+
+    Args:
+        function: of the class, which takes keywords of any name.
+        model: the fusion model.
+    """
+
+    def __init__(self, function: Callable[..., Any], model: Any) -> None:
+        self.__func__ = function
+        self.__self__ = model
+        self.__doc__ = function.__doc__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__func__(self.__self__, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__func__, name)
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.__self__, "forward")
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        signature, config = inspect.signature(self.__func__), self.__self__.config
+        _, *parameters, keywords = signature.parameters.values()
+        named = [key for name in config.features or () for key in config.modality_arguments(name).names]
+        named += [f"has_{name}" for name in config.features or ()]
+        known = {parameter.name for parameter in parameters}
+        own = [inspect.Parameter(key, keywords.KEYWORD_ONLY, default=None) for key in named if key not in known]
+        return signature.replace(parameters=[*parameters, *own, keywords])
 
 
 def read_inputs(
@@ -59,6 +113,8 @@ def read_inputs(
     inputs = {}
     for name, has in by_modality.items():
         if has.values in given:
+            if name in (config.features or ()) and given[has.values].shape[1:2] == (0,):
+                continue  # no sample has a vector
             others = {other: given[key] for key, other in has.others.items() if key in given}
             mask = None if has.mask is None else given.get(has.mask)
             inputs[name] = ModalityInput(given[has.values], mask, others, given.get(f"has_{name}"))
@@ -100,34 +156,37 @@ def _check_shapes(
     if batch_size == 0:
         raise ValueError(f"the batch has no samples: {sizes}.")
     for name, given in inputs.items():
-        has, options = by_modality[name], model.config.modality_config(name)
-        if isinstance(options, FeatureOptions):
-            _check_features(name, given, has, options)
+        has, part = by_modality[name], model.modality_model(name)
+        if isinstance(part, FeatureInput):
+            _check_features(name, given, has, part.config)
         else:
-            longest = model.max_lengths[model.config.modalities.index(name)]
-            check_encoder_input(name, model.modality_model(name), given, has, longest)
+            check_encoder_input(name, part, given, has, model.max_lengths[model.config.modalities.index(name)])
         if given.present is not None and tuple(given.present.shape) != (batch_size,):
             raise ValueError(f"has_{name} must be of shape ({batch_size},), got {tuple(given.present.shape)}.")
 
 
 def _check_features(name: str, given: ModalityInput, has: ModalityArguments, options: FeatureOptions) -> None:
     values = given.values
-    if values.dim() != 3 or values.shape[2] != options.size or not values.is_floating_point():
+    if values.dim() != 3 or values.shape[2] != options.size:
+        one = " For one vector a sample, give features.unsqueeze(1)." if values.dim() == 2 else ""
         raise ValueError(
-            f"{has.values} must be numbers of shape (batch, vectors, {options.size}), got {values.dtype} of "
-            f"{tuple(values.shape)}."
+            f"{has.values} must be of shape (batch, vectors, {options.size}), got {tuple(values.shape)}.{one}"
         )
-    if values.shape[1] < max(1, options.class_tokens) or values.shape[1] > (options.max_length or values.shape[1]):
-        raise ValueError(
-            f"{has.values} has {values.shape[1]} vectors; it must have from {max(1, options.class_tokens)} to "
-            f"{options.max_length or 'any number'}."
-        )
+    # An exported program has no one to tell, and a comparison would limit its sizes.
+    if options.max_length is not None and not torch.compiler.is_exporting() and values.shape[1] > options.max_length:
+        raise ValueError(f"{has.values} must have at most {options.max_length} vectors, got {values.shape[1]}.")
     check_shapes_beside(name, given, has, values.shape[:2])
     positions = given.others.get("positions")
     if positions is not None and options.positions is None:
-        raise ValueError(f"{name}{FEATURE_POSITIONS} was given, but the {name} have no positions (positions=None).")
+        raise ValueError(
+            f"{name}{FEATURE_POSITIONS} was given, but features[{name!r}] has positions=None. Leave it out, or make "
+            "the model with 'sinusoidal' or 'learned' positions."
+        )
     if positions is not None and options.positions == "learned" and positions.is_floating_point():
-        raise ValueError(f"{name}{FEATURE_POSITIONS} must be whole numbers, as the positions are learned.")
+        raise ValueError(
+            f"{name}{FEATURE_POSITIONS} must be whole numbers, since these positions are learned, got "
+            f"{positions.dtype}."
+        )
 
 
 def check_presence(model: Any, is_present: torch.Tensor) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
@@ -32,11 +33,13 @@ from .fusion_encoders_hf_lam import (
     make_encoder,
     run_encoder,
 )
-from .fusion_features_hf_lam import FeatureInput, FeatureOptions
-from .fusion_inputs_hf_lam import check_presence, read_inputs
+from .fusion_features_hf_lam import FeatureInput, FeaturePositions, FeatureProjection
+from .fusion_inputs_hf_lam import NamingForward, check_presence, read_inputs
 from .fusion_layers_hf_lam import FusionEncoder, FusionLayer, FusionSelfAttention
 from .hosts_facts_hf_lam import count_class_tokens
 from .hosts_hf_lam import ModalityTokens, max_length_of
+from .numerics_hf_lam import needs_plain_operators
+from .padding_hf_lam import is_readable
 
 
 @dataclasses.dataclass
@@ -57,10 +60,13 @@ class HfLamFusionModelOutput(BaseModelOutputWithPooling):
             1 for the tokens that count: those that are not padding, of modalities that the sample has.
         modality_ids (`torch.LongTensor` of shape `(tokens,)`):
             The modality of each token, as an index of `config.modalities`.
+        modality_states (`dict[str, torch.FloatTensor]`, with `output_modality_states=True`):
+            The tokens in `last_hidden_state` of each modality of the batch, by its name.
     """
 
     token_mask: torch.Tensor | None = None
     modality_ids: torch.Tensor | None = None
+    modality_states: dict[str, torch.Tensor] | None = None
 
 
 class Stream(NamedTuple):
@@ -93,9 +99,20 @@ class FusionPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": FusionLayer, "attentions": FusionSelfAttention}
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        forward = cls.__dict__.get("forward")
+        if forward is not None:
+            cls.forward = NamingForward(forward)  # type: ignore[method-assign]
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.main_input_name = config.modality_arguments(config.modalities[0]).values
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, FeatureProjection):
+            init.normal_(module.weight, std=module.in_features**-0.5)
 
     def get_input_embeddings(self) -> nn.Module:
         """Those of the text, or else of the first modality; for vectors, what projects them."""
@@ -129,20 +146,23 @@ class FusionModel(FusionPreTrainedModel):
         self.made_layers: dict[str, Layers] = {}
         for name in config.modalities:
             options = config.modality_config(name)
-            if isinstance(options, FeatureOptions):
-                width, is_fitting = options.size, not options.project
-                setattr(self, f"{name}_model", FeatureInput(options, config.hidden_size, config.layer_norm_eps))
+            # Not by its class: the configuration may come from another copy of this code in the same process.
+            if name in (config.features or ()):
+                projection = FeatureProjection(options.size, config.hidden_size) if options.project else nn.Identity()
+                setattr(self, f"{name}_model", FeatureInput(options, config.layer_norm_eps))
+                setattr(self, f"{name}_positions", FeaturePositions(options, config.hidden_size))
                 self.max_lengths.append(options.max_length)
                 self.class_tokens[name] = options.class_tokens
             else:
                 encoder = make_encoder(name, config)
                 width = encoder.config.hidden_size
                 is_fitting = width == config.hidden_size
+                projection = nn.Identity() if is_fitting else nn.Linear(width, config.hidden_size)
                 setattr(self, f"{name}_model", encoder)
                 self.max_lengths.append(max_length_of(encoder))
                 self.class_tokens[name] = count_class_tokens(encoder)
                 self.made_layers[name] = count_layers(encoder)
-            setattr(self, f"{name}_projection", nn.Identity() if is_fitting else nn.Linear(width, config.hidden_size))
+            setattr(self, f"{name}_projection", projection)
         self.encoder = FusionEncoder(config)
         self.pooling = {name: self._pooling_of(name) for name in config.modalities}
         self.post_init()
@@ -212,8 +232,9 @@ class FusionModel(FusionPreTrainedModel):
             has_image: likewise for `pixel_values`.
             has_video: likewise for `video_values`.
             has_audio: likewise for `audio_values`.
-            kwargs: the arguments of modalities of vectors; and `output_attentions`, `output_hidden_states` and
-                `return_dict`, as in transformers, which are about the fusion layers.
+            kwargs: the arguments of modalities of vectors; `output_attentions`, `output_hidden_states` and
+                `return_dict`, as in transformers, which are about the fusion layers; and `output_modality_states`, for
+                the tokens of each modality apart.
 
         Raises:
             TypeError: for an argument that is not one of these.
@@ -237,6 +258,7 @@ class FusionModel(FusionPreTrainedModel):
             "has_audio": has_audio,
         }
         inputs, options = read_inputs(self, arguments, kwargs)
+        wants_states = options.pop("output_modality_states", False)
         first = next(iter(inputs.values())).values
         streams: dict[str, Stream] = {}
         anchors: list[torch.Tensor] = []
@@ -249,7 +271,7 @@ class FusionModel(FusionPreTrainedModel):
         presence = [streams[name].is_present if name in streams else absent for name in self.config.modalities]
         is_present = torch.stack(presence, dim=1)
         is_whole = all(stream.is_whole for stream in streams.values())
-        if not (is_whole or torch.compiler.is_compiling() or is_present.is_meta):
+        if not is_whole and is_readable(is_present):
             check_presence(self, is_present)
 
         hidden_states = torch.cat([stream.hidden_states for stream in streams.values()], dim=1)
@@ -274,6 +296,7 @@ class FusionModel(FusionPreTrainedModel):
             attentions=fused.attentions,
             token_mask=token_mask.long(),
             modality_ids=torch.cat(ids),
+            modality_states={name: stream.hidden_states for name, stream in streams.items()} if wants_states else None,
         )
 
     def _stream(self, name: str, given: ModalityInput) -> Stream:
@@ -302,6 +325,8 @@ class FusionModel(FusionPreTrainedModel):
     def _fuse(
         self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, tokens: ModalityTokens, **kwargs: Any
     ) -> BaseModelOutput:
+        if token_mask is not None and needs_plain_operators():
+            token_mask = token_mask[:, None, None, :]  # transformers takes it as it is then, and looks at no value
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=token_mask
         )
@@ -314,8 +339,12 @@ class FusionModel(FusionPreTrainedModel):
         """The tokens of one modality, `(B, L, d)`."""
         model, projection = self.modality_model(name), getattr(self, f"{name}_projection")
         if isinstance(model, FeatureInput):
-            hidden_states = model(values.to(self.dtype), projection, mask, **others)
-            return Encoded(hidden_states, None if mask is None else mask.bool())
+            is_vector = None if mask is None else mask.bool()
+            if is_vector is not None:
+                # Whatever padding holds, NaN too, is in no product.
+                values = values.masked_fill(~is_vector.unsqueeze(-1), 0)
+            hidden_states = projection(model(values, self.dtype))
+            return Encoded(getattr(self, f"{name}_positions")(hidden_states, is_vector, **others), is_vector)
         encoded = run_encoder(name, model, values, mask, others)
         # The encoders may lie on other devices than the inputs.
         return encoded._replace(hidden_states=projection(encoded.hidden_states).to(values.device))
@@ -328,14 +357,15 @@ class FusionModel(FusionPreTrainedModel):
         """
         model = self.modality_model(name)
         if isinstance(model, FeatureInput):
-            values = torch.zeros(1, 1, model.config.size, dtype=self.dtype, device=device)
+            values = torch.zeros(1, 1, model.config.size, device=device)
         else:
             values = blank_input(name, model).to(device)
         hidden_states = self._encode(name, values, None, {}).hidden_states
         return hidden_states.masked_fill(torch.ones_like(hidden_states, dtype=torch.bool), 0).sum()
 
     def _needs_anchor(self, name: str) -> bool:
-        modules = (self.modality_model(name), getattr(self, f"{name}_projection"))
+        parts = (f"{name}_model", f"{name}_projection", f"{name}_positions")
+        modules = [getattr(self, part) for part in parts if hasattr(self, part)]
         parameters = [parameter for module in modules for parameter in module.parameters()]
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return True
@@ -355,16 +385,12 @@ class FusionModel(FusionPreTrainedModel):
         return stacked.sum(1) / is_present.sum(1, keepdim=True).clamp(min=1).to(stacked)
 
     def _pool_one(self, name: str, stream: Stream) -> torch.Tensor:
-        hidden_states = stream.hidden_states
-        if self.pooling[name] == "mean":
-            weights = stream.token_mask.to(hidden_states).unsqueeze(-1)
-            return (hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)
-        count = self.class_tokens[name]
-        if name == "text" or name in (self.config.features or ()):
-            # With padding on the left, they are not those at 0.
-            first = stream.token_mask.int().argmax(1, keepdim=True) + torch.arange(count, device=hidden_states.device)
-            return hidden_states.gather(1, first.unsqueeze(-1).expand(-1, -1, hidden_states.shape[2])).mean(1)
-        return hidden_states[:, :count].mean(1)
+        counts = stream.token_mask
+        if self.pooling[name] == "cls":
+            # The first that count: with padding on the left they are not those at 0.
+            counts = counts & (counts.cumsum(1) <= self.class_tokens[name])
+        weights = counts.to(stream.hidden_states).unsqueeze(-1)
+        return (stream.hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 def _blank(values: torch.Tensor, is_present: torch.Tensor) -> torch.Tensor:

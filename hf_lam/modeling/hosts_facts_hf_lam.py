@@ -6,6 +6,7 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 from __future__ import annotations
 
+import inspect
 from math import prod
 from typing import Any, NamedTuple
 
@@ -151,7 +152,7 @@ def read_grid(config: Any) -> tuple[tuple[int, ...], int]:
         return (_frames(config) // steps, *_divide(_image_size(config), patch)), steps
     if hasattr(config, "frequency_stride"):
         return _divide_spectrogram(config, config.max_length, config.num_mel_bins), 1
-    if _takes_one_length(config):
+    if takes_window(config):
         return (config.max_source_positions,), 1
     if takes_patches(config):
         side = int(config.num_patches**0.5)
@@ -169,8 +170,8 @@ def read_input_grid(config: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (shape[1] // steps or shape[1], *_divide((shape[3], shape[4]), patch))
     if hasattr(config, "frequency_stride") and len(shape) == 3:
         return _divide_spectrogram(config, shape[1], shape[2])
-    if _takes_one_length(config) and len(shape) == 3:
-        return ((shape[2] + 1) // _WHISPER_STRIDE,)
+    if takes_window(config) and len(shape) == 3:
+        return ((shape[2] + 1) // FRAMES_PER_TOKEN,)
     if hasattr(config, "patch_size") and len(shape) == 4:
         return _divide((shape[2], shape[3]), _pair(config.patch_size))
     return ()
@@ -186,8 +187,8 @@ def read_input_shape(config: Any, grid: tuple[int, ...] = ()) -> tuple[int, ...]
         return (frames, config.patch_size + (grid[0] - 1) * config.frequency_stride)
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
         return (config.max_length, config.num_mel_bins)
-    if _takes_one_length(config):
-        return (config.num_mel_bins, _WHISPER_STRIDE * (grid or read_grid(config)[0])[0])
+    if takes_window(config):
+        return (config.num_mel_bins, FRAMES_PER_TOKEN * (grid or read_grid(config)[0])[0])
     channels = getattr(config, "num_channels", getattr(config, "in_chans", None))
     if channels is None:
         return None
@@ -195,10 +196,25 @@ def read_input_shape(config: Any, grid: tuple[int, ...] = ()) -> tuple[int, ...]
         return (prod(grid) if grid else config.num_patches, channels * prod(_pair(config.patch_size)))
     if not (hasattr(config, "image_size") or hasattr(config, "crop_size")):
         return None
+    if not grid and not hasattr(config, "tubelet_size"):
+        return (channels, *_image_size(config))
     steps, patch = _tubelet(config) if hasattr(config, "tubelet_size") else (1, _pair(config.patch_size))
     size = (grid[-2] * patch[0], grid[-1] * patch[1]) if grid else _image_size(config)
     frames = (grid[0] * steps if grid else _frames(config),) if hasattr(config, "tubelet_size") else ()
     return (*frames, channels, *size)
+
+
+# Encoders of images that give a map of features, as convolutions do, rather than a sequence of tokens.
+_GIVES_MAP = ("sam_vision_model", "sam_hq_vision_model", "vitdet")
+
+
+def explain_no_tokens(config: Any) -> str | None:
+    """Why an encoder of images or videos gives no sequence of tokens whose order is known; None if it does."""
+    if config.model_type in _GIVES_MAP or not (hasattr(config, "patch_size") or hasattr(config, "tubelet_size")):
+        return "which gives a map of features, not a sequence of tokens"
+    if hasattr(config, "num_frames") and not hasattr(config, "tubelet_size"):
+        return "which takes the frames of a video apart"  # TimeSformer
+    return None
 
 
 def takes_patches(config: Any) -> bool:
@@ -206,12 +222,12 @@ def takes_patches(config: Any) -> bool:
     return not hasattr(config, "image_size") and hasattr(config, "num_patches") and hasattr(config, "patch_size")
 
 
-# Mel frames of the input in one token.
-_WHISPER_STRIDE = 2
+# Mel frames in one token of Whisper's encoder.
+FRAMES_PER_TOKEN = 2
 
 
-def _takes_one_length(config: Any) -> bool:
-    """Whether an encoder takes sound of one length alone, padded or cut (Whisper)."""
+def takes_window(config: Any) -> bool:
+    """Whether an encoder takes sound of one length alone, padded or cut, as bands over time (Whisper)."""
     # Speech2Text says how many convolutions it has, and takes any length.
     has_both = hasattr(config, "max_source_positions") and hasattr(config, "num_mel_bins")
     return has_both and not hasattr(config, "num_conv_layers")
@@ -273,7 +289,7 @@ SAMPLING_RATE = 16_000
 
 def count_sound_tokens(config: Any, samples: int) -> int | None:
     """How many tokens an encoder of plain sound makes of it (wav2vec 2.0, HuBERT); None for others."""
-    if not (hasattr(config, "conv_kernel") and hasattr(config, "conv_stride")):
+    if not takes_waveform(config):
         return None
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         samples = (samples - kernel) // stride + 1
@@ -285,6 +301,48 @@ def count_samples(config: Any, tokens: int) -> int:
     for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
         tokens = (tokens - 1) * stride + kernel
     return tokens
+
+
+def takes_waveform(config: Any) -> bool:
+    """Whether an encoder takes plain sound of any length (wav2vec 2.0, HuBERT)."""
+    has_both = hasattr(config, "conv_kernel") and hasattr(config, "conv_stride")
+    return has_both and read_frame_size(config) is None
+
+
+def read_frame_size(config: Any) -> int | None:
+    """Numbers in one frame, for an encoder of frames of sound of any length (Wav2Vec2-BERT); None for others."""
+    return getattr(config, "feature_projection_input_dim", None)
+
+
+# Encoders of images that read the size off the image itself: their positions turn, or are interpolated unasked. Others
+# have an option for it. (That of ViViT takes the positions of a video for those of an image.)
+_ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit", "internvl_vision", "mlcd_vision_model", "pixio", "radio")
+_SIZE_OPTION = "interpolate_pos_encoding"
+
+
+def read_size_options(config: Any, model_class: Any) -> dict[str, bool] | None:
+    """The arguments with which an encoder takes images of another size than it was made for; None if it takes none."""
+    if config.model_type in _ANY_SIZE:
+        return {}
+    return {_SIZE_OPTION: True} if _SIZE_OPTION in inspect.signature(model_class.forward).parameters else None
+
+
+# Encoders of images that cut them into patches without a rest.
+_WHOLE_PATCHES = ("radio",)
+
+
+def takes_whole_patches(config: Any) -> bool:
+    """Whether the sides of an image must be multiples of those of a patch; elsewhere the rest is left out."""
+    return config.model_type in _WHOLE_PATCHES
+
+
+# Encoders of videos whose positions turn, so that they may have any number of frames.
+_ANY_NUMBER_OF_FRAMES = ("vjepa2",)
+
+
+def takes_any_number_of_frames(config: Any) -> bool:
+    """Whether an encoder takes videos of any length."""
+    return config.model_type in _ANY_NUMBER_OF_FRAMES
 
 
 # What encoders take that is no text. Those of larger models may say that it is text.
@@ -386,10 +444,38 @@ OPTIONAL_PARTS = ("pooler.", "mask_token", "masked_spec_embed")
 
 # --- layers ----------------------------------------------------------------------------------------------------------
 
-# What encoders call the norm after their last layer, where they have one.
-LAST_NORMS = ("layernorm", "norm", "post_layernorm")
-# Norms that only the pooled output goes through, by the type of the model.
-UNUSED_NORMS = {"clip_vision_model": ("post_layernorm",)}
+# What encoders call the norm after their last layer, where they have one; and some of them by their type.
+_LAST_NORMS = ("layernorm", "norm", "post_layernorm")
+_LAST_NORMS_OF = dict.fromkeys(("siglip_text_model", "siglip2_text_model"), ("final_layer_norm",))
+
+
+def name_last_norm(encoder: Any) -> str | None:
+    """What an encoder calls the norm after its last layer, which may be None there; None if that is not known."""
+    names = _LAST_NORMS_OF.get(encoder.config.model_type, _LAST_NORMS)
+    return next((name for name in names if hasattr(encoder, name)), None)
+
+
+# Modules that only the pooled output goes through, by the type of the model, and options that leave such modules out.
+ONLY_FOR_POOLING = {
+    "clip_vision_model": ("post_layernorm",),
+    "metaclip_2_vision_model": ("post_layernorm",),
+    "chinese_clip_vision_model": ("post_layernorm",),
+    "mlcd_vision_model": ("post_layernorm",),
+    "siglip_text_model": ("head",),
+    "siglip2_text_model": ("head",),
+}
+POOLING_OPTIONS = ("vision_use_head", "use_head")
+# Modules beside an encoder's layers that are for other ends than its tokens.
+UNUSED_MODULES = ("pooler", "predictor", "contact_head")
+# What stands for tokens that are hidden in pretraining.
+MASK_TOKENS = ("mask_token", "masked_spec_embed")
+
+# Encoders of sound with parts that take no mask, by their option or their type, and why that matters.
+SEES_PADDING = {
+    "add_adapter": "the convolutions behind its layers see padding",
+    "squeeze_factor": "it averages neighbouring tokens, also those of padding",
+    "wav2vec2-conformer": "the convolutions in its layers see padding",
+}
 
 # The parts of a layer that has nothing but attention, two norms and a feed-forward layer, as our own is (`PARTS`), and
 # what transformers' encoders call theirs: ViT, DeiT and AST; BERT and its family; VideoMAE; CLIP; DistilBERT. All but

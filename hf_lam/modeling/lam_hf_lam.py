@@ -134,8 +134,8 @@ class LamConfig(MechanismConfig):
         if None in tokens.modality_lengths:
             name = tokens.modalities[tokens.modality_lengths.index(None)]
             raise ValueError(
-                f"the {name} encoder of {host.name} does not say how many tokens it makes, so a dense mask has no "
-                "columns for them. Use a low-rank mask: LamConfig(rank=8)."
+                f"{host.name} does not know how many tokens its {name} has at most, so a dense mask has no columns "
+                "for them. Use a low-rank mask, LamConfig(rank=8), or give features a max_length."
             )
         length = self.max_length or tokens.length
         if length is None:

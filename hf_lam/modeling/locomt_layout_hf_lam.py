@@ -60,8 +60,8 @@ class Layout(NamedTuple):
         """The segment of each token, `(1 or B, L)`, also where the tokens are in order."""
         if self.segment_ids is not None:
             return self.segment_ids
-        ids = [segment for segment, length in enumerate(self.lengths) for _ in range(length)]
-        return torch.tensor([ids], dtype=torch.long)
+        # Not one by one: an exported program has lengths of any size.
+        return torch.cat([torch.full((1, length), segment) for segment, length in enumerate(self.lengths)], dim=1)
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
@@ -71,8 +71,17 @@ class Layout(NamedTuple):
 
 def fixed_layout(segment_ids: Tensor, lengths: Sequence[int]) -> Layout:
     """The layout of segments that are the same for all samples: ids `(L,)`, and how often each occurs."""
-    order = torch.argsort(segment_ids, stable=True)
+    order = _argsort(segment_ids)
     return Layout(tuple(lengths), segment_ids[None], order[None], torch.argsort(order)[None])
+
+
+def _argsort(segment_ids: Tensor) -> Tensor:
+    """Tokens by their segments, and those of one segment in their order, along the last dimension.
+
+    No two keys are equal, so that any way to sort them will do: ONNX has none that keeps the order of equal ones.
+    """
+    length = segment_ids.shape[-1]
+    return torch.argsort(segment_ids * length + torch.arange(length, device=segment_ids.device), dim=-1)
 
 
 def sample_layout(segment_ids: Tensor, segments: int) -> Layout:
@@ -93,7 +102,7 @@ def sample_layout(segment_ids: Tensor, segments: int) -> Layout:
         is_ragged = any(row != lengths for row in rows)
     places_of_segment = [torch.arange(size, device=segment_ids.device) for size in lengths]
     first = counts.cumsum(1) - counts
-    by_segment = torch.argsort(segment_ids, dim=1, stable=True)
+    by_segment = _argsort(segment_ids)
     sources = torch.cat([first[:, i, None] + places for i, places in enumerate(places_of_segment)], dim=1)
     order = by_segment.gather(1, sources.clamp(max=length - 1))
     is_token = None

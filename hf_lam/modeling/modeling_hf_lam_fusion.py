@@ -19,27 +19,40 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .configuration_hf_lam_fusion import HfLamFusionConfig, encoder_config_of
-from .fusion_checkpoints_hf_lam import (
-    check_config_options,
-    check_layers,
-    copy_encoder,
-    copy_layers,
-    load_source,
-    read_layer_options,
-)
+from .configuration_hf_lam_fusion import HfLamFusionConfig
+from .fusion_checkpoints_hf_lam import check_layers, check_sizes, copy_layers, read_layer_options
 from .fusion_encoders_hf_lam import explain_encoder
-from .fusion_heads_hf_lam import FusionForSequenceClassification
+from .fusion_heads_hf_lam import (
+    FusionForEmbedding,
+    FusionForSequenceClassification,
+    FusionForTokenClassification,
+    HfLamFusionEmbeddingOutput,
+)
 from .fusion_model_hf_lam import FusionModel, FusionPreTrainedModel, HfLamFusionModelOutput
-from .modeling_hf_lam import HfLamMixin
+from .fusion_sources_hf_lam import (
+    check_config_options,
+    copy_encoder,
+    cut_config,
+    load_encoder,
+    plan_encoder,
+    read_source,
+)
+from .modeling_hf_lam import HfLamMixin, TokenLossMixin
 
-__all__ = ["HfLamFusionForSequenceClassification", "HfLamFusionModel", "HfLamFusionModelOutput"]
+__all__ = [
+    "HfLamFusionEmbeddingOutput",
+    "HfLamFusionForEmbedding",
+    "HfLamFusionForSequenceClassification",
+    "HfLamFusionForTokenClassification",
+    "HfLamFusionModel",
+    "HfLamFusionModelOutput",
+]
 
 logger = logging.get_logger(__name__)
 
 
 class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
-    """What the two public classes share: mechanisms, and the way from one checkpoint per modality."""
+    """What the public classes share: mechanisms, and the way from one checkpoint per modality."""
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As for the other classes; also a `ValueError` if the layers of a modality's encoder were cut."""
@@ -66,19 +79,21 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
         """A fusion model from one checkpoint for each modality, like `VisionTextDualEncoderModel` for two.
 
         Args:
-            text: a Hub id, a folder, or a loaded model, whose weights are copied; a task model gives its encoder.
-                Likewise for the other modalities.
+            text: a Hub id, a folder, or a loaded model, whose weights are copied. A task model gives its encoder, as
+                does a model with a decoder (Whisper) or with an encoder for each modality (CLIP), and a folder of
+                sentence-transformers its transformer. Likewise for the other modalities.
             image: of the images.
             video: of the videos.
             audio: of the audio.
             own_layers: how many of its layers a modality keeps to itself, by its name; all unless given. The layers
-                above are dropped.
+                above are dropped. An encoder whose layers cannot be cut is used whole.
             fusion_from: the modality whose checkpoint the fusion layers start from: from its last layers (and the last
                 norm, where it has one), as many as there are fusion layers. Their sizes, activation, dropouts and
                 order of norms are then the checkpoint's. Random weights unless given. A ViT or BERT whose upper layers
                 became the fusion layers, with `own_layers` the rest, gives the same outputs as before on its own.
             dtype: of the model; that of the checkpoints unless given, which then must have the same.
-            **kwargs: options of `HfLamFusionConfig` (`num_hidden_layers`, `hf_lam`, `baseline`, `num_labels`, …).
+            **kwargs: options of `HfLamFusionConfig` (`num_hidden_layers`, `features`, `hf_lam`, `baseline`,
+                `num_labels`, …).
                 With the name of a modality in front, what `from_pretrained` gets for that one: `text_revision`, for
                 example.
 
@@ -100,42 +115,47 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
             if source is None and options[name]:
                 raise ValueError(f"options {sorted(options[name])} were given for {name}, but no {name} checkpoint.")
         check_config_options(cls.config_class, kwargs)
+        if fusion_from is not None and given.get(fusion_from) is None:
+            names = [name for name, source in given.items() if source is not None]
+            raise ValueError(f"fusion_from={fusion_from!r} must be one of the given modalities, {names}.")
+        # All that can be refused is, before weights are read.
         sources = {
-            name: load_source(name, source, options[name]) for name, source in given.items() if source is not None
+            name: read_source(name, source, options[name]) for name, source in given.items() if source is not None
         }
-        configs = {name: encoder_config_of(name, source.config) for name, source in sources.items()}
-        dtypes = {name: source.dtype for name, source in sources.items()}
-        if dtype is None and len(set(dtypes.values())) > 1:
-            raise ValueError(f"the checkpoints have different dtypes, {dtypes}; choose one with dtype=.")
-        own_layers = dict(own_layers or {})
-        for name, wanted in own_layers.items():
-            has = sources[name].config.num_hidden_layers if name in sources else None
-            if has is None or isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted <= has:
+        configs = {name: source.config for name, source in sources.items()}
+        planned = {name: plan_encoder(name, encoder_config) for name, encoder_config in configs.items()}
+        layers = {name: encoder_config.num_hidden_layers for name, encoder_config in configs.items()}
+        for name, wanted in (own_layers or {}).items():
+            if name not in sources:
                 raise ValueError(
-                    f"own_layers[{name!r}]={wanted!r} must be a number of layers that the {name} checkpoint has"
-                    + (", which was not given." if has is None else f", from 0 to {has}.")
+                    f"own_layers[{name!r}]={wanted!r} is about the {name} checkpoint, which was not given."
                 )
-        if fusion_from is not None and fusion_from not in sources:
-            raise ValueError(f"fusion_from={fusion_from!r} must be one of the given modalities, {list(sources)}.")
-        for name, encoder_config in configs.items():
-            encoder_config.num_hidden_layers = own_layers.get(name, encoder_config.num_hidden_layers)
-        defaults = {} if fusion_from is None else read_layer_options(fusion_from, sources[fusion_from])
+            cut_config(name, planned[name], configs[name], wanted)
+        defaults = {} if fusion_from is None else read_layer_options(fusion_from, planned[fusion_from])
         by_name = {f"{name}_config": encoder_config for name, encoder_config in configs.items()}
         config = cls.config_class(**by_name, **{**defaults, **kwargs})
         if fusion_from is not None:
+            check_sizes(fusion_from, planned[fusion_from], config)
+        encoders, random = {}, {}
+        for name in sources:
+            encoders[name], random[name] = load_encoder(name, sources[name])
+        dtypes = {name: encoder.dtype for name, encoder in encoders.items()}
+        if dtype is None and len(set(dtypes.values())) > 1:
+            raise ValueError(f"the checkpoints have different dtypes, {dtypes}; choose one with dtype=.")
+        if fusion_from is not None:
             # What the checkpoint's own layers are, whatever else was asked for.
             like_source = {**defaults, "num_hidden_layers": config.num_hidden_layers}
-            check_layers(fusion_from, sources[fusion_from], cls.config_class(**by_name, **like_source))
+            check_layers(fusion_from, encoders[fusion_from], cls.config_class(**by_name, **like_source))
         model: Any = cls(config)
         base = model.base_model
-        for name, source in sources.items():
-            copy_encoder(name, source, base.modality_model(name))
+        for name, encoder in encoders.items():
+            copy_encoder(name, encoder, base.modality_model(name), random[name])
         if fusion_from is not None:
-            copy_layers(fusion_from, sources[fusion_from], base.encoder)
-        first = next(iter(sources.values()))
+            copy_layers(fusion_from, encoders[fusion_from], base.encoder)
+        first = next(iter(encoders.values()), model)
         model.to(device=first.device, dtype=first.dtype if dtype is None else dtype).eval()
         if fusion_from is not None:
-            has, own = sources[fusion_from].config.num_hidden_layers, configs[fusion_from].num_hidden_layers
+            has, own = layers[fusion_from], configs[fusion_from].num_hidden_layers
             if own + config.num_hidden_layers != has:
                 logger.warning(
                     f"of the {has} layers of the {fusion_from} checkpoint, the first {own} are its own and the last "
@@ -145,7 +165,9 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
         projections = [f"{name}_projection" for name in config.modalities]
         fresh = [path for path in projections if isinstance(base.get_submodule(path), nn.Linear)]
         fresh += ["encoder"] if fusion_from is None and config.num_hidden_layers else []
-        fresh += ["classifier"] if base is not model else []
+        if base is not model:
+            heads = {name: child for name, child in model.named_children() if child is not base}
+            fresh += [name for name, child in heads.items() if next(child.parameters(), None) is not None]
         if fresh:
             logger.warning(
                 f"{', '.join(fresh)} of {cls.__name__} start from random weights. Train the model on a task before "
@@ -159,4 +181,12 @@ class HfLamFusionModel(HfLamFusionMixin, FusionModel):
 
 
 class HfLamFusionForSequenceClassification(HfLamFusionMixin, FusionForSequenceClassification):
+    config_class = HfLamFusionConfig
+
+
+class HfLamFusionForTokenClassification(HfLamFusionMixin, TokenLossMixin, FusionForTokenClassification):
+    config_class = HfLamFusionConfig
+
+
+class HfLamFusionForEmbedding(HfLamFusionMixin, FusionForEmbedding):
     config_class = HfLamFusionConfig

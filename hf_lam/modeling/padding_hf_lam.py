@@ -34,7 +34,7 @@ def check_padding(attention_mask: Tensor, full: tuple[int, int, int, int]) -> Te
     # Reading values is for real tensors in eager mode only. The maximum of an additive mask is 0: one pass, as a rule.
     if (
         attention_mask.is_floating_point()
-        and _is_readable(attention_mask)
+        and is_readable(attention_mask)
         and type(attention_mask) is Tensor
         and attention_mask.numel() > 0
         and attention_mask.max() == 1
@@ -48,7 +48,7 @@ def check_padding(attention_mask: Tensor, full: tuple[int, int, int, int]) -> Te
     return attention_mask.expand(*attention_mask.shape[:3], full[3])
 
 
-def _is_readable(tensor: Tensor) -> bool:
+def is_readable(tensor: Tensor) -> bool:
     """Whether values can be looked at: not while a program is traced, transformed, or runs without any."""
     return not (torch.compiler.is_compiling() or needs_plain_operators() or tensor.is_meta)
 
@@ -135,7 +135,7 @@ def normalize_over_tokens(log_map: Tensor, padding: Tensor | None) -> Tensor:
 
 def refuse_masks_by_query(padding: Tensor) -> None:
     """Raises a `ValueError` for padding `(…, 1 or L, L)` that differs from query to query, where it can be read."""
-    if padding.shape[-2] == 1 or not padding.numel() or not _is_readable(padding):
+    if padding.shape[-2] == 1 or not padding.numel() or not is_readable(padding):
         return
     if (padding != padding[..., :1, :]).any():
         raise ValueError(

@@ -7,41 +7,58 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.processing_utils import TextKwargs
 from transformers.utils import PROCESSOR_NAME
 
 from .configuration_hf_lam import copy_code
-from .configuration_hf_lam_fusion import INPUT_NAMES
+from .configuration_hf_lam_fusion import ENCODER_ARGUMENTS, FEATURE_POSITIONS, feature_arguments
+from .media_inputs_hf_lam import (
+    Inputs,
+    blank_sample,
+    encode_images,
+    encode_sounds,
+    encode_texts,
+    encode_videos,
+    input_names,
+)
+from .sample_padding_hf_lam import pad_samples
+from .samples_hf_lam import Given, is_missing, read_samples, row_or_batch
+from .vectors_hf_lam import VectorOptions, read_vector_options
 
-# Of every modality: the part of the processor that reads it.
+# Of every modality with an encoder: the part of the processor that reads it, and the argument of its call.
 PARTS = {
     "text": "tokenizer",
     "image": "image_processor",
     "video": "video_processor",
     "audio": "feature_extractor",
 }
-TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+ARGUMENTS = {"text": "text", "image": "images", "video": "videos", "audio": "audio"}
+_ENCODE = {"image": encode_images, "video": encode_videos, "audio": encode_sounds}
+_NOT_GIVEN: Any = object()
 
 
 class HfLamFusionProcessor(ProcessorMixin):
-    """A tokenizer, an image processor, a video processor and a feature extractor for audio: those that a model needs.
+    """A tokenizer, an image processor, a video processor and a feature extractor for audio, and how vectors are read.
 
     Args:
         tokenizer: for text.
         image_processor: for images, such as `ViTImageProcessor`.
         video_processor: for videos: a video processor (transformers has them with torchvision), or an image processor
-            for lists of frames, such as `VideoMAEImageProcessor`.
-        feature_extractor: for audio, such as `ASTFeatureExtractor`.
+            for their frames, such as `VideoMAEImageProcessor`.
+        feature_extractor: for audio, such as `ASTFeatureExtractor`, `WhisperFeatureExtractor` or
+            `Wav2Vec2FeatureExtractor`.
+        features: for modalities of vectors, the options of each by its name, such as `{"clips": {"size": 512}}`; see
+            `VectorOptions`. A number alone is the size.
 
     Raises:
-        ValueError: if all are `None`.
+        ValueError: if all are `None`, or for options of features that are none.
         TypeError: for an argument of another kind.
     """
 
@@ -51,10 +68,15 @@ class HfLamFusionProcessor(ProcessorMixin):
         image_processor: Any = None,
         video_processor: Any = None,
         feature_extractor: Any = None,
+        features: Any = None,
     ) -> None:
         super().__init__(tokenizer, image_processor, video_processor, feature_extractor)
+        self.features: Any = (None if features is None else read_vector_options(features)) or None
         if not self.modalities:
-            raise ValueError(f"{type(self).__name__} needs at least one of {', '.join(PARTS.values())}.")
+            raise ValueError(f"{type(self).__name__} needs at least one of {', '.join(PARTS.values())} and features.")
+        both = sorted(name for name in self.features or () if getattr(self, PARTS.get(name, ""), None) is not None)
+        if both:
+            raise ValueError(f"{', '.join(both)} cannot be features and have a {PARTS[both[0]]}; name them otherwise.")
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         """As in transformers, but any of them may be `None`, and frames may go through an image processor."""
@@ -67,42 +89,50 @@ class HfLamFusionProcessor(ProcessorMixin):
     @property
     def modalities(self) -> list[str]:
         """The modalities that it can process."""
-        return [name for name, part in PARTS.items() if getattr(self, part) is not None]
+        return [name for name, part in PARTS.items() if getattr(self, part) is not None] + list(self.features or ())
 
     @property
     def model_input_names(self) -> list[str]:
         """The arguments of the model that it makes, without `has_…`."""
-        names = []
+        names: list[str] = []
         for modality in self.modalities:
-            if modality == "text":
-                names += [name for name in TEXT_INPUTS if name in self.tokenizer.model_input_names]
+            if modality in (self.features or ()):
+                names += feature_arguments(modality).names
             else:
-                names.append(INPUT_NAMES[modality])
+                names += input_names(modality, getattr(self, PARTS[modality]))
         return names
 
     def __call__(
         self,
-        text: Any = None,
-        images: Any = None,
-        videos: Any = None,
-        audio: Any = None,
+        text: Any = _NOT_GIVEN,
+        images: Any = _NOT_GIVEN,
+        videos: Any = _NOT_GIVEN,
+        audio: Any = _NOT_GIVEN,
         *,
+        features: Mapping[str, Any] | None = None,
+        positions: Mapping[str, Any] | None = None,
         sampling_rate: int | None = None,
         return_tensors: Any = None,
         text_kwargs: Mapping[str, Any] | None = None,
         images_kwargs: Mapping[str, Any] | None = None,
         videos_kwargs: Mapping[str, Any] | None = None,
         audio_kwargs: Mapping[str, Any] | None = None,
+        common_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Inputs of a fusion model, from one sample or from a list of them for every modality.
 
-        In a list, `None`, or what pandas has in place of it (NaN, NA), stands for a sample that lacks the modality.
+        In a list, `None`, what pandas has in place of it (NaN, NA), and what is empty stand for a sample that lacks
+        the modality; `None` alone, for one or all samples that do.
 
         What is for a model (`return_tensors="pt"`) leaves out a modality that all samples lack, and the `has_…` of one
         that none lacks. What is for a data set (lists, the default, and `"np"`) has the same columns whatever its
         samples lack: those of every modality that was given, so that batches of `dataset.map(…, batched=True)` fit
-        together.
+        together. In lists, sounds and vectors keep their own lengths; `FusionCollator` pads them.
+
+        A row or a batch of a data set, with columns that are called as the modalities (and `NAME_positions`), may be
+        given alone: `dataset.map(processor, batched=True, fn_kwargs={"padding": True})`, or row by row, which makes
+        the same rows, `dataset.with_transform(processor)`. Its other columns are not looked at.
 
         Args:
             text: a string or a list of them; a tuple of two strings is a pair. Here and below, a column of a data set
@@ -113,24 +143,33 @@ class HfLamFusionProcessor(ProcessorMixin):
                 `(B, frames, …)`.
             audio: a mono waveform, as an array, a list of numbers, or a dictionary with `array` and `sampling_rate`;
                 or a list of them.
+            features: vectors, by the name of their modality: `(L, size)` of one sample, or a list with one of them for
+                each sample, or an array `(B, L, size)`. Where other modalities have several samples, `(B, size)` is
+                one vector for each.
+            positions: of each vector its position, such as the second at which a clip begins, by the name of the
+                modality: `(L,)`, or a list with one of them for each sample.
             sampling_rate: of the `audio` that does not say its own, in Hz; that of the feature extractor unless given.
             return_tensors: `"pt"` or `"np"` for tensors `(B, …)`; `None` for lists with one entry for each sample.
             text_kwargs: more options for the tokenizer.
             images_kwargs: options for the image processor.
             videos_kwargs: options for the video processor.
-            audio_kwargs: options for the feature extractor.
+            audio_kwargs: options for the feature extractor. Sounds for Whisper are 30 s long, with silence after the
+                sound, unless `{"padding": "longest"}` leaves them their own lengths.
+            common_kwargs: `return_tensors`, where processors of transformers take it as well.
             kwargs: options for the tokenizer, such as `padding`, `truncation` and `max_length`.
 
         Returns:
-            Those of `input_ids`, `attention_mask`, `token_type_ids`, `pixel_values`, `video_values` and `audio_values`
-            that were asked for, always with a batch axis; and `has_text`, `has_image`, `has_video` or `has_audio`,
-            `(B,)` bool: which samples have a modality. What stands in for the missing ones is blank.
+            Those arguments of the model that belong to what was given, always with a batch axis (but for a row of a
+            data set); and `has_text`, `has_image`, `has_video`, `has_audio` or `has_NAME`, `(B,)` bool: which samples
+            have a modality. What stands in for the missing ones is blank.
 
         Raises:
             TypeError: for an option that no tokenizer has.
             ValueError: for nothing at all, also in one sample; a modality without its part of the processor; batch
-                sizes that disagree; or images, videos or audio of several shapes. The message names the modality.
+                sizes that disagree; images or videos of several shapes; or vectors of another size. The message names
+                the modality.
         """
+        return_tensors = (common_kwargs or {}).get("return_tensors", return_tensors)
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f"return_tensors must be 'pt', 'np' or None, got {return_tensors!r}.")
         unknown = sorted(set(kwargs) - set(TextKwargs.__annotations__))
@@ -139,50 +178,90 @@ class HfLamFusionProcessor(ProcessorMixin):
                 f"{', '.join(unknown)}: no option of a tokenizer; options of the other parts go into images_kwargs, "
                 "videos_kwargs and audio_kwargs."
             )
-        tokenizer_kwargs = {**(text_kwargs or {}), **kwargs}
-        given = {
-            "text": _samples_of_text(text, bool(tokenizer_kwargs.get("is_split_into_words"))),
-            "image": _samples(images, _is_batch_of_images),
-            "video": _samples(videos, _is_batch_of_videos),
-            "audio": _samples(audio, _is_batch_of_audio),
-        }
-        samples = {name: values for name, values in given.items() if values is not None}
-        self._check_samples(samples)
-        has = {name: [value is not None for value in values] for name, values in samples.items()}
-        options = {
+        options: dict[str, dict[str, Any]] = {
+            "text": {**(text_kwargs or {}), **kwargs},
             "image": dict(images_kwargs or {}),
             "video": dict(videos_kwargs or {}),
             "audio": {"sampling_rate": sampling_rate, **(audio_kwargs or {})},
         }
+        arguments = {"text": text, "image": images, "video": videos, "audio": audio}
+        values = {name: value for name, value in arguments.items() if value is not _NOT_GIVEN}
+        is_batch = None
+        is_of_columns = isinstance(text, Mapping)
+        if is_of_columns:
+            if len(values) > 1 or features is not None or positions is not None:
+                raise ValueError("a row or a batch of a data set has all modalities; give nothing else beside it.")
+            is_batch = row_or_batch(text)
+            values, positions = self._columns(text)
+        else:
+            self._check_names("features", features or {})
+            self._check_names("positions", positions or {})
+            values |= features or {}
+        kinds = {"text": "words" if options["text"].get("is_split_into_words") else "text"}
+        given = {
+            name: Given("vectors" if name in (self.features or ()) else kinds.get(name, name), value)
+            for name, value in values.items()
+            if not (is_missing(value) and name not in self.modalities)
+        }
+        placed = {f"{name}{FEATURE_POSITIONS}": Given("numbers", value) for name, value in (positions or {}).items()}
+        samples, is_several = read_samples(given | placed, is_batch)
+        places = {name: samples.pop(f"{name}{FEATURE_POSITIONS}") for name in positions or {}}
+        self._check_samples(samples, places)
         output: dict[str, Any] = {}
-        is_for_model = return_tensors == "pt"
-        for name in samples:
-            if is_for_model and not any(has[name]):
-                continue
-            if name == "text":
-                encoded = self._encode_text(samples[name], has[name], tokenizer_kwargs)
-                output.update(BatchFeature(encoded, tensor_type=return_tensors))
-            else:
-                tensors = self._encode(name, samples[name], options[name])
-                output[INPUT_NAMES[name]] = _as(tensors, return_tensors)
-            if not (is_for_model and all(has[name])):
-                output[f"has_{name}"] = _as([torch.tensor(flag) for flag in has[name]], return_tensors)
+        for name, values_of in samples.items():
+            output |= self._encode(name, values_of, places.get(name), options.get(name, {}), return_tensors)
+        if is_of_columns and not is_several:
+            output = {name: rows[0] for name, rows in output.items()}
         return BatchFeature(output)
 
-    def _check_samples(self, samples: Mapping[str, list[Any]]) -> None:
+    def _check_names(self, argument: str, given: Mapping[str, Any]) -> None:
+        unknown = sorted(set(given) - set(self.features or ()))
+        if unknown:
+            has = f"its features are {', '.join(self.features)}" if self.features else "it has no features"
+            raise ValueError(f"{argument} has {', '.join(unknown)}, which this processor was not made for; {has}.")
+
+    def _columns(self, columns: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The modalities of a row or a batch of a data set, and the positions of those that have any."""
+        values: dict[str, Any] = {}
+        for name in self.modalities:
+            column = next((key for key in (name, ARGUMENTS.get(name, name)) if key in columns), None)
+            if column is not None:
+                values[name] = None if is_missing(columns[column]) else columns[column]
+        if not values:
+            raise ValueError(
+                f"none of the columns {', '.join(map(str, columns))} is called as a modality of this processor: "
+                f"{', '.join(self.modalities)}. Rename one, or name the arguments: processor(text=rows['sentence'])."
+            )
+        places = {
+            name: columns[column]
+            for name, options in (self.features or {}).items()
+            if name in values and options["positions"] is not None
+            if (column := f"{name}{FEATURE_POSITIONS}") in columns
+        }
+        return values, {name: None if is_missing(value) else value for name, value in places.items()}
+
+    def _check_samples(self, samples: Mapping[str, list[Any]], places: Mapping[str, list[Any]]) -> None:
+        name_of = type(self).__name__
         if not samples:
-            raise ValueError(f"{type(self).__name__}: give at least one of text, images, videos and audio.")
+            raise ValueError(f"{name_of}: give at least one of {', '.join(ARGUMENTS.values())} or features.")
         for name in samples:
-            self._part(name)
+            if name not in (self.features or ()):
+                self._part(name)
         sizes = {name: len(values) for name, values in samples.items()}
+        sizes |= {f"{name} positions": len(values) for name, values in places.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"the modalities have different numbers of samples: {sizes}. Use None for missing ones.")
-        (size,) = set(sizes.values())
+        size = next(iter(sizes.values()))
         if size == 0:
             raise ValueError(f"there are no samples in {', '.join(samples)}.")
         lacking = [i for i in range(size) if all(values[i] is None for values in samples.values())]
         if lacking:
             raise ValueError(f"samples {lacking[:5]} have no modality at all: each needs one of {', '.join(samples)}.")
+        for name in places:
+            if name not in samples:
+                raise ValueError(f"positions of {name} were given without its features.")
+            if VectorOptions(**self.features[name]).positions is None:
+                raise ValueError(f"positions of {name} were given, but it has none (positions=None).")
 
     def _part(self, name: str) -> Any:
         part = getattr(self, PARTS[name])
@@ -192,67 +271,43 @@ class HfLamFusionProcessor(ProcessorMixin):
             )
         return part
 
-    def _encode_text(self, samples: list[Any], has: list[bool], options: Mapping[str, Any]) -> dict[str, Any]:
-        # Another text in place of a missing one makes no row longer, and works for pairs and lists of words as well.
-        word = self.tokenizer.unk_token or "."
-        blank: Any = [word] if options.get("is_split_into_words") else word
-        filler = next((value for value in samples if value is not None), blank)
-        filled = [filler if value is None else value for value in samples]
-        encoded = self.tokenizer(filled, **{**options, "return_tensors": None})
-        blanks = {"input_ids": self.tokenizer.pad_token_id or 0, "attention_mask": 0, "token_type_ids": 0}
-        return {
-            key: [
-                list(row) if is_there else [blanks[key]] * len(row)
-                for row, is_there in zip(encoded[key], has, strict=True)
-            ]
-            for key in TEXT_INPUTS
-            if key in encoded
-        }
+    def _encode(
+        self,
+        name: str,
+        samples: list[Any],
+        places: list[Any] | None,
+        options: Mapping[str, Any],
+        return_tensors: str | None,
+    ) -> dict[str, Any]:
+        """The arguments of one modality, and which samples have it."""
+        has = [sample is not None for sample in samples]
+        if return_tensors == "pt" and not any(has):
+            return {}
+        if name in (self.features or ()):
+            mask = feature_arguments(name).mask
+            made = _arrange(has, self._encode_vectors(name, samples, places), mask, return_tensors)
+        elif name == "text":
+            rows = encode_texts(self._part(name), samples, options, return_tensors is not None)
+            made = dict(BatchFeature(rows, tensor_type=return_tensors))
+        else:
+            part = self._part(name)
+            present = [sample for sample in samples if sample is not None] or [blank_sample(name, part)]
+            made = _arrange(has, _ENCODE[name](part, present, options), ENCODER_ARGUMENTS[name].mask, return_tensors)
+        if not (return_tensors == "pt" and all(has)):
+            made[f"has_{name}"] = has if return_tensors is None else _convert(torch.tensor(has), return_tensors)
+        return made
 
-    def _encode(self, name: str, samples: list[Any], options: dict[str, Any]) -> list[torch.Tensor]:
-        """One tensor for each sample, zeros for those that lack the modality."""
-        part = self._part(name)
-        present = [value for value in samples if value is not None] or [_blank(name, part)]
-        if name == "audio":
-            decoded = [value for value in present if isinstance(value, Mapping)]
-            undecoded = next((value for value in decoded if value.get("array") is None), None)
-            if undecoded is not None:
-                raise ValueError(
-                    "audio must be decoded: a dictionary needs an array and its sampling_rate, got "
-                    f"{', '.join(map(str, undecoded))}."
-                )
-            rates = {options.get("sampling_rate"), *(value.get("sampling_rate") for value in decoded)} - {None}
-            expected = getattr(part, "sampling_rate", None)
-            if expected is not None and rates - {expected}:
-                given = ", ".join(sorted(map(str, rates)))
-                raise ValueError(
-                    f"audio of {given} Hz was given to a {type(part).__name__} for {expected} Hz; resample it first."
-                )
-            options = {**options, "sampling_rate": next(iter(rates), expected)}
-            present = [value["array"] if isinstance(value, Mapping) else value for value in present]
-            present = [value.numpy(force=True) if isinstance(value, torch.Tensor) else value for value in present]
-        elif name == "video":
-            present = [value if isinstance(value, (str, Mapping)) else list(value) for value in present]
-        elif any(isinstance(value, (list, tuple)) for value in present):
-            raise ValueError("images must be a list with one image for each sample, got a list of lists.")
-        # The first of these names is that of the values: pixel_values, pixel_values_videos, input_values, …
-        tensors = [_tensor(values) for values in part(present, **options)[part.model_input_names[0]]]
-        if len(tensors) != len(present):
-            raise ValueError(
-                f"{type(part).__name__} made {len(tensors)} outputs of {len(present)} {name} samples; a fusion model "
-                "takes one for each."
-            )
-        shapes = sorted({tuple(tensor.shape) for tensor in tensors})
-        if len(shapes) > 1:
-            raise ValueError(
-                f"the {name} samples of a batch must have one shape, got {shapes} from {type(part).__name__}. Give "
-                + ("videos with the same number of frames." if name == "video" else "it a fixed size.")
-            )
-        frames = options.get("num_frames", getattr(part, "num_frames", None)) if name == "video" else None
-        if isinstance(frames, int) and shapes[0][0] != frames:
-            raise ValueError(f"video: {type(part).__name__} is for {frames} frames, got {shapes[0][0]}.")
-        processed = iter(tensors)
-        return [torch.zeros_like(tensors[0]) if value is None else next(processed) for value in samples]
+    def _encode_vectors(self, name: str, samples: list[Any], places: list[Any] | None) -> Inputs:
+        arguments, options = feature_arguments(name), VectorOptions(**self.features[name])
+        vectors = [options.prepare(name, sample) for sample in samples if sample is not None]
+        rows = {arguments.values: vectors or [np.zeros((0, options.size), np.float32)]}
+        if places is not None:
+            there = [place for place, sample in zip(places, samples, strict=True) if sample is not None]
+            counts = [len(sample) for sample in vectors]
+            rows[f"{name}{FEATURE_POSITIONS}"] = [
+                options.prepare_positions(name, place, count) for place, count in zip(there, counts, strict=True)
+            ] or [options.blank_positions]
+        return Inputs(rows, True)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> Any:
         """That of the tokenizer."""
@@ -325,81 +380,26 @@ class HfLamFusionProcessor(ProcessorMixin):
 _CLASS_KEYS = ("video_processor_type", "image_processor_type", "feature_extractor_type")
 
 
-def is_missing(value: Any) -> bool:
-    """Whether a value stands for nothing: `None`, or one of those of pandas, which are NaN, NA and NaT."""
-    if isinstance(value, Real):
-        return bool(value != value)
-    return value is None or type(value).__name__ in ("NAType", "NaTType")
+def _arrange(has: list[bool], inputs: Inputs, mask: str | None, return_tensors: str | None) -> dict[str, Any]:
+    """Arguments with an entry for every sample, blank for those that lack the modality.
+
+    mask: which argument says what counts of samples that keep their own lengths.
+    """
+    made: dict[str, Any] = {}
+    for argument, rows in inputs.rows.items():
+        # What has a length of its own has none where it is missing.
+        blank = np.zeros((0, *rows[0].shape[1:]) if inputs.is_variable else rows[0].shape, rows[0].dtype)
+        present = iter(rows)
+        arranged = [next(present) if is_there else None for is_there in has]
+        if return_tensors is None:
+            made[argument] = [blank if row is None else row for row in arranged]
+            continue
+        tensor, filled = pad_samples(argument, arranged if any(has) else [blank] * len(has))
+        made[argument] = _convert(tensor, return_tensors)
+        if inputs.is_variable and mask is not None and mask not in inputs.rows:
+            made.setdefault(mask, _convert(filled, return_tensors))
+    return made
 
 
-def _blank(name: str, part: Any) -> Any:
-    """A sample that no batch has, for the shape of its values."""
-    if name == "audio":
-        return torch.zeros(getattr(part, "sampling_rate", None) or 16000)
-    channels = getattr(part, "image_mean", None)
-    image = torch.zeros(32, 32, len(channels) if isinstance(channels, Sequence) else 3, dtype=torch.uint8).numpy()
-    frames = getattr(part, "num_frames", None)
-    return [image] * (frames if isinstance(frames, int) else 1) if name == "video" else image
-
-
-def _samples_of_text(text: Any, is_split_into_words: bool) -> list[Any] | None:
-    """A list with one text for each sample, from one text or a list of them."""
-    if is_split_into_words:
-        return _samples(text, lambda value: not isinstance(next((x for x in value if not is_missing(x)), None), str))
-    return _samples(text, lambda value: isinstance(value, list))
-
-
-def _samples(values: Any, is_batch: Callable[[Any], bool]) -> list[Any] | None:
-    if values is None:
-        return None
-    if _is_column(values):
-        values = list(values)
-    samples = list(values) if is_batch(values) else [values]
-    return [None if is_missing(value) else value for value in samples]
-
-
-def _is_column(values: Any) -> bool:
-    """Whether it is a column of a data set or of a table: one axis of objects, and no list."""
-    if isinstance(values, (str, bytes, list, tuple)):
-        return False
-    dtype = getattr(values, "dtype", None)
-    if isinstance(values, Sequence):
-        return True
-    if getattr(values, "ndim", 0) != 1 or dtype is None:
-        return False
-    is_of_objects = str(dtype) in ("object", "str", "string") or getattr(dtype, "kind", "") == "U"
-    # pandas makes numbers, NaN, of a column without any value.
-    return is_of_objects or (hasattr(values, "isna") and bool(values.isna().all()))
-
-
-def _is_batch_of_images(images: Any) -> bool:
-    return isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
-
-
-def _is_batch_of_videos(videos: Any) -> bool:
-    if not isinstance(videos, (list, tuple)):
-        return getattr(videos, "ndim", 0) == 5
-    first = next((video for video in videos if not is_missing(video)), None)
-    # Frames are images or arrays of two or three axes; a path in a list is that of a video.
-    return first is None or isinstance(first, (list, tuple, str, Mapping)) or getattr(first, "ndim", 0) == 4
-
-
-def _is_batch_of_audio(audio: Any) -> bool:
-    if not isinstance(audio, (list, tuple)):
-        return getattr(audio, "ndim", 0) == 2
-    first = next((waveform for waveform in audio if not is_missing(waveform)), None)
-    return not isinstance(first, (int, float))
-
-
-def _tensor(values: Any) -> torch.Tensor:
-    """What a processor gives for one sample: a tensor, an array, or a list of them for the frames of a video."""
-    if isinstance(values, (list, tuple)) and not isinstance(values[0], (int, float)):
-        return torch.stack([_tensor(value) for value in values])
-    return torch.as_tensor(values)
-
-
-def _as(tensors: list[torch.Tensor], return_tensors: str | None) -> Any:
-    if return_tensors is None:
-        return [tensor.numpy() for tensor in tensors]
-    stacked = torch.stack(tensors)
-    return stacked if return_tensors == "pt" else stacked.numpy()
+def _convert(tensor: torch.Tensor, return_tensors: str | None) -> Any:
+    return tensor if return_tensors == "pt" else tensor.numpy()

@@ -13,7 +13,7 @@ from helpers.hosts import first_output, make_host, make_inputs, perturb_mechanis
 from hf_lam import LamConfig, LocomtConfig, SttConfig
 from hf_lam.facts import list_facts, list_facts_of
 from hf_lam.modeling.injection_hf_lam import injection_of
-from hf_lam.observing import modality_tokens_of, observing, tokens_of
+from hf_lam.observing import fused_tokens_of, observing, tokens_of
 from hf_lam.visualization import learned_masks
 
 
@@ -97,10 +97,10 @@ def test_an_error_leaves_no_observer() -> None:
 
 
 @pytest.mark.parametrize("hf_lam_block", [None, "lam_half"])
-def test_modality_tokens_with_and_without_mechanisms(hf_lam_block: str | None) -> None:
+def test_fused_tokens_with_and_without_mechanisms(hf_lam_block: str | None) -> None:
     model, inputs = make_fusion(hf_lam=hf_lam_block), make_fusion_inputs(("text", "audio"))
     base = getattr(model, "fusion", model)
-    with modality_tokens_of(base) as found:
+    with fused_tokens_of(base) as found:
         model(**inputs)
         model(**inputs)
     assert len(found) == 2
@@ -111,13 +111,13 @@ def test_modality_tokens_with_and_without_mechanisms(hf_lam_block: str | None) -
     assert len(found) == 2
 
 
-def test_modality_tokens_of_late_fusion_and_of_other_models() -> None:
+def test_fused_tokens_of_late_fusion_and_of_other_models() -> None:
     late = make_fusion(num_hidden_layers=0)
-    with modality_tokens_of(getattr(late, "fusion", late)) as found:
+    with fused_tokens_of(getattr(late, "fusion", late)) as found:
         late(**make_fusion_inputs(("text", "image")))
     assert len(found) == 1 and found[0].lengths[:2] == (11, 17)
     model = with_mechanisms("vit", LamConfig())
-    with modality_tokens_of(model) as found:
+    with fused_tokens_of(model) as found:
         model(**make_inputs("vit"))
     assert found == []
 

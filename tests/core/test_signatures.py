@@ -20,6 +20,8 @@ CLASSES = [
     ),
     modeling_hf_lam_fusion.HfLamFusionModel,
     modeling_hf_lam_fusion.HfLamFusionForSequenceClassification,
+    modeling_hf_lam_fusion.HfLamFusionForTokenClassification,
+    modeling_hf_lam_fusion.HfLamFusionForEmbedding,
 ]
 
 

@@ -14,33 +14,40 @@ from transformers.utils import logging
 import hf_lam
 from helpers.fusion_models import (
     FUSION_CONFIGS,
-    INPUT_NAMES,
     LENGTHS,
     MODALITIES,
+    arguments_of,
     lacking,
     make_fusion,
     make_fusion_inputs,
 )
 from helpers.hosts import make_host, max_difference, perturb_mechanisms
 from hf_lam import HfLamFusionModel, LamConfig
+from hf_lam.modeling.configuration_hf_lam_fusion import INPUT_NAMES, feature_arguments
 from hf_lam.modeling.modeling_hf_lam import is_mark
 
+# Modalities that are given as vectors in place of their encoders: what holds for one holds for the other.
+MIXED = ("text", "video")
+by_vectors = pytest.mark.parametrize("vectors", [(), MIXED, MODALITIES], ids=["encoders", "mixed", "vectors"])
+CASES = [
+    *(pytest.param(name, (), id=name) for name in FUSION_CONFIGS),
+    *(pytest.param(name, MIXED, id=f"{name}-mixed") for name in ("directed", "bottleneck", "lam_embeddings")),
+    *(pytest.param(name, MODALITIES, id=f"{name}-vectors") for name in ("none", "lam_half")),
+]
+by_mechanism_and_vectors = pytest.mark.parametrize(("name", "vectors"), CASES)
 SUBSETS = [("text",), ("image",), ("video", "audio"), ("text", "video"), MODALITIES]
 
 
 def without(inputs: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
     """The inputs of the other modalities."""
-    left_out = {INPUT_NAMES[name] for name in names} | ({"attention_mask"} if "text" in names else set())
+    left_out = {key for name in names for key in arguments_of(name)}
     return {key: value for key, value in inputs.items() if key not in left_out}
 
 
 def sample(inputs: dict[str, Tensor], index: int, text_length: int = 11) -> dict[str, Tensor]:
     """One sample alone, its text cut to its own length."""
     alone = {key: value[index : index + 1] for key, value in inputs.items()}
-    return {
-        key: value[:, :text_length] if key in ("input_ids", "attention_mask") else value
-        for key, value in alone.items()
-    }
+    return {key: value[:, :text_length] if key in arguments_of("text") else value for key, value in alone.items()}
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor | None]:
@@ -54,13 +61,12 @@ def presence(**has: list[int]) -> dict[str, Tensor]:
 # --- mechanisms ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FUSION_CONFIGS)
-def test_eager_and_fast_attention_agree(name: str) -> None:
+@by_mechanism_and_vectors
+def test_eager_and_fast_attention_agree(name: str, vectors: tuple[str, ...]) -> None:
     """Values and all gradients, in double precision, with padding and missing modalities."""
-    model = make_fusion(hf_lam=name).double()
-    inputs = {
-        key: value.double() if value.is_floating_point() else value for key, value in make_fusion_inputs().items()
-    }
+    model = make_fusion(hf_lam=name, as_features=vectors).double()
+    inputs = make_fusion_inputs(as_features=vectors)
+    inputs = {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
     inputs |= presence(image=[1, 0], text=[0, 1])
     found = []
     for implementation in ("sdpa", "eager"):
@@ -101,7 +107,9 @@ SEEN = [
 
 def dense_masks(inputs: dict[str, Tensor]) -> list[Tensor]:
     """`(B, H, L, L)` for each layer, True where a query sees a key."""
-    is_token = torch.cat([inputs["attention_mask"].bool(), torch.ones(2, 17 + 8 + 34, dtype=torch.bool)], dim=1)
+    is_text = inputs.get("attention_mask", inputs.get("text_mask"))
+    assert is_text is not None
+    is_token = torch.cat([is_text.bool(), torch.ones(2, 17 + 8 + 34, dtype=torch.bool)], dim=1)
     owner = [letter for letter, length in zip(EVERY, LENGTHS.values(), strict=True) for _ in range(length)]
     tables = [
         torch.tensor([[[key in seen.get(query, "") for key in owner] for query in owner] for seen in layer])
@@ -111,12 +119,13 @@ def dense_masks(inputs: dict[str, Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
-def test_views_are_dense_masks_by_modality(norm_first: bool) -> None:
-    model = make_fusion(hf_lam="directed", head=False, norm_first=norm_first)
-    plain = make_fusion(head=False, norm_first=norm_first)
+@by_vectors
+def test_views_are_dense_masks_by_modality(norm_first: bool, vectors: tuple[str, ...]) -> None:
+    model = make_fusion(hf_lam="directed", head=False, norm_first=norm_first, as_features=vectors)
+    plain = make_fusion(head=False, norm_first=norm_first, as_features=vectors)
     plain.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if not is_mark(name)})
     plain.set_attn_implementation("eager")
-    inputs = make_fusion_inputs()
+    inputs = make_fusion_inputs(as_features=vectors)
     for layer, mask in zip(plain.encoder.layers, dense_masks(inputs), strict=True):
         # Heads without any key give zeros in both.
         layer.attention.register_forward_pre_hook(lambda _, args, mask=mask: (args[0], mask))
@@ -127,13 +136,14 @@ def test_views_are_dense_masks_by_modality(norm_first: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["lam", "lam_embeddings"])
-def test_columns_of_a_dense_mask_stay_with_their_modality(name: str) -> None:
-    model = make_fusion(hf_lam=name, head=False)
+@by_vectors
+def test_columns_of_a_dense_mask_stay_with_their_modality(name: str, vectors: tuple[str, ...]) -> None:
+    model = make_fusion(hf_lam=name, head=False, as_features=vectors)
     seen: list[list[int]] = []
     for mask in model.hf_lam.lam:
         mask.register_forward_pre_hook(lambda _, args: seen.append(args[1].tolist()))
         assert mask.max_length == 40 + 17 + 8 + 34
-    inputs = make_fusion_inputs()
+    inputs = make_fusion_inputs(as_features=vectors)
     model(**without(sample(inputs, 1, text_length=7), "image"))
     expected = [*range(7), *range(40 + 17, 40 + 17 + 8 + 34)]
     assert seen == [expected] * 2
@@ -168,12 +178,20 @@ def test_the_bottleneck_averages_over_the_modalities_that_a_sample_has() -> None
 # --- samples alone and in batches ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "combine"), [*((name, "mean") for name in FUSION_CONFIGS), ("lam_half", "concat")])
-def test_a_sample_gives_the_same_alone_and_in_a_batch(name: str, combine: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "vectors", "combine"),
+    [
+        *((*case.values, "mean") for case in CASES),
+        *(("lam_half", vectors, "concat") for vectors in ((), MIXED)),
+        ("late", MODALITIES, "mean"),
+    ],
+)
+def test_a_sample_gives_the_same_alone_and_in_a_batch(name: str, vectors: tuple[str, ...], combine: str) -> None:
     """Whatever else the batch holds: longer texts, modalities that the sample does not have, however that is said."""
     pooling = {"image": "mean", "text": "mean"} if combine == "concat" else None
-    model = make_fusion(hf_lam=name, combine=combine, pooling=pooling)
-    inputs = make_fusion_inputs(batch=4)
+    mechanism = {"num_hidden_layers": 0} if name == "late" else {"hf_lam": name}
+    model = make_fusion(combine=combine, pooling=pooling, as_features=vectors, **mechanism)
+    inputs = make_fusion_inputs(batch=4, as_features=vectors)
     full = model(**inputs).logits
     assert max_difference(model(**sample(inputs, 1, text_length=7)).logits, full[1:2]) < 1e-5
 
@@ -186,25 +204,27 @@ def test_a_sample_gives_the_same_alone_and_in_a_batch(name: str, combine: str) -
         assert max_difference(model(**without(alone, *missing)).logits, mixed[index : index + 1]) < 1e-5, names
     assert max_difference(mixed, full) > 1e-2  # a model that never looked would pass too
 
-    row = inputs["attention_mask"].clone()
+    mask = "text_mask" if "text" in vectors else "attention_mask"
+    row = inputs[mask].clone()
     row[3] = 0
-    assert max_difference(model(**{**inputs, **flags, "attention_mask": row}).logits, mixed) < 1e-6
+    assert max_difference(model(**{**inputs, **flags, mask: row}).logits, mixed) < 1e-6
     del flags["has_text"]
-    assert max_difference(model(**{**inputs, "attention_mask": row}, **flags).logits, mixed) < 1e-6
+    assert max_difference(model(**{**inputs, mask: row}, **flags).logits, mixed) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["none", "directed", "bottleneck", "lam_half", "annealing"])
-def test_what_stands_in_for_a_missing_modality_is_not_read(name: str) -> None:
-    model = make_fusion(hf_lam=name)
-    inputs = make_fusion_inputs(batch=3)
-    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+@by_vectors
+def test_what_stands_in_for_a_missing_modality_is_not_read(name: str, vectors: tuple[str, ...]) -> None:
+    model = make_fusion(hf_lam=name, as_features=vectors)
+    inputs = make_fusion_inputs(batch=3, as_features=vectors)
+    if "text" not in vectors:
+        inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     flags = presence(text=[0, 1, 1], image=[1, 0, 1], video=[1, 1, 0], audio=[1, 1, 0])
     expected = model(**inputs, **flags).logits
-    inputs["input_ids"][0] = -100
-    inputs["attention_mask"][0] = 0
-    inputs["pixel_values"][1] = float("nan")
-    inputs["video_values"][2] = float("inf")
-    inputs["audio_values"][2] = -float("nan")
+    fill = {"text": (0, -100), "image": (1, float("nan")), "video": (2, float("inf")), "audio": (2, -float("nan"))}
+    for modality, (index, value) in fill.items():
+        inputs[feature_arguments(modality).values if modality in vectors else INPUT_NAMES[modality]][index] = value
+    inputs["text_mask" if "text" in vectors else "attention_mask"][0] = 0
     outputs = model(**inputs, **flags, labels=torch.tensor([0, 1, 2]))
     assert max_difference(outputs.logits, expected) < 1e-6
     outputs.loss.backward()
@@ -221,24 +241,27 @@ def test_token_types_of_a_missing_text_are_not_read() -> None:
 
 
 @pytest.mark.parametrize("name", ["none", "directed", "bottleneck", "lam_half", "late"])
-def test_every_parameter_has_a_gradient_whatever_the_batch_holds(name: str) -> None:
+@by_vectors
+def test_every_parameter_has_a_gradient_whatever_the_batch_holds(name: str, vectors: tuple[str, ...]) -> None:
     """Data parallel training waits for all of them in every process, and processes may see other modalities."""
-    model = make_fusion(hf_lam=None if name == "late" else name, num_hidden_layers=0 if name == "late" else 2)
-    inputs = make_fusion_inputs()
+    mechanism = {"num_hidden_layers": 0} if name == "late" else {"hf_lam": name}
+    model = make_fusion(as_features=vectors, **mechanism)
+    inputs = make_fusion_inputs(as_features=vectors)
     for subset in SUBSETS:
         model.zero_grad()
         part = without(inputs, *(set(MODALITIES) - set(subset)))
         model(**part, labels=torch.tensor([0, 2])).loss.backward()
         assert lacking(model) == [], subset
         for modality in MODALITIES:
-            largest = max(p.grad.abs().max().item() for p in model.fusion.modality_model(modality).parameters())
-            assert (largest > 0) == (modality in subset), (subset, modality)
+            own = [p for n, p in model.fusion.named_parameters() if n.startswith(f"{modality}_")]
+            assert any(p.grad.abs().max() > 0 for p in own) == (bool(own) and modality in subset), (subset, modality)
 
 
-def test_gradients_of_a_batch_are_those_of_its_samples() -> None:
+@by_vectors
+def test_gradients_of_a_batch_are_those_of_its_samples(vectors: tuple[str, ...]) -> None:
     """A missing modality adds nothing to them, whether the batch lacks it or the sample."""
-    model = make_fusion(hf_lam="half")
-    inputs = make_fusion_inputs()
+    model = make_fusion(hf_lam="half", as_features=vectors)
+    inputs = make_fusion_inputs(as_features=vectors)
     labels = torch.tensor([0, 2])
     model(**inputs, **presence(audio=[1, 0], text=[0, 1]), labels=labels).loss.backward()
     of_batch = gradients(model)
@@ -249,17 +272,19 @@ def test_gradients_of_a_batch_are_those_of_its_samples() -> None:
         assert max_difference(gradient, of_batch[name]) < 1e-5, name
 
 
-def test_encoders_can_be_frozen() -> None:
-    model = make_fusion(hf_lam="lam_half")
+@by_vectors
+def test_encoders_can_be_frozen(vectors: tuple[str, ...]) -> None:
+    model = make_fusion(hf_lam="lam_half", as_features=vectors)
     for name in MODALITIES:
         model.fusion.modality_model(name).requires_grad_(False)
     model.fusion.video_projection.requires_grad_(False)
-    model(**without(make_fusion_inputs(), "video", "audio"), labels=torch.tensor([0, 2])).loss.backward()
+    inputs = make_fusion_inputs(as_features=vectors)
+    model(**without(inputs, "video", "audio"), labels=torch.tensor([0, 2])).loss.backward()
     trained = [p for p in model.parameters() if p.requires_grad]
     assert trained and all(p.grad is not None and p.grad.isfinite().all() for p in trained)
     hf_lam.freeze_host(model, train_head=True)
     model.zero_grad()
-    model(**without(make_fusion_inputs(), "text"), labels=torch.tensor([0, 2])).loss.backward()
+    model(**without(inputs, "text"), labels=torch.tensor([0, 2])).loss.backward()
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
 
 
@@ -268,10 +293,11 @@ def test_encoders_can_be_frozen() -> None:
 
 @pytest.mark.parametrize("combine", ["mean", "concat"])
 @pytest.mark.parametrize("pooling", [None, "mean", {"text": "mean", "audio": "mean"}])
-def test_pooling(combine: str, pooling: Any) -> None:
-    model = make_fusion(head=False, combine=combine, pooling=pooling)
+@pytest.mark.parametrize("vectors", [(), ("text", "audio")])
+def test_pooling(combine: str, pooling: Any, vectors: tuple[str, ...]) -> None:
+    model = make_fusion(head=False, combine=combine, pooling=pooling, as_features=vectors)
     flags = presence(text=[1, 0], image=[0, 1])
-    outputs = model(**without(make_fusion_inputs(), "video"), **flags)
+    outputs = model(**without(make_fusion_inputs(as_features=vectors), "video"), **flags)
     hidden = outputs.last_hidden_state
     expected = torch.zeros(2, 4, 32)
     # Sample 0 has its whole text, the second none; the image is in the second alone.
@@ -366,12 +392,15 @@ INPUTS = make_fusion_inputs()
     [
         ({"video_values": INPUTS["video_values"][:1]}, r"different batch sizes: \{.*'video': 1, 'audio': 2\}"),
         ({"video_values": INPUTS["video_values"][:, :3]}, r"video_values of the video.*\(batch, 4, 3, 16, 16\).*3, 3"),
-        ({"pixel_values": torch.zeros(2, 3, 16, 20)}, r"pixel_values of the image.*\(batch, 3, 16, 16\).*16, 20\)"),
+        (
+            {"pixel_values": torch.zeros(2, 1, 16, 16)},
+            r"pixel_values of the image.*\(batch, 3, .*got \(2, 1, 16, 16\)",
+        ),
         ({"pixel_values": torch.zeros(2, 16, 16)}, r"pixel_values of the image.*got \(2, 16, 16\)"),
         ({"audio_values": torch.zeros(2, 31, 16)}, r"audio_values of the audio.*\(batch, 32, 16\).*\(2, 31, 16\)"),
         (
             {"input_ids": torch.ones(2, 41, dtype=torch.long), "attention_mask": None},
-            r"input_ids of the text.*at most 40 tokens, got \(2, 41\)",
+            r"input_ids of the text.*at most 40\).*, got \(2, 41\)",
         ),
         ({"input_ids": torch.ones(11, dtype=torch.long), "attention_mask": None}, "batch sizes.*'text': 11"),
         (
@@ -481,9 +510,10 @@ def test_texts_are_as_long_as_their_positions_last() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["none", "directed", "bottleneck", "lam_half"])
-def test_half_precision(name: str, dtype: torch.dtype) -> None:
-    model = make_fusion(hf_lam=name)
-    inputs = {**make_fusion_inputs(), **presence(image=[1, 0], text=[0, 1])}
+@by_vectors
+def test_half_precision(name: str, dtype: torch.dtype, vectors: tuple[str, ...]) -> None:
+    model = make_fusion(hf_lam=name, as_features=vectors)
+    inputs = {**make_fusion_inputs(as_features=vectors), **presence(image=[1, 0], text=[0, 1])}
     expected = model(**inputs).logits
     model = model.to(dtype)
     # Pixels in another precision are the user's to convert, as everywhere in transformers.

@@ -100,6 +100,78 @@ def test_nonsense_is_refused_by_name(options: dict[str, Any], message: str) -> N
         HfLamFusionConfig(**{**ENCODERS, **options})
 
 
+# Names that are none: paths, code, other people's attributes, arguments that something else has.
+NAMES = ["cl.ips", "cl/ips", "../clips", "__class__", "_clips", "Clips", "clips ", "clips\n", "", "1", "ünder"]
+NAMES += ["base", "modality", "input"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, 3, None])
+def test_features_are_not_called_anything(name: Any) -> None:
+    with pytest.raises(ValueError, match=f"features cannot be called {re.escape(repr(name))}"):
+        HfLamFusionConfig(**ENCODERS, features={name: 6})
+
+
+@pytest.mark.parametrize(("name", "encoder"), [("text", "text"), ("image", "image"), ("attention", "text")])
+def test_features_are_not_called_what_an_encoder_has(name: str, encoder: str) -> None:
+    encoders = {f"{encoder}_config": ENCODERS[f"{encoder}_config"]}
+    with pytest.raises(ValueError, match=f"features cannot be called {name} beside encoders"):
+        HfLamFusionConfig(**encoders, features={name: 6})
+    # Without it they may.
+    others = {key: config for key, config in ENCODERS.items() if key not in encoders}
+    assert HfLamFusionConfig(**others, features={name: 6}).modalities[-1] == name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 10**12}, "size must be an integer of at least 1 and at most 10,000,000, got 1000000000000"),
+        ({"size": True}, "size must be an integer.*got True"),
+        ({"size": 6.0}, r"size must be an integer.*got 6\.0"),
+        ({"size": -1}, "got -1"),
+        ({"size": None}, "size.*got None"),
+        ({"size": 6, "max_length": 10**9}, "max_length must be an integer.*got 1000000000"),
+        ({"size": 6, "max_length": False}, "got False"),
+        ({"size": 6, "class_tokens": -1}, "class_tokens must be an integer of at least 0"),
+        ({"size": 6, "max_length": 2, "class_tokens": 3}, "class_tokens=3 are more than max_length=2"),
+        ({"size": 6, "dropout": float("nan")}, "dropout must be a number from 0 to below 1, got nan"),
+        ({"size": 6, "dropout": 1}, "dropout must be"),
+        ({"size": 6, "dropout": True}, "dropout must be.*got True"),
+        ({"size": 6, "dropout": "x"}, "dropout must be.*got 'x'"),
+        ({"size": 6, "norm": {"a": {"b": "c"}}}, "norm must be True or False"),
+        ({"size": 6, "project": 1}, "project must be True or False, got 1"),
+        ({"size": 6, "project": False}, "size 6 cannot have project=False: the fusion layers are 32 wide"),
+        ({"size": 6, "positions": "rotary"}, "positions must be one of sinusoidal, learned, or None, got 'rotary'"),
+        ({"size": 6, "positions": "learned"}, "learned positions need max_length"),
+        ({"size": 6, "auto_map": {}}, r"features\['clips'\] must have a size, and may have"),
+        ({"max_length": 6}, "must have a size"),
+        ([6], "must have a size"),
+        (None, "must have a size"),
+        (0, "must have a size"),
+        (True, "must have a size"),
+    ],
+)
+def test_options_of_features_that_are_none(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HfLamFusionConfig(**ENCODERS, features={"clips": options})
+
+
+@pytest.mark.parametrize("features", ["clips", 3, [["clips", 6]], True])
+def test_features_that_are_no_table(features: Any) -> None:
+    with pytest.raises(ValueError, match="features must have the options of each modality by its name"):
+        HfLamFusionConfig(**ENCODERS, features=features)
+
+
+def test_features_are_written_down_whole_and_read_again(tmp_path: Path) -> None:
+    config = HfLamFusionConfig(features={"clips": 6, "words": {"size": 3}}, hidden_size=32, num_attention_heads=4)
+    assert config.features["clips"]["positions"] == "sinusoidal"
+    assert HfLamFusionConfig(**config.to_dict()).features == config.features
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).to_dict()["features"] == config.features
+    assert HfLamFusionConfig(**ENCODERS, features={}).features is None
+    with pytest.raises(ValueError, match="hidden_size must be given where no modality has an encoder"):
+        HfLamFusionConfig(features={"clips": 6})
+
+
 def test_stt_is_refused_when_it_is_set_and_when_it_is_injected() -> None:
     model = make_fusion(("text", "image"), head=False)
     with pytest.raises(ValueError, match="one grid"):
@@ -114,12 +186,15 @@ def test_stt_is_refused_when_it_is_set_and_when_it_is_injected() -> None:
     [
         ({"text_config": CONFIGS["vit"]()}, "text_config is for ViTModel, which takes pixel_values.*takes input_ids"),
         ({"image_config": CONFIGS["bert"]()}, "image_config is for BertModel, which takes input_ids.*image"),
-        ({"audio_config": AutoConfig.for_model("wav2vec2")}, "Wav2Vec2Config of the audio does not say how large"),
-        ({"text_config": CONFIGS["bert"](is_decoder=True)}, "text_config is for BertModel, which is a decoder"),
+        ({"image_config": AutoConfig.for_model("wav2vec2")}, "image_config is for Wav2Vec2Model.*that is no image"),
+        ({"text_config": CONFIGS["bert"](is_decoder=True)}, "text_config is a BertConfig with is_decoder=True"),
         ({"text_config": tiny("gpt2")}, "text_config is for GPT2Model, whose tokens see only what comes before"),
         ({"image_config": tiny("vit_mae")}, r"image_config is for ViTMAEModel.*mask_ratio=0\.75"),
-        ({"video_config": CONFIGS["vit"]()}, r"video_config is for ViTModel.*\(batch, 3, 16, 16\); that is no video"),
-        ({"video_config": AutoConfig.for_model("vjepa2")}, "VJEPA2Model, which has a predictor behind its encoder"),
+        ({"video_config": CONFIGS["vit"]()}, r"video_config is for ViTModel.*\(batch, 3, .*\); that is no video"),
+        (
+            {"text_config": AutoConfig.for_model("t5")},
+            "text_config is a T5Config, and .* a model with a decoder",
+        ),
         ({"hf_lam": LocomtConfig(segments=[["text", 5], ["image", 17]])}, r"modalities \['text', 'image'\]"),
         ({"hf_lam": LocomtConfig(views="text>sound")}, "sound"),
         ({"hf_lam": LocomtConfig(views=[["self"] * 4])}, "1"),

@@ -11,9 +11,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from helpers.command_line import cells
-from helpers.fusion_models import LENGTHS, MODALITIES, make_fusion, make_fusion_inputs
+from helpers.fusion_encoders import ENCODERS
+from helpers.fusion_models import LENGTHS, MODALITIES, fusion_config, make_fusion, make_fusion_inputs
+from helpers.fusion_vectors import COUNTS, make_text, make_vector_fusion, make_vectors
+from helpers.hosts import make_host
 from helpers.processes import ROOT
-from hf_lam import LocomtConfig, cli
+from hf_lam import (
+    HfLamFusionConfig,
+    HfLamFusionForEmbedding,
+    HfLamFusionForSequenceClassification,
+    HfLamFusionForTokenClassification,
+    LocomtConfig,
+    cli,
+)
 from hf_lam.flops import cost, example_inputs
 from hf_lam.visualization import learned_masks, plot_masks, plot_view_blocks, plot_views
 
@@ -147,6 +157,127 @@ def test_the_command_on_a_saved_folder(tmp_path, mechanisms, layers, expected):
     assert json.loads(result.stdout) == json.loads(json.dumps(cost(model).to_dict()))
 
 
+def test_the_command_takes_lengths_by_the_names_of_modalities(tmp_path):
+    make_vector_fusion(encoders=("text",), hf_lam="half").save_pretrained(tmp_path)
+    options = ["--length", "text=7", "--length", "words=50", "--json"]
+    result = CliRunner().invoke(cli.app, ["cost", str(tmp_path), *options])
+    assert json.loads(result.stdout)["segments"] == {"text": 7, "clips": 9, "words": 50, "summary": 32}
+    for wrong in ("text", "text=", "=7", "text=-7", "text=x", "text=7.5"):
+        result = CliRunner().invoke(cli.app, ["cost", str(tmp_path), "--length", wrong])
+        assert f"--length '{wrong}' must be the name of a modality and a number" in str(result.exception)
+
+
+@pytest.mark.parametrize("mechanisms", [None, "half"])
+def test_a_model_without_values_costs_the_same(mechanisms):
+    """Cards count on the meta device, where a forward pass must not read anything: it would take its time."""
+    model = make_vector_fusion(encoders=("text", "image", "audio"), hf_lam=mechanisms)
+    with torch.device("meta"):
+        without = cost(type(model)(model.config))
+    assert without.to_dict() == cost(model).to_dict()
+
+
+# --- vectors, heads, encoders ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mechanisms", [None, "half", "bottleneck", "lam_shared_rank"])
+@pytest.mark.parametrize("encoders", [(), ("text",)])
+def test_vectors_cost_their_projections_and_their_attention(encoders, mechanisms):
+    model = make_vector_fusion(encoders=encoders, hf_lam=mechanisms)
+    inputs = make_vectors() | (make_text() if encoders else {})
+    report = cost(model, inputs)
+    lengths = dict.fromkeys(encoders, 11) | {name: longest for name, (longest, _) in COUNTS.items()}
+    assert (report.segments, report.tokens, report.batch_size) == (lengths, sum(lengths.values()), 2)
+    assert report.agrees
+    assert report.layers[0].formula["self"] == (2 * SCALE * squares(lengths.values()),) * 4
+    if not encoders and mechanisms is None:
+        tokens = 2 * sum(lengths.values())
+        layers = 2 * 2 * tokens * (4 * 32 * 32 + 2 * 32 * 37) + report.forward_attention
+        projections = 2 * 2 * (6 * 20 + 5 * 12) * 32
+        assert report.flops == layers + projections + 2 * 2 * 32 * 3 == counted_by_torch(model, inputs)
+
+
+def test_the_example_has_vectors_and_other_lengths_where_asked():
+    model = make_vector_fusion(encoders=("text", "image"), hf_lam="half")
+
+    def lengths_of(**lengths):
+        inputs = example_inputs(model, 2, lengths=lengths)
+        cost(model, inputs)
+        return {name: tuple(x.shape[1:]) for name, x in inputs.items() if name != "token_type_ids"}
+
+    example = {"input_ids": (40,), "pixel_values": (3, 16, 16), "clips_features": (9, 20)}
+    example |= {"words_features": (32, 12), "summary_features": (32, 32)}
+    assert lengths_of() == example
+    given = {"input_ids": (5,), "clips_features": (7, 20), "words_features": (100, 12)}
+    assert lengths_of(text=5, clips=7, words=100) == example | given
+    assert example_inputs(make_host("bert"), lengths={"text": 3})["input_ids"].shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ({"clips": 10}, "clips must be an integer from 1 to 9, got 10"),
+        ({"text": 41}, "text must be an integer from 1 to 40, got 41"),
+        ({"words": 0}, "words must be an integer from 1, got 0"),
+        ({"words": True}, "got True"),
+        ({"words": 2.0}, r"got 2\.0"),
+        ({"image": 4}, "has no 'image' of different lengths; it has text, clips, words, summary"),
+        ({"smell": 4}, "has no 'smell'"),
+    ],
+)
+def test_lengths_that_are_none(lengths, message):
+    with pytest.raises(ValueError, match=message):
+        example_inputs(make_vector_fusion(encoders=("text", "image")), lengths=lengths)
+    with pytest.raises(ValueError, match="has no 'text' of different lengths"):
+        example_inputs(make_host("vit"), lengths={"text": 4})
+
+
+@pytest.mark.parametrize("mechanisms", [None, "half", "bottleneck"])
+def test_both_sides_of_an_embedding_model_count(mechanisms):
+    config = fusion_config(hf_lam=mechanisms, projection_dim=8, contrast=[["text", "audio"], ["image", "video"]])
+    model, inputs = HfLamFusionForEmbedding(config).eval(), subset(MODALITIES)
+    report = cost(model, inputs)
+    assert report.flops == counted_by_torch(model, inputs)
+    assert (report.segments, report.tokens, len(report.layers)) == (LENGTHS, 70, 4)
+    assert report.agrees
+    first, second = (subset(side) for side in config.contrast)
+    of_sides = [cost(model.fusion, inputs).attention for inputs in (first, second)]
+    assert report.attention == {kind: sum(side[kind] for side in of_sides) for kind in report.attention}
+    # A batch of one side alone.
+    alone = cost(model, first)
+    assert (alone.segments, len(alone.layers)) == ({**LENGTHS, "image": 0, "video": 0}, 2)
+
+
+@pytest.mark.parametrize("labelled", [["clips", "words"], ["clips", "text"], ["summary", "words"]])
+def test_an_example_has_as_many_places_of_all_that_is_labelled(labelled):
+    model = make_vector_fusion(HfLamFusionForTokenClassification, ("text",), label_modalities=labelled)
+    assert cost(model).agrees
+    logits = model(**example_inputs(model)).logits
+    assert logits.shape[1] == (9 if "clips" in labelled else 31)
+
+
+# One of each kind of input: patches with a grid, plain sound, a window of sound, frames of sound. And one whose
+# positions torch's own counter fails on.
+KINDS = ["siglip2_vision", "wav2vec2", "whisper", "vjepa2", "dinov3_vit", "wav2vec2_bert", "deberta_v2"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_examples_and_costs_of_encoders_of_any_kind(name):
+    row = ENCODERS[name]
+    encoder = {f"{row.modality}_config": row.make_config()}
+    options = {"features": {"clips": 6}, "num_attention_heads": 4, "hidden_size": 32, "num_hidden_layers": 1}
+    model = HfLamFusionForSequenceClassification(HfLamFusionConfig(**encoder, **options)).eval()
+    report = cost(model, lengths_of_sound(model, row))
+    assert report.agrees and report.segments["clips"] == 32 and report.segments[row.modality] > 0
+    inputs = row.rename(row.inputs())
+    if name != "deberta_v2":
+        assert cost(model, inputs).flops == counted_by_torch(model, inputs)
+
+
+def lengths_of_sound(model, row):
+    """A second of plain sound would take its time."""
+    return example_inputs(model, lengths={"audio": 500} if row.row in ("samples", "frames, numbers") else {})
+
+
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +321,27 @@ def test_pictures_of_masks_leave_out_padding_and_absent_modalities():
         assert labels(panels[0].get_xticklabels()) == expected
     names = plot_masks(model, inputs, sample=1, tokens=[str(i) for i in range(62)]).axes[0]
     assert labels(names.get_xticklabels()) == [str(i) for i in kept]
+
+
+def test_pictures_leave_out_what_any_mask_leaves_out():
+    pytest.importorskip("matplotlib")
+    model, inputs = make_vector_fusion(hf_lam="lam_shared_rank"), make_vectors()
+    (panel, *_) = plot_masks(model, inputs, sample=1).axes
+    assert labels(panel.get_xticklabels()) == ["clips (4)", "words (3)", "summary (2)"]
+    assert panel.images[0].get_array().shape == (9, 9)
+    # Sound is cut to tokens of its own, in which its mask has another length.
+    row = ENCODERS["wav2vec2"]
+    config = HfLamFusionConfig(audio_config=row.make_config(), features={"clips": 6}, hf_lam={"lam": {"rank": 2}})
+    inputs = row.rename(row.inputs()) | {"clips_features": torch.randn(2, 3, 6)}
+    (panel, *_) = plot_masks(HfLamFusionForSequenceClassification(config).eval(), inputs, sample=1).axes
+    assert labels(panel.get_xticklabels()) == [f"audio ({row.tokens[1]})", "clips (3)"]
+
+
+def test_pictures_of_an_embedding_model_are_of_one_of_its_sides():
+    pytest.importorskip("matplotlib")
+    config = fusion_config(("text", "image"), hf_lam="lam", projection_dim=8)
+    (panel, *_) = plot_masks(HfLamFusionForEmbedding(config).eval(), subset(("text", "image"))).axes
+    assert labels(panel.get_xticklabels()) == ["image (17)"]
 
 
 # --- the benchmark ---------------------------------------------------------------------------------------------------

@@ -174,11 +174,8 @@ def test_fusion_from_takes_the_last_layers_beside_other_modalities() -> None:
         ({"num_hidden_layer": 1}, TypeError, "no option num_hidden_layer"),
         ({"depth": make_host("vit")}, TypeError, "no option depth"),
         ({"text": hf_lam.inject(make_host("bert"), LamConfig())}, ValueError, "text model has hf_lam mechanisms"),
-        (
-            {"image": CLIPModel(CLIPConfig(**TINY_CLIP))},
-            ValueError,
-            "image_config is a CLIPConfig without.*CLIPVision",
-        ),
+        ({"video": CLIPModel(CLIPConfig(**TINY_CLIP))}, ValueError, "video_config is for CLIPVisionModel"),
+        ({"audio": CLIPModel(CLIPConfig(**TINY_CLIP))}, ValueError, "audio_config is a CLIPConfig without"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(options: dict[str, Any], error: type, message: str) -> None:

@@ -1,8 +1,7 @@
-"""The processor and the collator of fusion models."""
+"""The processor of fusion models."""
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,44 +10,33 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
-from PIL import Image
 from transformers import (
-    ASTFeatureExtractor,
     AutoProcessor,
-    BertTokenizerFast,
-    Trainer,
-    TrainingArguments,
     VideoMAEImageProcessor,
-    ViTImageProcessor,
 )
 
-from helpers.hosts import make_host, perturb_mechanisms
+from helpers.fusion_samples import (
+    MISSING,
+    RATE,
+    TEXTS,
+    make_fused,
+    make_parts,
+    process,
+    raw,
+    rows,
+    without,
+)
+from helpers.hosts import make_host
 from helpers.hub_server import HubServer
 from helpers.processes import run_code
-from hf_lam import HfLamFusionForSequenceClassification, HfLamFusionModel, HfLamFusionProcessor
+from hf_lam import HfLamFusionModel, HfLamFusionProcessor
 from hf_lam.modeling.version_hf_lam import TRAVELLING_FILES
 from hf_lam.training import FusionCollator
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "sat", "on", "the", "mat", "saw", "another", "one"]
-TEXTS = ["a cat sat", "the cat saw another cat on the mat", "one mat"]
-RATE = 16000
-ARGUMENTS = {"text": "text", "image": "images", "video": "videos", "audio": "audio"}
-HOSTS = {"text": "bert", "image": "vit", "video": "videomae", "audio": "ast"}
-
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    vocabulary = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    vocabulary.write_text("\n".join(WORDS))
-    return {
-        "tokenizer": BertTokenizerFast(str(vocabulary), model_max_length=40),
-        "image_processor": ViTImageProcessor(size={"height": 16, "width": 16}),
-        "video_processor": VideoMAEImageProcessor(
-            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, num_frames=4
-        ),
-        "feature_extractor": ASTFeatureExtractor(num_mel_bins=16, max_length=32),
-    }
+def parts() -> dict[str, Any]:
+    return make_parts()
 
 
 @pytest.fixture(scope="module")
@@ -58,50 +46,7 @@ def processor(parts: dict[str, Any]) -> HfLamFusionProcessor:
 
 @pytest.fixture(scope="module")
 def fused() -> Any:
-    """A small model for all modalities, whose mechanisms and classifier have a say in what it returns."""
-    torch.manual_seed(0)
-    model = HfLamFusionForSequenceClassification.from_modality_pretrained(
-        **{name: make_host(host) for name, host in HOSTS.items()},
-        num_hidden_layers=2,
-        num_labels=3,
-        hf_lam={"locomt": {"views": "half"}, "lam": {"rank": 2}},
-    ).eval()
-    perturb_mechanisms(model)
-    model.classifier.weight.data *= 50
-    return model
-
-
-def raw(count: int = 3) -> dict[str, list[Any]]:
-    """Samples of all modalities, in the forms that processors take."""
-    generator = np.random.default_rng(0)
-
-    def picture() -> np.ndarray:
-        return generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)
-
-    return {
-        "text": TEXTS[:count],
-        "images": [Image.fromarray(picture()) for _ in range(count)],
-        "videos": [[picture() for _ in range(4)] for _ in range(count)],
-        "audio": [generator.standard_normal(3000 + 500 * i).astype(np.float32) for i in range(count)],
-    }
-
-
-def without(inputs: dict[str, list[Any]], **missing: list[int]) -> dict[str, list[Any]]:
-    """The same samples, some of which lack a modality."""
-    return {
-        name: [None if i in missing.get(name, []) else value for i, value in enumerate(values)]
-        for name, values in inputs.items()
-    }
-
-
-def process(processor: Any, inputs: dict[str, Any], **options: Any) -> Any:
-    return processor(**inputs, sampling_rate=RATE, return_tensors="pt", padding=True, **options)
-
-
-def rows(batch: Any) -> list[dict[str, Any]]:
-    """The samples of a batch, as a data set has them."""
-    count = len(next(iter(batch.values())))
-    return [{key: values[i] for key, values in batch.items()} for i in range(count)]
+    return make_fused()
 
 
 def test_it_makes_the_inputs_of_the_model_from_what_its_parts_make(processor, fused, parts) -> None:
@@ -196,7 +141,7 @@ def test_a_sample_has_the_same_logits_alone_and_among_others(processor, fused) -
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({}, "at least one of text, images, videos and audio"),
+        ({}, "at least one of text, images, videos, audio or features"),
         ({"text": TEXTS, "images": 2}, "'text': 3, 'image': 2"),
         ({"text": []}, "no samples in text"),
         ({"text": ["a", None], "images": [None, None]}, r"samples \[1\] have no modality"),
@@ -275,15 +220,18 @@ SUBSETS = [
     ("tokenizer",),
     ("image_processor", "feature_extractor"),
     ("video_processor",),
+    ("features",),
+    ("tokenizer", "features"),
 ]
 
 
 def options_of(part: Any) -> Any:
-    return None if part is None else part.get_vocab() if hasattr(part, "get_vocab") else part.to_dict()
+    return part.get_vocab() if hasattr(part, "get_vocab") else part.to_dict() if hasattr(part, "to_dict") else part
 
 
 @pytest.mark.parametrize("names", SUBSETS, ids="-".join)
 def test_save_and_load(parts, names: tuple[str, ...], tmp_path: Path) -> None:
+    parts = {**parts, "features": {"clips": {"size": 2, "mean": [1.0, 2.0], "std": 0.1}, "faces": 3}}
     processor = HfLamFusionProcessor(**{name: parts[name] for name in names})
     # What is in the folder already is not the processor's.
     if "tokenizer" not in names:
@@ -299,6 +247,7 @@ def test_save_and_load(parts, names: tuple[str, ...], tmp_path: Path) -> None:
             assert type(getattr(loaded, name)) is type(getattr(processor, name)), name
             assert options_of(getattr(loaded, name)) == options_of(getattr(processor, name)), name
         assert loaded.model_input_names == processor.model_input_names
+        assert loaded.to_json_string() == processor.to_json_string()
         loaded.save_pretrained(tmp_path / "again")
         assert json.loads((tmp_path / "again" / "processor_config.json").read_text()) == saved
 
@@ -331,6 +280,8 @@ for folder in sys.argv[2:]:
     batch = processor(text=text, **raw, sampling_rate=16000, padding=True, return_tensors="pt")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
     torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=0)
+    vectors = {"text": None, "clips": [[1.0, 2.0]]}
+    assert processor(vectors)["clips_features"].tolist() == vectors["clips"]
     processor.save_pretrained(f"{root}/again")
     again = transformers.AutoProcessor.from_pretrained(f"{root}/again", trust_remote_code=True)
     assert again.to_dict() == processor.to_dict()
@@ -354,7 +305,8 @@ def save_inputs(folder: Path, processor: Any, model: Any) -> None:
 
 
 @pytest.mark.slow
-def test_it_loads_beside_a_model_without_hf_lam(processor, fused, tmp_path: Path) -> None:
+def test_it_loads_beside_a_model_without_hf_lam(parts, fused, tmp_path: Path) -> None:
+    processor = HfLamFusionProcessor(**parts, features={"clips": 2})
     save_inputs(tmp_path, processor, fused)
     for first, second, name in ((processor, fused, "one"), (fused, processor, "two")):
         first.save_pretrained(tmp_path / name)
@@ -364,7 +316,8 @@ def test_it_loads_beside_a_model_without_hf_lam(processor, fused, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_it_is_pushed_and_loaded_by_id(processor, fused, tmp_path: Path) -> None:
+def test_it_is_pushed_and_loaded_by_id(parts, fused, tmp_path: Path) -> None:
+    processor = HfLamFusionProcessor(**parts, features={"clips": 2})
     processor.save_pretrained(tmp_path / "local")
     save_inputs(tmp_path, processor, fused)
     fused.save_pretrained(tmp_path / "model")
@@ -383,19 +336,6 @@ model.push_to_hub("user/fusion")
         environment = hub.environment(tmp_path / "other_cache", token=None)
         printed = run_code(LOADER, tmp_path, "user/fusion", hf_lam=False, environment=environment)
     assert "loaded" in printed
-
-
-def samples_of(processor: Any, inputs: dict[str, list[Any]], kind: str | None) -> list[dict[str, Any]]:
-    """Every sample processed by itself, with what it has."""
-    samples = []
-    for i in range(len(inputs["text"])):
-        one = {name: [values[i]] for name, values in inputs.items() if values[i] is not None}
-        batch = processor(**one, sampling_rate=RATE, return_tensors=kind)
-        samples.append({name: values[0] for name, values in batch.items()})
-    return samples
-
-
-MISSING = [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT]
 
 
 @pytest.mark.parametrize("missing", MISSING, ids=lambda value: type(value).__name__)
@@ -422,54 +362,6 @@ def test_what_tables_have_for_nothing_is_missing(processor, missing) -> None:
         assert torch.equal(again[name], tensor)
 
 
-@pytest.mark.parametrize("kind", [None, "np"])
-@pytest.mark.parametrize(
-    "gaps",
-    [
-        {},
-        {"text": [0, 1]},
-        {"text": [2, 3], "audio": [1]},
-        {"images": [0, 1, 2, 3]},
-        {"videos": [0, 1], "audio": [2, 3]},
-        {"text": [0, 1, 2, 3], "images": [0, 1], "audio": [0, 1, 2, 3]},
-        {"text": [1, 3], "images": [0, 2], "videos": [0, 1, 2], "audio": [1, 2, 3]},
-    ],
-)
-def test_batches_of_a_data_set_have_the_same_columns(processor, gaps, kind) -> None:
-    """In pieces of two samples, some of which lack a modality altogether."""
-    whole = {name: [*values, values[0]] for name, values in raw().items()}
-    whole["videos"] = [np.stack(video) for video in whole["videos"]]
-    inputs = without(whole, **gaps)
-    expected = FusionCollator(processor)(rows(process(processor, inputs)))
-    made = Dataset.from_dict({"row": [0, 1, 2, 3]}).map(
-        lambda batch: processor(
-            **{name: [values[row] for row in batch["row"]] for name, values in inputs.items()},
-            sampling_rate=RATE,
-            return_tensors=kind,
-            padding=True,
-        ),
-        batched=True,
-        batch_size=2,
-        remove_columns=["row"],
-    )
-    assert set(made.column_names) == {*processor.model_input_names, *(f"has_{name}" for name in ARGUMENTS)}
-    batch = FusionCollator(processor)(list(made))
-    assert set(batch) == set(expected)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(batch[name], tensor, atol=1e-6, rtol=0)
-
-
-def test_a_column_of_a_data_set_is_a_list(processor) -> None:
-    columns = {"text": [TEXTS[0], None, TEXTS[2]], "images": [*raw()["images"][:2], None]}
-    expected = processor(**columns, return_tensors="pt", padding=True)
-    data = Dataset.from_dict(columns)
-    batch = processor(text=data["text"], images=data["images"], return_tensors="pt", padding=True)
-    made = data.with_transform(lambda rows: processor(text=rows["text"], images=rows["images"], padding=True))
-    collated = FusionCollator(processor)([made[index] for index in range(3)])
-    for name, tensor in expected.items():
-        assert torch.equal(batch[name], tensor) and torch.equal(collated[name], tensor)
-
-
 def test_columns_of_a_table_without_any_value_and_of_numpys_texts(processor) -> None:
     expected = processor(text=TEXTS[:2], return_tensors="pt", padding=True)
     empty = pd.DataFrame({"image": [float("nan")] * 2})["image"]
@@ -477,126 +369,6 @@ def test_columns_of_a_table_without_any_value_and_of_numpys_texts(processor) -> 
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor)
     assert "pixel_values" not in found and "audio_values" not in found
-
-
-@pytest.mark.parametrize("kind", ["pt", "np", None, "lists", "batched"])
-def test_the_collator_makes_the_batch_that_the_processor_makes(processor, kind) -> None:
-    inputs = without(raw(), text=[1], images=[0, 2], videos=[2])
-    expected = process(processor, inputs)
-    samples = samples_of(processor, inputs, kind if kind in ("pt", "np") else None)
-    if kind == "lists":
-        samples = [{name: np.asarray(values).tolist() for name, values in sample.items()} for sample in samples]
-    elif kind == "batched":
-        samples = [{name: np.asarray(values)[None] for name, values in sample.items()} for sample in samples]
-    # A data set with columns has None where a sample has no value.
-    samples[1] |= dict.fromkeys(("input_ids", "attention_mask", "token_type_ids", "has_text"))
-    batch = FusionCollator(processor)(samples)
-    assert set(batch) == set(expected)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(batch[name], tensor, atol=1e-6, rtol=0)
-    # What the processor marked as missing is missing.
-    again = FusionCollator(processor.tokenizer)(rows(expected))
-    assert set(again) == set(expected)
-    for name, tensor in expected.items():
-        assert torch.equal(again[name], tensor)
-
-
-def test_the_collator_pads_and_leaves_out(processor) -> None:
-    samples = samples_of(processor, without(raw(), images=[0, 1, 2], audio=[0, 1, 2], videos=[0, 1]), "np")
-    assert FusionCollator(processor, pad_to_multiple_of=16)(samples)["input_ids"].shape == (3, 16)
-    batch = FusionCollator(processor)(samples[:2])
-    assert set(batch) == {"input_ids", "attention_mask", "token_type_ids"}
-    assert batch["attention_mask"].sum(1).tolist() == [len(sample["input_ids"]) for sample in samples[:2]]
-    for sample in samples:
-        del sample["attention_mask"], sample["token_type_ids"]
-    assert torch.equal(FusionCollator(processor)(samples[:2])["attention_mask"], batch["attention_mask"])
-    others = [{**sample, "index": i, "path": "somewhere"} for i, sample in enumerate(samples)]
-    collated = FusionCollator(processor)(others)
-    assert collated["index"].tolist() == [0, 1, 2] and "path" not in collated
-
-
-@pytest.mark.parametrize(
-    ("values", "dtype"),
-    [
-        ([1, 2], torch.long),
-        ([np.int32(1), np.int32(2)], torch.long),
-        ([torch.tensor(1), torch.tensor(2)], torch.long),
-        ([0.5, 2.0], torch.float32),
-        ([np.float64(0.5), np.float64(2)], torch.float32),
-        ([[0.0, 1.0], [1.0, 0.0]], torch.float32),
-        ([np.array([0.0, 1.0]), np.array([1.0, 0.0])], torch.float32),
-        ([torch.tensor([0, 1]), torch.tensor([1, 0])], torch.long),
-    ],
-)
-def test_the_collator_takes_labels(values: list[Any], dtype: torch.dtype) -> None:
-    for key in ("labels", "label", "label_ids"):
-        batch = FusionCollator()([{"pixel_values": np.zeros((3, 4, 4)), key: value} for value in values])
-        assert set(batch) == {"pixel_values", "labels"}
-        assert batch["pixel_values"].dtype == torch.float32
-        assert batch["labels"].dtype == dtype
-        np.testing.assert_array_equal(batch["labels"].numpy(), np.asarray([np.asarray(value) for value in values]))
-
-
-@pytest.mark.parametrize(
-    ("samples", "message"),
-    [
-        ([{"pixel_values": (3, 4, 4)}, {"label": 1}], r"samples \[1\] of the batch have no modality"),
-        ([{"pixel_values": (3, 4, 4)}, {"pixel_values": (3, 4, 5)}], "pixel_values of the image samples"),
-        ([{"video_values": (3, 4, 4)}], "video_values of one sample of video must have 4 axes"),
-        ([{"audio_values": (2, 32, 16)}], "audio_values of one sample of audio must have 2 axes"),
-        ([{"input_ids": (5,)}], "without a tokenizer"),
-        ([{"pixel_values": (3, 4, 4), "label": 1}, {"pixel_values": (3, 4, 4)}], "1 of 2 samples have labels"),
-        (
-            [{"pixel_values": (3, 4, 4), "label": [1.0]}, {"pixel_values": (3, 4, 4), "label": [1.0, 2.0]}],
-            "labels of a batch must have one shape",
-        ),
-    ],
-)
-def test_the_collator_refuses_by_name(samples: list[dict[str, Any]], message: str) -> None:
-    made = [
-        {name: np.zeros(value) if isinstance(value, tuple) else value for name, value in sample.items()}
-        for sample in samples
-    ]
-    with pytest.raises(ValueError, match=message):
-        FusionCollator()(made)
-
-
-def test_texts_with_different_inputs_are_refused(processor) -> None:
-    samples = samples_of(processor, {"text": TEXTS}, None)
-    del samples[1]["token_type_ids"]
-    with pytest.raises(ValueError, match=r"text: some samples have .*token_type_ids"):
-        FusionCollator(processor)(samples)
-
-
-def test_trainer_with_missing_modalities(processor, fused, tmp_path: Path) -> None:
-    inputs = without(raw(), text=[1], images=[0, 2], videos=[1, 2], audio=[0, 1])
-    samples = [{**sample, "label": i} for i, sample in enumerate(samples_of(processor, inputs, "np"))]
-    model = copy.deepcopy(fused)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    arguments = TrainingArguments(
-        tmp_path,
-        max_steps=2,
-        per_device_train_batch_size=2,
-        per_device_eval_batch_size=2,
-        learning_rate=1e-3,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-    )
-    trainer = Trainer(
-        model, arguments, FusionCollator(processor), samples, samples, processing_class=processor, compute_metrics=None
-    )
-    assert np.isfinite(trainer.train().training_loss)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-    unchanged = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
-    assert not [name for name in unchanged if "classifier" in name or "fusion.encoder" in name]
-    logits = torch.from_numpy(trainer.predict(samples).predictions)
-    with torch.no_grad():
-        for sample, expected in zip(samples, logits, strict=True):
-            one = FusionCollator(processor)([sample])
-            torch.testing.assert_close(model.eval()(**one).logits[0], expected, atol=1e-5, rtol=0)
-    trainer.save_model(str(tmp_path / "saved"))
-    assert isinstance(AutoProcessor.from_pretrained(tmp_path / "saved"), HfLamFusionProcessor)
 
 
 def test_audio_may_say_its_own_sampling_rate(processor) -> None:

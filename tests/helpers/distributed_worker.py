@@ -81,12 +81,13 @@ TRAINER_CASES: dict[str, tuple[Any, str, Any]] = {
     "vit_views": (ViTForImageClassification, "vit", mechanisms("half", "vit")),
 }
 
-# Mechanisms of a fusion model, and the `use_reentrant` of gradient checkpointing, `None` for none.
-FUSION_CASES: dict[str, tuple[str, bool | None]] = {
-    "fusion-none": ("none", None),
-    "fusion-lam_half": ("lam_half", None),
-    "fusion-lam_embeddings-checkpointed": ("lam_embeddings", False),
-    "fusion-bottleneck-reentrant": ("bottleneck", True),
+# Mechanisms of a fusion model, the `use_reentrant` of gradient checkpointing, `None` for none, and the modalities that
+# are given as vectors.
+FUSION_CASES: dict[str, tuple[str, bool | None, tuple[str, ...]]] = {
+    "fusion-none": ("none", None, ()),
+    "fusion-lam_half": ("lam_half", None, ("image", "video")),
+    "fusion-lam_embeddings-checkpointed": ("lam_embeddings", False, ()),
+    "fusion-bottleneck-reentrant": ("bottleneck", True, ("text", "image")),
 }
 
 
@@ -126,20 +127,20 @@ def train_loop(model: Any, host: str, wrap: Callable[[Any], nn.Module] = lambda 
 
 
 def make_fusion_loop_model(name: str) -> Any:
-    hf_lam, use_reentrant = FUSION_CASES[name]
-    model = make_fusion(hf_lam=hf_lam).train().double()
+    hf_lam, use_reentrant, vectors = FUSION_CASES[name]
+    model = make_fusion(hf_lam=hf_lam, as_features=vectors).train().double()
     if use_reentrant is not None:
         checkpoint_activations(model, use_reentrant)
     return model
 
 
-def fusion_shares(step: int) -> list[dict[str, torch.Tensor]]:
+def fusion_shares(step: int, vectors: tuple[str, ...]) -> list[dict[str, torch.Tensor]]:
     """What the two processes see in a step: one text and images, which one sample lacks, the other only audio."""
     batch = BATCH // 2
     has_image = torch.arange(batch) != step
     shares = [
-        {**make_fusion_inputs(("text", "image"), batch, seed=2 * step), "has_image": has_image},
-        make_fusion_inputs(("audio",), batch, seed=2 * step + 1),
+        {**make_fusion_inputs(("text", "image"), batch, 2 * step, vectors), "has_image": has_image},
+        make_fusion_inputs(("audio",), batch, 2 * step + 1, vectors),
     ]
     for share in shares:
         share["labels"] = torch.arange(batch) % 3
@@ -149,10 +150,11 @@ def fusion_shares(step: int) -> list[dict[str, torch.Tensor]]:
 def train_fusion(model: Any, wrap: Callable[[Any], nn.Module] = lambda model: model) -> torch.Tensor:
     """`train_loop` for processes whose batches have different modalities; one process alone sees both batches."""
     network = wrap(model)
+    vectors = tuple(model.config.features or ())
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     losses = []
     for step in range(STEPS):
-        shares = fusion_shares(step)
+        shares = fusion_shares(step, vectors)
         if dist.is_initialized():
             shares = [shares[dist.get_rank()]]
         loss = torch.stack([network(**share).loss for share in shares]).mean()
@@ -237,7 +239,7 @@ def run_fsdp(folder: Path) -> None:
     model.fusion.image_model.requires_grad_(False)
     train_fusion(model, lambda model: shard(model, mechanisms_apart=False))
     with torch.no_grad():
-        model.eval()(**fusion_shares(0)[dist.get_rank()])
+        model.eval()(**fusion_shares(0, ())[dist.get_rank()])
 
 
 def save_gathered(model: Any, losses: torch.Tensor, target: Path) -> None:
