@@ -1,17 +1,19 @@
-"""Fine-tune one model on any of text, images, videos and audio together, with or without attention mechanisms.
+"""Fine-tune one model on any of text, images, videos, audio and vectors together, with or without mechanisms.
 
     python examples/run_multimodal_classification.py --image_model VIT --audio_model AST --data_dir DATA/av_mnist \\
         --audio_column_name spectrogram --spectrogram_mel_first --mechanism lam --do_train --do_eval --output_dir out
+    python examples/run_multimodal_classification.py --features '{"text": "text", "visual": "visual"}' \\
+        --fusion_config '{"hidden_size": 64, "num_attention_heads": 4}' --data_dir DATA/mosi \\
+        --do_train --do_eval --output_dir out
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Audio, Image, Video
 from torch import nn
@@ -21,28 +23,44 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
 )
 
-from hf_lam import HfLamFusionConfig, HfLamFusionForSequenceClassification, HfLamFusionProcessor, inject
+from hf_lam import (
+    HfLamFusionConfig,
+    HfLamFusionForSequenceClassification,
+    HfLamFusionForTokenClassification,
+    HfLamFusionProcessor,
+    inject,
+)
 from hf_lam.mechanism_options import json_object
-from hf_lam.modeling.hosts_facts_hf_lam import read_input_shape
 from hf_lam.modeling.hosts_hf_lam import max_length_of
 from hf_lam.modeling.mechanism_registry_hf_lam import mechanism_block
-from hf_lam.modeling.processing_hf_lam import PARTS, is_missing
-from hf_lam.training import FusionCollator
+from hf_lam.modeling.processing_hf_lam import PARTS
+from hf_lam.training import FusionCollator, cache_features, load_trained_fusion
 from hf_lam.training.arguments import MediaArguments, ModelArguments
-from hf_lam.training.data import find_column
-from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
+from hf_lam.training.columns import check_column
+from hf_lam.training.data import find_column, limited
+from hf_lam.training.finetuning import Uncached, before_training, make_trainer, open_task, run
+from hf_lam.training.fusion_rows import FusionRows
+from hf_lam.training.label_positions import labels_positions
 from hf_lam.training.labels import Labels
-from hf_lam.training.media import UnreadableError, read_audio, read_image, read_video
-from hf_lam.training.media_data import prepare_media
-from hf_lam.training.models import load_config, load_model, load_pretrained
+from hf_lam.training.media_data import prepare_media, root_of
+from hf_lam.training.models import for_trainer, load_config, load_model, load_pretrained
+from hf_lam.training.vectors import (
+    VectorColumn,
+    as_arrays,
+    count_vectors,
+    find_scales,
+    find_sizes,
+    read_vector_columns,
+)
 
-# Of every modality: the feature of `datasets` and the usual names of its column, what loads its part of a processor,
-# and the argument of the processor that takes it.
+# Of every modality with an encoder: the feature of `datasets` and the usual names of its column, and what loads its
+# part of a processor.
 COLUMNS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "text": ((), ("sentence", "text", "caption")),
     "image": (Image, ("image", "img")),
@@ -55,27 +73,53 @@ LOADERS: dict[str, Any] = {
     "video": AutoImageProcessor,
     "audio": AutoFeatureExtractor,
 }
-ARGUMENTS = {"text": "text", "image": "images", "video": "videos", "audio": "audio"}
 
-# What --fusion_config may say; the mechanisms and the encoders have options of their own here.
+# What --fusion_config may say; the mechanisms, encoders and vectors have options of their own here, and the last three
+# are those of a head that no script trains.
 FUSION_OPTIONS = {x.name for x in fields(HfLamFusionConfig)} - {x.name for x in fields(PreTrainedConfig)}
-FUSION_OPTIONS -= {"hf_lam", *(f"{name}_config" for name in COLUMNS)}
+FUSION_OPTIONS -= {"hf_lam", "features", *(f"{name}_config" for name in COLUMNS)}
+FUSION_OPTIONS -= {"contrast", "projection_dim", "logit_scale_init_value"}
 FUSION_OPTIONS |= {"baseline", "own_layers", "fusion_from"}
 
 
 @dataclass
 class FusionArguments(ModelArguments):
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A saved fusion model; or else name the encoders to make one of."}
+        default=None,
+        metadata={"help": "A saved fusion model; or else name encoders, or columns of vectors, to make one of."},
     )
     text_model: str | None = field(default=None, metadata={"help": "The encoder of the text, a Hub id or a folder."})
     image_model: str | None = field(default=None, metadata={"help": "That of the images."})
     video_model: str | None = field(default=None, metadata={"help": "That of the videos."})
     audio_model: str | None = field(default=None, metadata={"help": "That of the audio, such as an AST."})
+    features: str | None = field(
+        default=None,
+        metadata={
+            "help": "Modalities that are vectors, as JSON or a JSON file: the column of each by the name of the "
+            'modality (\'{"clips": "clip_features"}\'), or an object with column, positions_column and options of '
+            'FeatureOptions (\'{"clips": {"column": "c", "max_length": 75, "positions": "learned"}}\'). Of a saved '
+            "model, only columns with other names than its modalities."
+        },
+    )
+    standardize_features: bool = field(
+        default=False,
+        metadata={
+            "help": "Bring vectors to mean 0 and standard deviation 1 over the training data; the processor that is "
+            "saved does the same."
+        },
+    )
+    cache_features: str | None = field(
+        default=None,
+        metadata={
+            "help": "A folder for what the encoders give: they stay as they are, run over the data once, and the rest "
+            "is trained on that. The folder may be used again with the same encoders and data; what is saved is the "
+            "whole model."
+        },
+    )
     fusion_config: str | None = field(
         default=None,
         metadata={
-            "help": "How the encoders become one model, as JSON or a JSON file: "
+            "help": "How the modalities become one model, as JSON or a JSON file: "
             '\'{"num_hidden_layers": 4, "fusion_from": "image", "own_layers": {"image": 8}}\'. Options: '
             f"{', '.join(sorted(FUSION_OPTIONS))}."
         },
@@ -92,21 +136,50 @@ class FusionArguments(ModelArguments):
     )
 
     def check_source(self) -> None:
-        if (self.model_name_or_path is None) == (not self.encoders()):
+        encoders, vectors = self.encoders(), self.vector_columns()
+        is_saved = self.model_name_or_path is not None
+        if is_saved == bool(encoders) and (is_saved or not vectors):
             raise ValueError(
-                "give --model_name_or_path, a saved fusion model, or the encoders to make one of: "
-                f"{', '.join(f'--{name}_model' for name in COLUMNS)}."
+                "give --model_name_or_path, a saved fusion model, or what to make one of: the encoders "
+                f"{', '.join(f'--{name}_model' for name in COLUMNS)}, or --features."
             )
-        if self.model_name_or_path is not None and self.fusion_config is not None:
-            raise ValueError("--fusion_config is for encoders; change a saved fusion model with --config_overrides.")
+        if is_saved and self.fusion_config is not None:
+            raise ValueError("--fusion_config is for a new model; change a saved one with --config_overrides.")
+        if is_saved and self.standardize_features:
+            raise ValueError("--standardize_features is for a new model; a saved one has a processor that knows.")
+        for name, source in vectors.items():
+            if is_saved and source.options:
+                raise ValueError(f"--features: a saved model has its own {', '.join(source.options)} of {name!r}.")
         for name in ("config_overrides", "model_revision"):
-            if self.encoders() and getattr(self, name) not in (None, "main"):
-                raise ValueError(f"--{name} is for --model_name_or_path; a model of encoders has --fusion_config.")
-        unknown = sorted(set(self.fusion_options()) - FUSION_OPTIONS)
+            if not is_saved and getattr(self, name) not in (None, "main"):
+                raise ValueError(f"--{name} is for --model_name_or_path; a new model has --fusion_config.")
+        if self.cache_features is not None and self.teacher_model is not None:
+            raise ValueError("--cache_features leaves nothing that a --teacher_model could see; use one of them.")
+        if self.cache_features is not None and not (is_saved or encoders):
+            raise ValueError("--cache_features is for encoders, and there are none.")
+        both = sorted(set(encoders) & set(vectors))
+        if both:
+            raise ValueError(f"--features: {', '.join(both)} has an encoder too; give the vectors another name.")
+        if self.standardize_features and not vectors:
+            raise ValueError("--standardize_features is for --features.")
+        if self.standardize_features and self.processor_name_or_path is not None:
+            raise ValueError("--standardize_features changes the processor, which --processor_name_or_path names.")
+        self._check_fusion(encoders, vectors)
+
+    def _check_fusion(self, encoders: Mapping[str, str], vectors: Mapping[str, VectorColumn]) -> None:
+        wanted = self.fusion_options()
+        unknown = sorted(set(wanted) - FUSION_OPTIONS)
         if unknown:
             raise ValueError(
                 f"--fusion_config has no option {', '.join(unknown)}, only {', '.join(sorted(FUSION_OPTIONS))}."
             )
+        if vectors and not encoders and self.model_name_or_path is None:
+            lacking = [name for name in ("hidden_size", "num_attention_heads") if wanted.get(name) is None]
+            if lacking:
+                raise ValueError(f"--fusion_config must have {' and '.join(lacking)}, as no encoder says it.")
+            without = sorted({"own_layers", "fusion_from"} & set(wanted))
+            if without:
+                raise ValueError(f"--fusion_config has {', '.join(without)}, but there are no encoders.")
 
     def encoders(self) -> dict[str, str]:
         """The encoders that were named, by modality."""
@@ -116,6 +189,24 @@ class FusionArguments(ModelArguments):
     def fusion_options(self) -> dict[str, Any]:
         """What `--fusion_config` says."""
         return json_object("--fusion_config", self.fusion_config)
+
+    def vector_columns(self) -> dict[str, VectorColumn]:
+        """What `--features` says, by modality."""
+        return read_vector_columns(json_object("--features", self.features))
+
+    def count_positions(self, row: Mapping[str, Any]) -> int | None:
+        """How many vectors a row has, of the modalities whose vectors may have labels."""
+        named = self.vector_columns()
+        for name in self.fusion_options().get("label_modalities") or named:
+            source = named.get(name)
+            if source is None:
+                continue
+            if source.column not in row:
+                raise ValueError(f"--features {source.column!r}: the data have no such column, only {', '.join(row)}.")
+            count = count_vectors(row[source.column], row.get(f"{source.column}_shape"))
+            if count is not None:
+                return count - source.options.get("class_tokens", 0)
+        return None
 
 
 @dataclass
@@ -137,36 +228,33 @@ class MultimodalArguments(MediaArguments):
         },
     )
     spectrogram_mel_first: bool = field(default=False, metadata={"help": "Spectrograms are (mel bins, frames)."})
+    max_seconds: float = field(default=30.0, metadata={"help": "Longer sounds are cut to this many seconds."})
+    cut_to_sound: bool = field(
+        default=False,
+        metadata={
+            "help": "Where an encoder hears a window of one length, Whisper's 30 seconds, it hears as much of it as "
+            "there is sound."
+        },
+    )
     max_seq_length: int = field(default=128, metadata={"help": "Longer texts are cut to this many tokens."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_seq_length < 1:
             raise ValueError(f"--max_seq_length must be at least 1, got {self.max_seq_length}.")
+        if not self.max_seconds > 0:
+            raise ValueError(f"--max_seconds must be positive, got {self.max_seconds}.")
 
 
-def load_fusion(arguments: FusionArguments, labels: Labels, is_trained: bool) -> tuple[Any, list[nn.Module]]:
-    """The model, and what in its base starts from random weights although the encoders do not."""
-    mechanisms = arguments.mechanisms()
+def load_fusion(
+    arguments: FusionArguments, labels: Labels, sizes: Mapping[str, int], is_trained: bool
+) -> tuple[Any, list[str]]:
+    """The model, and what in it starts from random weights although the encoders do not.
+
+    sizes: of the vectors of a new model.
+    """
     if arguments.model_name_or_path is not None:
-        config: Any = load_config(arguments, labels)
-        if config.model_type != HfLamFusionConfig.model_type:
-            raise ValueError(
-                f"--model_name_or_path {arguments.model_name_or_path!r} is a {config.model_type}, no fusion model; "
-                "name it as one of the encoders."
-            )
-        if mechanisms and config.hf_lam is not None:
-            raise ValueError(
-                f"{arguments.model_name_or_path!r} has mechanisms already, "
-                f"{', '.join(sorted(set(config.hf_lam) - {'version'}))}; leave out --mechanism."
-            )
-        # What `convert` is to stock models, `inject` is to a fusion model, which saves its mechanisms itself.
-        plain = replace(arguments, mechanism=[], mechanism_config=None)
-        model: Any = load_model(plain, AutoModelForSequenceClassification, config, is_trained)
-        if mechanisms:
-            model.config.hf_lam = mechanism_block(mechanisms)
-            inject(model, *mechanisms)
-        return model, []
+        return load_saved(arguments, labels, is_trained), []
     loaded: dict[str, Any] = {}
     for name, source in arguments.encoders().items():
         if arguments.from_scratch:
@@ -174,20 +262,62 @@ def load_fusion(arguments: FusionArguments, labels: Labels, is_trained: bool) ->
             loaded[name] = AutoModel.from_config(encoder_config, trust_remote_code=arguments.trust_remote_code)
         else:
             loaded[name] = load_pretrained(AutoModel, source, arguments, of_model=False)
-    wanted = arguments.fusion_options()
-    model = HfLamFusionForSequenceClassification.from_modality_pretrained(
-        **loaded, **wanted, **labels.config_options, hf_lam=mechanisms or None, dtype=torch.float32
-    )
+    columns, wanted = arguments.vector_columns(), arguments.fusion_options()
+    options = {**wanted, **labels.config_options, "hf_lam": arguments.mechanisms() or None}
+    options["features"] = {name: {"size": size, **columns[name].options} for name, size in sizes.items()} or None
+    head: Any = HfLamFusionForTokenClassification if labels.is_per_position else HfLamFusionForSequenceClassification
+    if not loaded:
+        model = head(HfLamFusionConfig(**options))
+        return model, [model.base_model_prefix]
+    model = head.from_modality_pretrained(**loaded, **options, dtype=torch.float32)
     # For the model card.
     model.config.name_or_path = next(iter(arguments.encoders().values()))
     base = model.base_model
-    projections = [getattr(base, f"{name}_projection") for name in loaded]
-    new = [projection for projection in projections if isinstance(projection, nn.Linear)]
-    return model, new + ([base.encoder] if wanted.get("fusion_from") is None and len(base.encoder.layers) else [])
+    names = [f"{name}_projection" for name in model.config.modalities]
+    new = [name for name in names if isinstance(getattr(base, name), nn.Linear)]
+    new += [f"{name}_{part}" for name in sizes for part in ("model", "positions")]
+    if wanted.get("fusion_from") is None and len(base.encoder.layers):
+        new.append("encoder")
+    return model, [f"{model.base_model_prefix}.{name}" for name in new]
 
 
-def load_processor(arguments: FusionArguments, modalities: Sequence[str]) -> HfLamFusionProcessor:
-    """That of the saved model, or one from the parts that the encoders' folders have."""
+def load_saved(arguments: FusionArguments, labels: Labels, is_trained: bool) -> Any:
+    """A saved fusion model, with the mechanisms that were asked for."""
+    mechanisms = arguments.mechanisms()
+    config: Any = load_config(arguments, labels)
+    if config.model_type != HfLamFusionConfig.model_type:
+        raise ValueError(
+            f"--model_name_or_path {arguments.model_name_or_path!r} is a {config.model_type}, no fusion model; "
+            "name it as one of the encoders."
+        )
+    if labels_positions(config) != labels.is_per_position and not is_trained:
+        raise ValueError(
+            f"{arguments.model_name_or_path!r} gives {'each position' if labels_positions(config) else 'a sample'} a "
+            f"label, and the data have one for {'each position' if labels.is_per_position else 'a sample'}."
+        )
+    if mechanisms and config.hf_lam is not None:
+        raise ValueError(
+            f"{arguments.model_name_or_path!r} has mechanisms already, "
+            f"{', '.join(sorted(set(config.hf_lam) - {'version'}))}; leave out --mechanism."
+        )
+    # What `convert` is to stock models, `inject` is to a fusion model, which saves its mechanisms itself.
+    plain = replace(arguments, mechanism=[], mechanism_config=None)
+    model: Any = load_model(plain, auto_class_of(labels), config, is_trained)
+    if mechanisms:
+        model.config.hf_lam = mechanism_block(mechanisms)
+        inject(model, *mechanisms)
+    return model
+
+
+def auto_class_of(labels: Labels) -> Any:
+    return AutoModelForTokenClassification if labels.is_per_position else AutoModelForSequenceClassification
+
+
+def load_processor(arguments: FusionArguments, config: Any, scales: Mapping[str, Any]) -> HfLamFusionProcessor:
+    """That of the saved model, or one from the parts that the encoders' folders have.
+
+    scales: mean and standard deviation of the vectors of a new model, if they are standardised.
+    """
     source = arguments.processor_name_or_path or arguments.model_name_or_path
     if source is not None:
         processor: Any = load_pretrained(AutoProcessor, source, arguments)
@@ -196,29 +326,60 @@ def load_processor(arguments: FusionArguments, modalities: Sequence[str]) -> HfL
             PARTS[name]: load_pretrained(LOADERS[name], path, arguments, of_model=False)
             for name, path in arguments.encoders().items()
         }
-        processor = HfLamFusionProcessor(**parts)
-    lacking = sorted(set(modalities) - set(getattr(processor, "modalities", ())))
+        features = {
+            name: {key: options[key] for key in ("size", "max_length", "positions")} | scales.get(name, {})
+            for name, options in (config.features or {}).items()
+        }
+        processor = HfLamFusionProcessor(**parts, features=features or None)
+    lacking = sorted(set(config.modalities) - set(getattr(processor, "modalities", ())))
     if lacking:
         raise ValueError(f"the processor of {source!r}, a {type(processor).__name__}, has no part for {lacking}.")
     return processor
 
 
-def find_columns(dataset: Any, arguments: MultimodalArguments, modalities: Sequence[str]) -> dict[str, str]:
-    """The column of every modality of the model."""
-    given = {name: getattr(arguments, f"{name}_column_name") for name in COLUMNS}
+def find_columns(dataset: Any, data: MultimodalArguments, config: Any) -> dict[str, str]:
+    """The column of every modality of the model that has an encoder."""
+    modalities = [name for name in config.modalities if name not in (config.features or ())]
+    given = {name: getattr(data, f"{name}_column_name") for name in COLUMNS}
     for name, column in given.items():
         if column is not None and name not in modalities:
             raise ValueError(
-                f"--{name}_column_name {column!r}: the model has no {name}, only {', '.join(modalities)}."
+                f"--{name}_column_name {column!r}: the model has no {name}, only {', '.join(config.modalities)}."
             )
     return {name: find_column(dataset, given[name], f"{name}_column_name", *COLUMNS[name]) for name in modalities}
+
+
+def find_vectors(dataset: Any, arguments: FusionArguments, config: Any) -> dict[str, VectorColumn]:
+    """The column of every modality of the model that is vectors."""
+    named = arguments.vector_columns()
+    strange = sorted(set(named) - set(config.features or ()))
+    if strange:
+        raise ValueError(
+            f"--features: the model has no vectors {', '.join(strange)}, only {', '.join(config.features or ())}."
+        )
+    found = {name: named.get(name, VectorColumn(name)) for name in config.features or ()}
+    for source in found.values():
+        for column in filter(None, (source.column, source.positions_column)):
+            check_column(dataset, column, "features")
+    return found
+
+
+def check_positions(labels: Labels, config: Any) -> None:
+    """Raises a `ValueError` if positions have labels, and the modalities that are labelled are no vectors."""
+    if labels.is_per_position and not set(config.labelled_modalities) <= set(config.features or ()):
+        raise ValueError(
+            "the labels are lists with one for each position, which are vectors here (--features); label_modalities="
+            f"{config.labelled_modalities}."
+        )
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     with before_training():
         task = open_task(FusionArguments, MultimodalArguments, __doc__, arguments)
-        first = next(iter(task.splits.values()))
-        model, new = load_fusion(task.arguments, task.labels, task.training.do_train)
+        labels, data = task.labels, task.data
+        is_new = task.arguments.model_name_or_path is None
+        sizes = find_sizes(task.splits, task.arguments.vector_columns(), data) if is_new else {}
+        model, new = load_fusion(task.arguments, labels, sizes, task.training.do_train)
         if new and task.arguments.lora_rank is not None:
             raise ValueError(
                 "--lora_rank adapts what was trained before, and here fusion layers or projections start from random "
@@ -226,83 +387,51 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
                 "--lora_rank first and name the saved model."
             )
         config = model.config
-        columns = find_columns(first, task.data, config.modalities)
-        processor = load_processor(task.arguments, config.modalities)
-        max_length, is_mel_first = task.data.max_seq_length, task.data.spectrogram_mel_first
+        check_positions(labels, config)
+        first = next(iter(task.splits.values()))
+        columns = find_columns(first, data, config)
+        vectors = find_vectors(first, task.arguments, config)
+        loaded = {split: as_arrays(dataset, vectors.values()) for split, dataset in task.splits.items()}
+        scales = {}
+        if task.arguments.standardize_features:
+            trained = limited({"train": loaded["train"]}, data, task.training.seed)["train"]
+            scales = find_scales(trained, vectors, sizes, root_of(data, "train"))
+        processor = load_processor(task.arguments, config, scales)
+        max_tokens = data.max_seq_length
         if "text" in columns:
-            lengths = (max_length, processor.tokenizer.model_max_length, max_length_of(model.base_model.text_model))
-            max_length = min(filter(None, lengths))
-        extractor: Any = processor.feature_extractor
-        sampling_rate = getattr(extractor, "sampling_rate", None)
-        audio_size = read_input_shape(config.audio_config) if "audio" in columns else None
-        if audio_size is not None and len(audio_size) != 2:
-            raise ValueError(
-                f"--audio_model must take (frames, mel bins), as an AST does; this one takes {audio_size}."
-            )
-
-        def read_sound(value: Any, shape: Any, root: str | None) -> np.ndarray:
-            sound = read_audio(value, sampling_rate, shape, root)
-            if sound.ndim == 1:
-                made = (extractor.max_length, extractor.num_mel_bins)
-                if made != audio_size:
-                    raise ValueError(
-                        f"the feature extractor makes spectrograms of {made} (frames, mel bins), the audio encoder "
-                        f"takes {audio_size}."
-                    )
-                return sound
-            sound = sound.T if is_mel_first else sound
-            if sound.shape != audio_size:
-                raise UnreadableError(
-                    f"audio: its spectrogram is {sound.shape} (frames, mel bins), the encoder takes {audio_size}; "
-                    "see also --spectrogram_mel_first"
-                )
-            # As the feature extractor does with those that it makes.
-            return (sound - extractor.mean) / (2 * extractor.std) if extractor.do_normalize else sound
-
-        def read_one(name: str, value: Any, shape: Any, root: str | None) -> Any:
-            if is_missing(value):
-                return None
-            if name == "image":
-                return read_image(value, shape, root, config.image_config.num_channels)
-            if name == "video":
-                video = config.video_config
-                return read_video(value, video.num_frames, shape, root, video.num_channels)
-            return read_sound(value, shape, root) if name == "audio" else str(value)
-
-        def read(row: dict[str, Any], root: str | None) -> dict[str, Any]:
-            sample = {
-                name: read_one(name, row[column], row.get(f"{column}_shape"), root) for name, column in columns.items()
-            }
-            if all(value is None for value in sample.values()):
-                raise UnreadableError(f"it has nothing in {', '.join(columns.values())}")
-            return sample
-
-        def encode(sample: dict[str, Any]) -> dict[str, Any]:
-            # None for what the sample lacks: all rows of a batch must have the same columns.
-            inputs: dict[str, Any] = dict.fromkeys(processor.model_input_names)
-            given: dict[str, Any] = {ARGUMENTS[name]: [x] for name, x in sample.items() if x is not None}
-            if "audio" in given and given["audio"][0].ndim == 2:
-                (inputs["audio_values"],) = given.pop("audio")
-            if given:
-                made = processor(
-                    **given, sampling_rate=sampling_rate, truncation=True, max_length=max_length, return_tensors="np"
-                )
-                inputs |= {key: made[key][0] for key in inputs if key in made}
-            return inputs
-
-        splits = prepare_media(task.splits, read, encode, task.labels, task.data, task.training.seed, task.sources)
-        is_half = task.training.mixed_precision != "no"
-        collator = FusionCollator(processor, pad_to_multiple_of=8 if is_half else None)
-        saved: Any = processor
-        if processor.tokenizer is None:
-            # `Trainer` looks into the tokenizer of a processor, and fails where there is none.
-            options = {"save_pretrained": processor.save_pretrained, "model_input_names": processor.model_input_names}
-            saved = SimpleNamespace(**options)
-        trainer = make_trainer(task, model, AutoModelForSequenceClassification, splits, saved, collator)
-        for module in new:
+            lengths = (max_tokens, processor.tokenizer.model_max_length, max_length_of(model.base_model.text_model))
+            max_tokens = min(filter(None, lengths))
+        rows = FusionRows(
+            config,
+            processor,
+            columns,
+            vectors,
+            label_column=data.label_column_name if labels.is_per_position else None,
+            max_tokens=max_tokens,
+            max_seconds=data.max_seconds,
+            is_mel_first=data.spectrogram_mel_first,
+            cuts_window=data.cut_to_sound,
+        )
+        count = rows.count_labels if labels.is_per_position else None
+        splits = prepare_media(loaded, rows.read, rows.encode, labels, data, task.training.seed, task.sources, count)
+        collator = FusionCollator(
+            processor,
+            pad_to_multiple_of=None if task.training.mixed_precision == "no" else 8,
+            label_modalities=config.labelled_modalities if labels.is_per_position else None,
+        )
+        uncached = None
+        if task.arguments.cache_features is not None:
+            folder = task.arguments.cache_features
+            with task.training.main_process_first(desc="caching features"):
+                cached, part = cache_features(model, splits, folder, processor=processor, device=task.training.device)
+            uncached = Uncached(partial(load_trained_fusion, model), splits)
+            model, splits = part, cached
+        trainer = make_trainer(task, model, auto_class_of(labels), splits, for_trainer(processor), collator)
+        for name in new:
             # Frozen, random layers would let nothing through that could be learnt from.
-            module.requires_grad_(True)
-    return run(trainer, task, splits, "multimodal-classification")
+            model.get_submodule(name).requires_grad_(True)
+    kind = "multimodal-token-classification" if labels.is_per_position else "multimodal-classification"
+    return run(trainer, task, splits, kind, uncached)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,17 @@ from __future__ import annotations
 from .annealing import SttAnnealingCallback, ViewAnnealingCallback, penalty_at
 from .callbacks import ReportingCallback
 from .collators import FusionCollator
+from .feature_caching import cache_features
+from .feature_models import load_trained_fusion
 from .mechanism_logging import MechanismLoggingCallback
-from .metrics import F1, Accuracy, MeanAveragePrecision, classification_metrics, regression_metrics
+from .metrics import (
+    F1,
+    Accuracy,
+    MeanAveragePrecision,
+    classification_metrics,
+    regression_metrics,
+    retrieval_metrics,
+)
 from .trainer import HfLamTrainer, HfLamTrainingArguments
 
 __all__ = [
@@ -20,7 +29,10 @@ __all__ = [
     "ReportingCallback",
     "SttAnnealingCallback",
     "ViewAnnealingCallback",
+    "cache_features",
     "classification_metrics",
+    "load_trained_fusion",
     "penalty_at",
     "regression_metrics",
+    "retrieval_metrics",
 ]

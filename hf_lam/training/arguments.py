@@ -6,6 +6,7 @@ import codecs
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,17 @@ FILE_BUILDERS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "p
 
 # What the data decide about the configuration of a model.
 _BY_THE_DATA = ("num_labels", "id2label", "label2id", "problem_type")
+
+# What is about a model that is trained.
+_OF_TRAINING = (
+    "from_scratch",
+    "teacher_model",
+    "lora_rank",
+    "freeze_host",
+    "harden",
+    "annealing_end",
+    "cache_features",
+)
 
 # How many samples of a stream are shuffled, unless it is said.
 _SHUFFLED = 1000
@@ -142,6 +154,10 @@ class ModelArguments:
         """The mechanisms' configurations, in the order they were named."""
         return read_mechanisms("--mechanism", self.mechanism, "--mechanism_config", self.mechanism_config)
 
+    def count_positions(self, row: Mapping[str, Any]) -> int | None:
+        """How many labels a row has if each of its positions has one; None for a model without positions."""
+        return None
+
     def overrides(self) -> dict[str, Any]:
         """What `--config_overrides` says."""
         return json_object("--config_overrides", self.config_overrides)
@@ -207,6 +223,13 @@ class DataArguments:
         metadata={
             "help": "Whether lists of 0 and 1 are vectors with an entry for each class, or numbers of classes; only "
             "where both can be meant."
+        },
+    )
+    per_position: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether lists of labels have one for each vector of a sample, in their order, or are the labels "
+            "of the sample; only where both can be meant."
         },
     )
     do_regression: bool = field(
@@ -355,8 +378,8 @@ def _check_together(model: ModelArguments, data: DataArguments, training: HfLamT
     if not training.do_train:
         if model.model_name_or_path is None:
             raise ValueError("a model that is put together here has to be trained first: give --do_train.")
-        for name in ("from_scratch", "teacher_model", "lora_rank", "freeze_host", "harden", "annealing_end"):
-            if getattr(model, name) not in (None, False):
+        for name in _OF_TRAINING:
+            if getattr(model, name, None) not in (None, False):
                 raise ValueError(f"--{name} is for training; give --do_train.")
 
 

@@ -73,7 +73,9 @@ def load_data(
         ValueError: see `load_splits` and `find_labels`.
     """
     splits, sources, is_held_out = load_splits(data, model, training)
-    labels = find_labels(splits, data, checkpoint, training.do_train, sources, is_held_out)
+    labels = find_labels(
+        splits, data, checkpoint, training.do_train, sources, is_held_out, count_positions=model.count_positions
+    )
     return Data(splits, sources, labels, is_held_out)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedModel, set_seed
@@ -28,7 +28,7 @@ from .labels import Labels
 from .metrics import classification_metrics, regression_metrics
 from .model_card import write_model_card
 from .models import finished, load_config, load_teacher, mechanism_callbacks, prepare_for_training
-from .predictions import CollatorWithSources, PredictingTrainer, logits_and_sources
+from .predictions import POSITIONS, CollatorWithSources, PredictingTrainer, logits_and_sources
 from .sources import SOURCE, Place, Sources
 from .trainer import HfLamTrainer, HfLamTrainingArguments, wants_fsdp
 
@@ -36,6 +36,9 @@ logger = logging.get_logger(__name__)
 
 # What a run leaves behind that was stopped before its first checkpoint.
 _LEFTOVERS = ("runs",)
+
+# What makes another model of the trained one, before it is saved.
+_CHANGING = ("lora_rank", "harden", "cache_features")
 
 # Of every mechanism's log: this many samples are enough to see the spread of the masks.
 _LOGGED_SAMPLES = 8
@@ -182,13 +185,16 @@ def make_trainer(
     training.remove_unused_columns = False
     if task.checkpoint is not None:
         _check_checkpoint(task.checkpoint, model, arguments)
-    if (arguments.lora_rank is not None or arguments.harden) and _is_sharded(training):
-        raise ValueError("--lora_rank and --harden change the trained model, which FSDP and DeepSpeed have in parts.")
+    if any(getattr(arguments, name, None) for name in _CHANGING) and _is_sharded(training):
+        raise ValueError(
+            f"{', '.join(f'--{name}' for name in _CHANGING)} change the trained model, which FSDP and DeepSpeed have "
+            "in parts."
+        )
     _check_metric(training, task.labels)
     collator = CollatorWithSources(collator)
     shown = next(splits[split] for split in ("train", "validation", "test") if split in splits)
     samples = collator(list(islice(shown, _LOGGED_SAMPLES))) if injected_encoders(model) else {}
-    unused = ("labels", SOURCE)
+    unused = ("labels", SOURCE, POSITIONS)
     callbacks = mechanism_callbacks(model, arguments, {key: x for key, x in samples.items() if key not in unused})
     teacher = load_teacher(arguments, auto_class)
     labels = task.labels
@@ -264,7 +270,24 @@ def _kind(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def run(trainer: HfLamTrainer, task: Task, splits: Mapping[str, AnyDataset], name: str) -> dict[str, float]:
+class Uncached(NamedTuple):
+    """What is saved of a run that trained a part of a model, on what another part had made of the data before.
+
+    whole: gives the whole model, with what was trained in it.
+    splits: the data as they are for the whole model.
+    """
+
+    whole: Callable[[Any], PreTrainedModel]
+    splits: Mapping[str, AnyDataset]
+
+
+def run(
+    trainer: HfLamTrainer,
+    task: Task,
+    splits: Mapping[str, AnyDataset],
+    name: str,
+    uncached: Uncached | None = None,
+) -> dict[str, float]:
     """Train, save, evaluate and predict, as the training arguments say, and write the model card.
 
     Args:
@@ -272,6 +295,7 @@ def run(trainer: HfLamTrainer, task: Task, splits: Mapping[str, AnyDataset], nam
         task: what `open_task` gave.
         splits: those of the trainer.
         name: of the kind of task on the Hub, such as `"text-classification"`.
+        uncached: the whole model, if the trainer has a part of it, which is evaluated too.
 
     Returns:
         The metrics of the last evaluation, `{"eval_accuracy": …}`; empty without one.
@@ -291,7 +315,10 @@ def run(trainer: HfLamTrainer, task: Task, splits: Mapping[str, AnyDataset], nam
         if trainer.is_fsdp_enabled:
             # Checkpoints may be in parts; otherwise `save_model` would then write nothing.
             trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        saved = model if uncached is None else uncached.whole(model)
+        trainer.model = trainer.model_wrapped = saved
         trainer.save_model()
+        trainer.model = trainer.model_wrapped = model
         # Where nothing was left to train, an earlier start has reported what it was.
         if result.global_step > steps:
             _report(trainer, "train", result.metrics, splits["train"])
@@ -311,6 +338,10 @@ def run(trainer: HfLamTrainer, task: Task, splits: Mapping[str, AnyDataset], nam
             rows = range(len(logits)) if places is None else [place.row for place in places]
             _write_predictions(Path(training.output_dir, "predictions.csv"), logits, rows, task.labels, places)
     if training.do_train:
+        if uncached is not None:
+            trainer.model = trainer.model_wrapped = saved
+            trainer.train_dataset = uncached.splits.get("train")
+            trainer.eval_dataset = uncached.splits.get("validation")
         if training.push_to_hub:
             trainer.push_to_hub()
         else:
@@ -339,24 +370,30 @@ def _write_predictions(
 ) -> None:
     """One line a sample: its row in the split, what is predicted, and the file and the row in it; all count from 0.
 
+    Where samples have positions, there is a line for each of them, and a column `position`.
+
     The prediction is the name of the class; of a multi-label task a JSON list of the names of those with a logit above
     0; of regression the number, or a JSON list of several.
 
     Args:
         path: of the csv file.
-        logits: `(n, classes)`; of regression `(n, targets)`.
+        logits: `(n, classes)`; of regression `(n, targets)`; of positions, of each sample `(positions, …)`.
         rows: of the samples.
         labels: the classes.
         places: of the samples, if they are known.
     """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["row", "prediction", *(["file", "file_row"] if places is not None else [])])
+        position = ["position"] if labels.is_per_position else []
+        writer.writerow(["row", *position, "prediction", *(["file", "file_row"] if places is not None else [])])
         for index, (row, values) in enumerate(zip(rows, logits, strict=True)):
-            line = [row, _said(values, labels)]
-            if places is not None:
-                line += [places[index].file, places[index].file_row]
-            writer.writerow(line)
+            said: list[list[Any]]
+            if labels.is_per_position:
+                said = [[place, _said(entry, labels)] for place, entry in enumerate(values)]
+            else:
+                said = [[_said(values, labels)]]
+            where = [] if places is None else [places[index].file, places[index].file_row]
+            writer.writerows([row, *cells, *where] for cells in said)
 
 
 def _said(values: Any, labels: Labels) -> Any:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
 from .columns import MOST_SHOWN
 from .label_lists import read_list
+
+# What transformers has in place of the label of a position that has none.
+NO_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Labels:
     is_multi_hot: whether such a list is a vector of 0 and 1, one entry for each class.
     numbers_are_names: whether a whole number is the name of its class ("1" to "5"), and not its place from 0.
     is_regression: whether a sample has a number, or a list of several, instead.
+    is_per_position: whether a sample is a sequence, with a list that has all of this for each of its positions.
     """
 
     names: tuple[str, ...]
@@ -29,6 +33,7 @@ class Labels:
     is_multi_hot: bool = False
     numbers_are_names: bool = False
     is_regression: bool = False
+    is_per_position: bool = False
 
     @property
     def problem_type(self) -> str:
@@ -47,16 +52,19 @@ class Labels:
             "problem_type": self.problem_type,
         }
 
-    def encode(self, value: Any) -> int | float | list[float]:
+    def encode(self, value: Any) -> Any:
         """What a model is trained with.
 
         Returns:
             The number of the class; of a multi-label sample, 1.0 for each class that it has and 0.0 for the others;
-            of regression, the number, or a list of as many as there are targets.
+            of regression, the number, or a list of as many as there are targets. Where positions have labels, a list
+            with one of these for each, and for those without a label -100 or NaN.
 
         Raises:
             ValueError: saying what is wrong with `value`.
         """
+        if self.is_per_position:
+            return self._encode_positions(value)
         if self.is_regression:
             return self._numbers(value)
         found = self.classes_of(value)
@@ -64,6 +72,33 @@ class Labels:
             return found[0]
         present = set(found)
         return [float(index in present) for index in range(len(self.names))]
+
+    def _encode_positions(self, value: Any) -> list[Any]:
+        entries = read_list(value)
+        if not isinstance(entries, (list, tuple)):
+            raise ValueError(f"{value!r} is no list with a label for each position")
+        of_one = self._of_one
+        encoded = []
+        for position, entry in enumerate(entries):
+            if is_no_label(entry):
+                encoded.append(self._blank)
+                continue
+            try:
+                encoded.append(of_one.encode(entry))
+            except ValueError as error:
+                raise ValueError(f"position {position}: {error}") from error
+        return encoded
+
+    @cached_property
+    def _of_one(self) -> Labels:
+        return replace(self, is_per_position=False)
+
+    @property
+    def _blank(self) -> Any:
+        if self.problem_type == "single_label_classification":
+            return NO_LABEL
+        is_single = self.is_regression and len(self.names) == 1
+        return math.nan if is_single else [math.nan] * len(self.names)
 
     def classes_of(self, value: Any) -> list[int]:
         """The numbers of the classes in a label, which is one class itself unless the task is multi-label."""
@@ -133,6 +168,13 @@ class Labels:
             raise ValueError(f"{value!r} is no list of {len(self.names)} numbers")
         numbers = [_finite(entry) for entry in entries]
         return numbers if len(numbers) > 1 else numbers[0]
+
+
+def is_no_label(entry: Any) -> bool:
+    """Whether the label of one position says that there is none: nothing, NaN, or -100 as in transformers."""
+    if entry is None:
+        return True
+    return isinstance(entry, (int, float)) and not isinstance(entry, bool) and (entry != entry or entry == NO_LABEL)
 
 
 def _finite(value: Any) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -25,6 +26,7 @@ from .columns import (
     values_of,
 )
 from .label_lists import is_multi_hot, looks_like_list, read_list
+from .label_positions import are_of_positions, entries_of
 from .label_values import Labels, some_of
 from .sources import Sources
 
@@ -62,6 +64,7 @@ def find_labels(
     is_trained: bool = False,
     sources: Mapping[str, Sources] | None = None,
     is_held_out: bool = False,
+    count_positions: Callable[[Mapping[str, Any]], int | None] | None = None,
 ) -> Labels:
     """The classes of the data, which are checked in every split that is not a stream; of a stream, its first rows.
 
@@ -78,6 +81,7 @@ def find_labels(
             that is trained may get others.
         sources: of every split, where its samples come from, for messages.
         is_held_out: whether the split validation is a part of the training data: a class may occur there alone.
+        count_positions: how many positions a row has, that may have a label each; None where that cannot be seen.
 
     Raises:
         ValueError: if the column is missing, the classes are not known, the labels can be read in two ways, or one is
@@ -92,16 +96,21 @@ def find_labels(
     column = data.label_column_name
     for dataset in labelled.values():
         check_column(dataset, column, "label_column_name")
-    seen = {split: _seen(dataset, column) for split, dataset in labelled.items()}
+    given = seen = {split: _seen(dataset, column) for split, dataset in labelled.items()}
+    of_positions = are_of_positions(labelled, seen, data, checkpoint, count_positions)
+    if of_positions:
+        # What they mean is what their entries mean.
+        seen = {split: entries_of(values) for split, values in seen.items()}
     if data.do_regression or (evaluated is not None and _is_regression(evaluated)):
-        labels = _targets(labelled, seen, data, evaluated)
+        labels = _targets(labelled, seen, data, evaluated, of_positions)
     elif labelled:
-        labels = _classes_of(labelled, seen, data, checkpoint, is_trained, is_held_out)
+        labels = _classes_of(labelled, seen, data, checkpoint, is_trained, is_held_out, of_positions)
     elif evaluated is None:
         raise ValueError("the data have no labels, and there is no model that says which classes there are.")
     else:
         names = _given_names(data, evaluated) if data.class_names is not None else _names_of(evaluated)
         labels = Labels(tuple(names), evaluated.problem_type == "multi_label_classification")
+    labels = replace(labels, is_per_position=of_positions)
     if len(labels.names) < 2 and labels.problem_type == "single_label_classification":
         raise ValueError(f"the column {column!r} has one class only, {some_of(labels.names)}; nothing can be learnt.")
     if evaluated is not None and evaluated.problem_type in _PROBLEM_TYPES - {labels.problem_type}:
@@ -109,7 +118,7 @@ def find_labels(
     wrong = [
         message
         for split, dataset in labelled.items()
-        if (message := _wrong_labels(seen[split], labels, split, dataset, (sources or {}).get(split))) is not None
+        if (message := _wrong_labels(given[split], labels, split, dataset, (sources or {}).get(split))) is not None
     ]
     if wrong:
         raise ValueError(" ".join(wrong))
@@ -133,12 +142,13 @@ def _targets(
     seen: Mapping[str, Sequence[Any]],
     data: DataArguments,
     evaluated: PreTrainedConfig | None,
+    of_positions: bool,
 ) -> Labels:
     """What regression predicts: one number, or as many as the lists in the column have."""
     column = data.label_column_name
     if data.class_names is not None:
         raise ValueError("--class_names is for classes, and this is regression.")
-    if any(isinstance(_read_feature(dataset, column)[0], ClassLabel) for dataset in splits.values()):
+    if any(isinstance(_read_feature(dataset, column, of_positions)[0], ClassLabel) for dataset in splits.values()):
         raise ValueError(f"the column {column!r} holds classes (datasets.ClassLabel), and no numbers for regression.")
     given = [read_list(value) for values in seen.values() for value in islice(values, _LOOKED_AT)]
     first = next((value for value in given if value is not None and value == value), None)
@@ -162,11 +172,12 @@ def _classes_of(
     checkpoint: PreTrainedConfig | None,
     is_trained: bool,
     is_held_out: bool,
+    of_positions: bool,
 ) -> Labels:
     """The classes, and how the labels are read."""
     column = data.label_column_name
     first = next(iter(splits))
-    entry, is_list = _read_feature(splits[first], column)
+    entry, is_list = _read_feature(splits[first], column, of_positions)
     # Of a part that is held out, any class may be in one of both parts alone.
     known = [split for split in ("train", "validation") if split in splits] if is_held_out else [first]
     if not is_list and _are_lists_as_text([value for split in known for value in seen[split]], column):
@@ -237,10 +248,21 @@ def _in_order_of(
     return names, False
 
 
-def _read_feature(dataset: AnyDataset, column: str) -> tuple[Value | ClassLabel | None, bool]:
-    """What a column says of one class, None if it does not say, and whether a sample has a list of classes."""
+def _read_feature(
+    dataset: AnyDataset, column: str, of_positions: bool = False
+) -> tuple[Value | ClassLabel | None, bool]:
+    """What a column says of one class, None if it does not say, and whether a sample has a list of classes.
+
+    of_positions: whether this is about each position of a sample.
+    """
     feature = (dataset.features or {}).get(column)
-    is_list = isinstance(feature, LISTS) or (feature is None and isinstance(first_row(dataset)[column], list))
+    if of_positions:
+        feature = feature.feature if isinstance(feature, LISTS) else None
+    is_list = isinstance(feature, LISTS)
+    if feature is None:
+        first = first_row(dataset)[column]
+        first = next(iter(read_list(first) or ()), None) if of_positions else first
+        is_list = isinstance(first, list)
     entry = feature.feature if isinstance(feature, LISTS) else feature
     if not isinstance(entry, (Value, ClassLabel, type(None))):
         raise ValueError(f"the column {column!r} must hold labels or lists of labels, it holds {feature}.")
@@ -307,8 +329,10 @@ def _holds_names(dataset: AnyDataset, column: str, entry: Any) -> bool:
     """Whether the labels are names and not numbers."""
     if entry is not None:
         return isinstance(entry, Value) and entry.dtype in ("string", "large_string")
-    label = first_row(dataset)[column]
-    return isinstance(label[0] if isinstance(label, list) and label else label, str)
+    label = read_list(first_row(dataset)[column])
+    while isinstance(label, (list, tuple)) and label:
+        label = label[0]
+    return isinstance(label, str)
 
 
 def _occurring(values: Iterable[Any], is_list: bool, column: str) -> tuple[list[str], bool]:
@@ -432,6 +456,10 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
 def _wrong_labels(
     values: Iterable[Any], labels: Labels, split: str, dataset: AnyDataset, sources: Sources | None
 ) -> str | None:
@@ -440,7 +468,7 @@ def _wrong_labels(
     wrong: list[tuple[int, str]] = []
     for row, value in enumerate(values):
         try:
-            key = tuple(value) if isinstance(value, list) else value
+            key = _hashable(value)
             if key not in valid:
                 labels.encode(value)
                 valid.add(key)

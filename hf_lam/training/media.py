@@ -58,15 +58,15 @@ def read_image(value: Any, shape: Any = None, root: str | None = None, num_chann
     Raises:
         UnreadableError: naming the file and the reason.
     """
-    with _naming(value, "image"):
-        array = _raw_array(value, shape)
+    with naming(value, "image"):
+        array = raw_array(value, shape)
         if array is not None:
             image = PILImage.fromarray(_as_pixels(array))
         elif isinstance(value, PILImage.Image):
             image = value
         else:
             try:
-                image = PILImage.open(_opened(value, root))
+                image = PILImage.open(opened(value, root))
             except UnidentifiedImageError as error:
                 raise ValueError("it is empty, or no image of a known format") from error
         # Decodes all of it, so that a file that ends early shows now.
@@ -92,8 +92,8 @@ def read_video(
         ImportError: for an encoded file without `av`.
         UnreadableError: naming the file and the reason.
     """
-    with _naming(value, "video"):
-        frames: Any = _raw_array(value, shape)
+    with naming(value, "video"):
+        frames: Any = raw_array(value, shape)
         if frames is None and isinstance(value, (list, tuple)):
             frames = value
         if frames is None:
@@ -124,12 +124,12 @@ def read_audio(value: Any, sampling_rate: int | None, shape: Any = None, root: s
         ImportError: for an encoded file without `av`.
         UnreadableError: naming the file and the reason.
     """
-    with _naming(value, "audio"):
+    with naming(value, "audio"):
         if isinstance(value, dict) and value.get("array") is not None:
             channels = _channels(_array(value["array"]))
             sound = _resampled(_amplitudes(channels).mean(0), value.get("sampling_rate"), sampling_rate)
         else:
-            array = _raw_array(value, shape)
+            array = raw_array(value, shape)
             if array is None:
                 array = _decoded_audio(value, sampling_rate, root)
             if array.ndim not in (1, 2) or array.size == 0:
@@ -143,8 +143,8 @@ def read_audio(value: Any, sampling_rate: int | None, shape: Any = None, root: s
 
 
 @contextmanager
-def _naming(value: Any, kind: str) -> Iterator[None]:
-    """Turn what a decoder raises, which may be anything, into one error that names the file."""
+def naming(value: Any, kind: str) -> Iterator[None]:
+    """Turn what a decoder raises, which may be anything, into one `UnreadableError` that names the file."""
     try:
         yield
     except (ImportError, UnreadableError):
@@ -157,7 +157,8 @@ def _naming(value: Any, kind: str) -> Iterator[None]:
         raise UnreadableError(f"{name}: {reason or type(error).__name__}") from error
 
 
-def _opened(value: Any, root: str | None) -> Any:
+def opened(value: Any, root: str | None) -> Any:
+    """The file that a value holds the bytes or the path of, as a file object."""
     if isinstance(value, dict):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if isinstance(value, (bytes, bytearray)):
@@ -171,7 +172,7 @@ def _opened(value: Any, root: str | None) -> Any:
     return xopen(path, "rb")
 
 
-def _raw_array(value: Any, shape: Any) -> np.ndarray | None:
+def raw_array(value: Any, shape: Any) -> np.ndarray | None:
     """The array that `value` is, or holds as raw bytes; None for everything else."""
     if isinstance(value, (bytes, bytearray)) and shape is not None:
         entries = prod(shape)
@@ -258,7 +259,7 @@ def _decoded_frames(value: Any, num_frames: int, root: str | None) -> list[Image
 
 def _content(value: Any, root: str | None) -> bytes:
     """The bytes of a video or audio file that was not cut off."""
-    with _opened(value, root) as file:
+    with opened(value, root) as file:
         content = file.read()
     check_end(content)
     return content

@@ -20,6 +20,7 @@ from .columns import MOST_SHOWN, AnyDataset, list_first, name_of_sample, names_o
 from .data import limited
 from .labels import Labels, has_labels
 from .media import UnreadableError
+from .predictions import POSITIONS
 from .sources import SOURCE, Sources
 
 logger = logging.get_logger(__name__)
@@ -36,6 +37,7 @@ def prepare_media(
     data: MediaArguments,
     seed: int,
     sources: Mapping[str, Sources] | None = None,
+    count_labels: Callable[[Mapping[str, Any]], int] | None = None,
 ) -> dict[str, AnyDataset]:
     """Splits whose rows become what the model is called with, when they are needed.
 
@@ -52,10 +54,12 @@ def prepare_media(
         data: says how many samples, and with `skip_unreadable` to go on without what cannot be read.
         seed: for the choice of samples.
         sources: of every split, where its samples come from, for messages.
+        count_labels: of the inputs of a sample whose positions have labels, how many these are.
 
     Returns:
         The splits, without `labels` where there are none. Those that are no stream have `rows`, a list: which rows of
-        what `limited` gives are left. Samples of the split test say where they come from, as `SOURCE`, if the rows do.
+        what `limited` gives are left. Samples of the split test say where they come from, as `SOURCE`, if the rows do,
+        and how many labels they have, as `POSITIONS`.
 
     Raises:
         ValueError: naming and counting what cannot be read, of all splits, unless it is left out.
@@ -73,12 +77,14 @@ def prepare_media(
         inputs = made(row, root)
         if is_test and SOURCE in row:
             inputs[SOURCE] = row[SOURCE]
+            if count_labels is not None:
+                inputs[POSITIONS] = count_labels(inputs)
         return {**inputs, "labels": labels.encode(row[data.label_column_name])} if is_labelled else inputs
 
     prepared: dict[str, AnyDataset] = {}
     refused: list[str] = []
     for split, dataset in limited(splits, data, seed).items():
-        root = _root_of(data, split)
+        root = root_of(data, split)
         source = (sources or {}).get(split)
         is_labelled = has_labels(split, splits[split], data)
         ready = partial(transform, root=root, is_labelled=is_labelled, is_test=split == "test")
@@ -124,7 +130,7 @@ def _files_of(row: Mapping[str, Any], root: str | None) -> list[str]:
     return [text for text in texts if os.path.isfile(os.path.join(root or "", text))]
 
 
-def _root_of(data: DataArguments, split: str) -> str | None:
+def root_of(data: DataArguments, split: str) -> str | None:
     """The folder that relative paths in a data file start from: its own. None for data that are in no file."""
     if data.data_dir is not None:
         return os.path.abspath(data.data_dir)

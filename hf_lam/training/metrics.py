@@ -167,10 +167,13 @@ def classification_metrics(is_multi_label: bool) -> Callable[[EvalPrediction], d
     Returns:
         A function of the predictions, logits `(n, classes)` or a tuple that begins with them. With one class a sample
         it gives "accuracy" and "f1", the macro mean over the classes among predictions and labels; with any number,
-        "map" ([`MeanAveragePrecision`]) and "f1", the micro F1 of the classes whose logit is above 0.
+        "map" ([`MeanAveragePrecision`]) and "f1", the micro F1 of the classes whose logit is above 0. Of tokens, with
+        logits `(n, tokens, classes)` and labels `(n, tokens)` or `(n, tokens, classes)`, it is the same of all those
+        that have labels: whole numbers other than -100, or numbers that are not NaN, in every class.
 
     Raises:
-        ValueError: when called with logits or labels of other shapes, and for what MeanAveragePrecision refuses.
+        ValueError: when called with logits or labels of other shapes, or with tokens none of which has a label, and
+            for what MeanAveragePrecision refuses.
     """
     return _multi_label_metrics if is_multi_label else _single_label_metrics
 
@@ -207,6 +210,8 @@ def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
     Args:
         prediction: of the model, `(n, targets)` or `(n,)`, or a tuple that begins with it; the true numbers likewise.
+            Of tokens, it is `(n, tokens, targets)`, and the true numbers that or `(n, tokens)`; those with NaN in
+            place of one are left out.
 
     Returns:
         "mse" and "mae", the mean squared and the mean absolute error, and "pearson" and "spearman", the correlations.
@@ -236,4 +241,83 @@ def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 def _logits_and_labels(prediction: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
     outputs = prediction.predictions
-    return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs), np.asarray(prediction.label_ids)
+    logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+    labels = np.asarray(prediction.label_ids)
+    return _labelled_tokens(logits, labels) if logits.ndim == 3 else (logits, labels)
+
+
+# What `Trainer` fills up samples with that have fewer tokens than others.
+_PADDING = -100
+
+
+def _labelled_tokens(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The logits and labels of all tokens that have labels, one after the other."""
+    if labels.shape[:2] != logits.shape[:2] or labels.ndim not in (2, 3):
+        raise ValueError(
+            f"labels of tokens must be {logits.shape[:2]} or {logits.shape}, like the logits, got {labels.shape}."
+        )
+    is_padding = labels == _PADDING
+    is_padding = is_padding.all(-1) if labels.ndim == 3 else is_padding
+    if labels.dtype.kind == "f":
+        # A true number may be -100. Where it stands for padding, it is in the logits too.
+        is_padding &= (logits == _PADDING).all(-1)
+        is_known = ~np.isnan(labels)
+    else:
+        is_known = labels != _PADDING
+    is_known = (is_known.all(-1) if labels.ndim == 3 else is_known) & ~is_padding
+    if not is_known.any():
+        raise ValueError(f"none of the {is_known.size} tokens has a label; evaluate on samples that have labels.")
+    return logits[is_known], labels[is_known]
+
+
+def retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """What an embedding model's `Trainer` takes as `compute_metrics`: how well one side of a sample finds the other.
+
+    For every sample with both sides, the samples of the other side are sorted by their similarity, the scalar product,
+    and the rank of its own is looked at, 1 at best. Where others are exactly as similar, its own comes last: a model
+    that gives one embedding to everything finds nothing.
+
+    Args:
+        prediction: a tuple that begins with the embeddings of the first and of the second side, `(n, size)` each,
+            row by row of the same sample. A row of zeros is a sample without that side; it is left out.
+
+    Returns:
+        "first_to_second_r@1", "…_r@5" and "…_r@10", the share of samples whose own is among the first 1, 5 or 10, and
+        "first_to_second_median_rank"; and the same for "second_to_first".
+
+    Raises:
+        ValueError: when called with other shapes, numbers that are not finite, or no sample with both sides.
+    """
+    outputs = prediction.predictions
+    if not isinstance(outputs, tuple) or len(outputs) < 2:
+        raise ValueError("retrieval needs the embeddings of both sides, a tuple that begins with two arrays.")
+    first, second = (np.asarray(side, dtype=np.float64) for side in outputs[:2])
+    if first.ndim != 2 or first.shape != second.shape:
+        raise ValueError(
+            f"the embeddings of both sides must be of one shape (samples, size), got {first.shape} and {second.shape}."
+        )
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("some embeddings are NaN or infinite.")
+    has_both = first.any(axis=1) & second.any(axis=1)
+    if not has_both.any():
+        raise ValueError(f"none of the {len(first)} samples has both sides, so nothing can be found.")
+    first, second = first[has_both], second[has_both]
+    metrics = {}
+    for name, queries, items in (("first_to_second", first, second), ("second_to_first", second, first)):
+        ranks = ranks_of(queries, items)
+        metrics |= {f"{name}_r@{k}": float(np.mean(ranks <= k)) for k in (1, 5, 10)}
+        metrics[f"{name}_median_rank"] = float(np.median(ranks))
+    return metrics
+
+
+def ranks_of(queries: np.ndarray, items: np.ndarray, rows: int = 1024) -> np.ndarray:
+    """The rank of item `i` for query `i`, from 1, last of those that are as similar; so many rows at a time."""
+    ranks = np.empty(len(queries), dtype=np.int64)
+    # Products of the same numbers may differ in their last digits.
+    slack = 1e-12 * np.linalg.norm(queries, axis=1, keepdims=True) * np.linalg.norm(items, axis=1).max()
+    for start in range(0, len(queries), rows):
+        part = slice(start, start + rows)
+        similarities = queries[part] @ items.T
+        own = similarities[np.arange(len(similarities)), np.arange(len(similarities)) + start]
+        ranks[part] = (similarities >= own[:, None] - slack[part]).sum(axis=1)
+    return ranks

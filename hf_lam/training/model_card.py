@@ -29,7 +29,10 @@ AUTO_CLASSES = {
     "video-classification": "AutoModelForVideoClassification",
     "audio-classification": "AutoModelForAudioClassification",
     "multimodal-classification": "AutoModelForSequenceClassification",
+    "multimodal-token-classification": "AutoModelForTokenClassification",
 }
+# Of those, what the Hub has a name for is the task of the head.
+_MULTIMODAL = ("multimodal-classification", "multimodal-token-classification")
 
 
 def write_model_card(
@@ -66,7 +69,7 @@ def write_model_card(
         repository=_repository(trainer),
         processor=trainer.processing_class,
         auto_class=AUTO_CLASSES[task_name],
-        task=None if task_name == "multimodal-classification" else task_name,
+        task=None if task_name in _MULTIMODAL else task_name,
         packages=["datasets", *(["peft"] if arguments.lora_rank else [])],
     )
     card.save(Path(folder, CARD_FILE))
@@ -145,6 +148,8 @@ def _data_name(data: DataArguments, split: str = "train") -> str:
 
 def _origin(arguments: ModelArguments) -> str:
     sources = " and ".join(_link(name) for name in _sources(arguments))
+    if not sources:
+        return "trained from random weights on vectors that were computed before"
     origin = (
         f"trained from random weights, with the configuration of {sources}"
         if arguments.from_scratch
@@ -176,11 +181,12 @@ def _about_data(task: Task, results: Mapping[str, float]) -> str:
     if task.is_held_out:
         said.append("those for evaluation were held out of the training data")
     classes = task.labels.names
+    one = "each position of a sample" if task.labels.is_per_position else "a sample"
     shown = ", ".join(f"`{name}`" for name in classes[:10]) + (", …" if len(classes) > 10 else "")
     if task.labels.is_regression:
         what = "One number" if len(classes) == 1 else f"{len(classes)} numbers"
-        return f"{text}. {'; '.join(said)}{'. ' * bool(said)}{what} to a sample (regression): {shown}."
-    kind = "any number to a sample" if task.labels.is_multi_label else "one to a sample"
+        return f"{text}. {'; '.join(said)}{'. ' * bool(said)}{what} to {one} (regression): {shown}."
+    kind = f"any number to {one}" if task.labels.is_multi_label else f"one to {one}"
     return f"{text}. {'; '.join(said)}{'. ' * bool(said)}{len(classes)} classes, {kind}: {shown}."
 
 

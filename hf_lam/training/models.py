@@ -131,6 +131,21 @@ def load_image_processor(arguments: ModelArguments, config: PreTrainedConfig) ->
     return processor
 
 
+def for_trainer(processor: Any) -> Any:
+    """The processor of a fusion model as `Trainer` takes it, which looks into its tokenizer even if that is None."""
+    return processor if processor.tokenizer is not None else _WithoutTokenizer(processor)
+
+
+class _WithoutTokenizer:
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("tokenizer", "_processor"):
+            raise AttributeError(name)
+        return getattr(self._processor, name)
+
+
 def process(processor: Any, model: PreTrainedModel, sample: Any, **options: Any) -> dict[str, Any]:
     """What a model is called with for one image, video or sound, as arrays without an axis for the batch."""
     made = processor(sample, return_tensors="np", **options)

@@ -12,23 +12,28 @@ from torch import nn
 from .sources import SOURCE
 from .trainer import HfLamTrainer
 
+# The column that says how many positions of a sample have a prediction, where each has one.
+POSITIONS = "hf_lam_positions"
+
 
 class CollatorWithSources:
-    """A data collator for samples that say where they come from, which no collator of transformers takes."""
+    """A data collator for samples that say where they come from, or how many positions they have."""
 
     def __init__(self, collator: Callable[[list[Any]], dict[str, Any]]) -> None:
         self.collator = collator
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        inputs = [{name: value for name, value in sample.items() if name != SOURCE} for sample in samples]
+        own = (SOURCE, POSITIONS)
+        inputs = [{name: value for name, value in sample.items() if name not in own} for sample in samples]
         batch = dict(self.collator(inputs))
-        if samples and all(SOURCE in sample for sample in samples):
-            batch[SOURCE] = torch.tensor([int(sample[SOURCE]) for sample in samples])
+        for name in own:
+            if samples and all(name in sample for sample in samples):
+                batch[name] = torch.tensor([int(sample[name]) for sample in samples])
         return batch
 
 
 class PredictingTrainer(HfLamTrainer):
-    """An `HfLamTrainer` whose predictions are the logits, and where the data say it, also where samples come from."""
+    """An `HfLamTrainer` whose predictions are the logits, and what `CollatorWithSources` puts into a batch."""
 
     def prediction_step(
         self,
@@ -38,19 +43,25 @@ class PredictingTrainer(HfLamTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
         """`Trainer.prediction_step`, without hidden states and the like."""
-        sources = inputs.pop(SOURCE, None)
+        beside = [x for x in (inputs.pop(SOURCE, None), inputs.pop(POSITIONS, None)) if x is not None]
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         logits = logits[0] if isinstance(logits, tuple) else logits
-        if sources is None or logits is None:
+        if not beside or logits is None:
             return loss, logits, labels
-        return loss, (logits, self._prepare_input(sources)), labels
+        return loss, (logits, *map(self._prepare_input, beside)), labels
 
 
-def logits_and_sources(predictions: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """What `PredictingTrainer.predict` gives, in the order of the data; without sources, in its own."""
+def logits_and_sources(predictions: Any) -> tuple[Any, np.ndarray | None]:
+    """What `PredictingTrainer.predict` gives, in the order of the data; without sources, in its own.
+
+    Where samples have positions, each has logits of its own length, `(positions, classes)`.
+    """
     if not isinstance(predictions, tuple):
         return np.asarray(predictions), None
-    logits, sources = predictions
+    logits, sources, *positions = predictions
     # Workers read the files of a stream in turn.
     sources, order = np.unique(sources, return_index=True)
-    return logits[order], sources
+    if not positions:
+        return logits[order], sources
+    # `Trainer` pads them to the longest.
+    return [logits[index, : positions[0][index]] for index in order], sources

@@ -109,7 +109,7 @@ def distillation_loss(
             too.
 
     Returns:
-        A number in fp32, 0 where the logits are equal.
+        A number in fp32, 0 where the logits are equal, or there are none.
 
     Raises:
         ValueError: if the logits are not of one shape `(B, C)`.
@@ -125,7 +125,8 @@ def distillation_loss(
         student, teacher = student.flatten(0, 1), teacher.flatten(0, 1)
     else:
         student, teacher = log_softmax(student, dim=-1), log_softmax(teacher, dim=-1)
-    return temperature**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)
+    total = kl_div(student, teacher, reduction="sum", log_target=True)
+    return temperature**2 * total / max(student.shape[0], 1)
 
 
 class HfLamTrainer(Trainer):
@@ -143,13 +144,14 @@ class HfLamTrainer(Trainer):
     - A checkpoint of a stock model is restored in full, also where its file has names of older releases (ViT).
     - Training ends with an error at a loss that is NaN or infinite; `Trainer` goes on, and logs it as 0.
     - Samples without a text have the length 0 where batches are grouped by length.
+    - Labels that are NaN are not counted where a loss is a share of all labels of a step.
 
     Args:
         *args: what `Trainer` takes; `args` may be plain `TrainingArguments`, which have the defaults of
             [`HfLamTrainingArguments`].
-        teacher: a classification model with the same labels. It is put into evaluation mode and on the device of the
-            training, its parameters get no gradients, and it is neither saved nor wrapped. It gets the inputs that its
-            `forward` names, without the labels.
+        teacher: a model with the same labels, which classifies samples or tokens, as the model does. It is put into
+            evaluation mode and on the device of the training, its parameters get no gradients, and it is neither saved
+            nor wrapped. It gets the inputs that its `forward` names, without the labels.
         **kwargs: likewise.
 
     Raises:
@@ -266,15 +268,14 @@ class HfLamTrainer(Trainer):
         """`Trainer.compute_loss`, and in training the teacher's share of it."""
         if self.teacher is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        for_teacher = self._inputs_of(self.teacher, inputs)
+        for_teacher, labels = self._inputs_of(self.teacher, inputs), inputs.get("labels")
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         with torch.no_grad(), self.accelerator.autocast():
             teacher_logits = self.teacher(**for_teacher).logits
         # Known after the first loss at the latest, where a model tells it from its labels.
         is_multi_label = unwrap_peft_model(self.model).config.problem_type == "multi_label_classification"
-        term = distillation_loss(
-            outputs.logits, teacher_logits, self._option("distillation_temperature"), is_multi_label
-        )
+        pair = _at_labels(outputs.logits, teacher_logits, labels)
+        term = distillation_loss(*pair, self._option("distillation_temperature"), is_multi_label)
         if self.compute_loss_func is not None:
             # Its loss is one share of the accumulated batch already, and `training_step` divides no more.
             term = term / self.current_gradient_accumulation_steps
@@ -284,7 +285,7 @@ class HfLamTrainer(Trainer):
 
     def _inputs_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What of a batch `model` takes, without labels."""
-        known = inspect.signature(type(model).forward).parameters
+        known = {*inspect.signature(type(model).forward).parameters, *_more_arguments(model)}
         return {
             name: value
             for name, value in inputs.items()
@@ -292,6 +293,10 @@ class HfLamTrainer(Trainer):
         }
 
     # --- the loss ----------------------------------------------------------------------------------------------------
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """`Trainer`'s, which takes only -100 for no label; here, NaN is none either."""
+        return super()._get_num_items_in_batch([_without_nan(batch) for batch in batch_samples], device)
 
     def take_loss_for_a_mean(self) -> None:
         """Divide the loss of a stock model by the accumulation steps, as that of a converted one is.
@@ -526,6 +531,32 @@ def _trained_mechanisms(model: Any) -> list[nn.Parameter]:
     ]
 
 
+def _more_arguments(model: Any) -> list[str]:
+    """What a fusion model takes besides the arguments that the `forward` of its class names: its features."""
+    # By what it has: it may be of another copy of the code.
+    arguments_of = getattr(getattr(model, "config", None), "modality_arguments", None)
+    if arguments_of is None:
+        return []
+    return [key for name in model.config.modalities for key in (*arguments_of(name).names, f"has_{name}")]
+
+
+def _without_nan(batch: Any) -> Any:
+    """A batch whose labels, if they are numbers, say -100 where they are NaN, for counting alone."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if not isinstance(labels, Tensor) or not labels.is_floating_point():
+        return batch
+    return {**batch, "labels": torch.where(labels.isnan(), -100, 0)}
+
+
+def _at_labels(student: Tensor, teacher: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The logits of both as `(N, C)`: of tokens, those that have a label."""
+    if student.ndim != 3 or student.shape != teacher.shape or labels is None:
+        return student, teacher
+    is_known = ~labels.isnan() if labels.is_floating_point() else labels != -100
+    is_known = is_known.all(-1) if is_known.ndim == 3 else is_known
+    return student[is_known], teacher[is_known]
+
+
 def _check_teacher(student: Any, teacher: Any) -> None:
     if not isinstance(teacher, PreTrainedModel):
         raise TypeError(
@@ -538,6 +569,11 @@ def _check_teacher(student: Any, teacher: Any) -> None:
         raise ValueError(
             "the teacher shares parameters with the model, so it would change with it. hf_lam.convert does that with "
             "a loaded model: load the teacher once more, or give convert a copy.deepcopy of it."
+        )
+    if "labels" not in inspect.signature(type(student).forward).parameters:
+        raise ValueError(
+            f"a teacher is for classification, and {type(student).__name__} has no labels. Leave the teacher out, or "
+            "train a head that has classes."
         )
     ours: Any = student.config
     theirs: Any = teacher.config

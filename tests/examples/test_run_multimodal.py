@@ -371,9 +371,9 @@ def test_from_scratch_takes_the_sizes_alone(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "give --model_name_or_path, a saved fusion model, or the encoders"),
-        ({"model_name_or_path": "a", "text_model": "b"}, "give --model_name_or_path, a saved fusion model, or the"),
-        ({"model_name_or_path": "a", "fusion_config": "{}"}, "change a saved fusion model with --config_overrides"),
+        ({}, "give --model_name_or_path, a saved fusion model, or what to make one of: the encoders --text_model"),
+        ({"model_name_or_path": "a", "text_model": "b"}, "give --model_name_or_path, a saved fusion model, or what"),
+        ({"model_name_or_path": "a", "fusion_config": "{}"}, "change a saved one with --config_overrides"),
         ({"text_model": "a", "config_overrides": '{"hidden_size": 8}'}, "--config_overrides is for --model_name_or"),
         ({"text_model": "a", "model_revision": "v2"}, "--model_revision is for --model_name_or_path"),
         ({"text_model": "a", "fusion_config": '{"num_layers": 2}'}, "--fusion_config has no option num_layers, only"),

@@ -15,8 +15,15 @@ from sklearn.metrics import average_precision_score, f1_score
 from transformers import EvalPrediction
 
 from helpers.processes import run_code
-from hf_lam.training import F1, Accuracy, MeanAveragePrecision, classification_metrics
-from hf_lam.training.metrics import mean_average_precision
+from hf_lam.training import (
+    F1,
+    Accuracy,
+    MeanAveragePrecision,
+    classification_metrics,
+    regression_metrics,
+    retrieval_metrics,
+)
+from hf_lam.training.metrics import mean_average_precision, ranks_of
 
 PREDICTED, TRUE = [0, 1, 2, 1, 0], [0, 1, 1, 1, 2]
 ROWS = [[1, 0, 1], [0, 1, 0]], [[1, 0, 1], [0, 0, 1]]
@@ -228,3 +235,102 @@ def test_multi_label_for_a_trainer(classes: int, cache: Path) -> None:
     with pytest.raises(ValueError, match="none of the"):
         compute(EvalPrediction(logits, np.zeros_like(labels)))
     assert not cache.exists()
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_of_tokens_are_those_of_the_labelled_ones() -> None:
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(3, 4, 5)), generator.integers(0, 5, (3, 4))
+    labels[0, 2:], labels[2] = -100, -100
+    known = labels != -100
+    metrics = classification_metrics(is_multi_label=False)
+    assert metrics(EvalPrediction(logits, labels)) == metrics(EvalPrediction(logits[known], labels[known]))
+    many = (generator.random((3, 4, 5)) > 0.5).astype(float)
+    many[0, 2:], many[1, 1, 0] = np.nan, np.nan  # a class that is not known: the token is left out
+    known = ~np.isnan(many).any(-1)
+    metrics = classification_metrics(is_multi_label=True)
+    assert metrics(EvalPrediction(logits, many)) == metrics(EvalPrediction(logits[known], many[known]))
+
+
+def test_numbers_of_tokens_may_be_those_that_trainer_pads_with() -> None:
+    predicted = np.array([[[1.0], [-3.0], [-100.0]], [[-98.0], [2.0], [5.0]]])
+    true = np.array([[2.0, np.nan, -100.0], [-100.0, 2.0, 4.0]])
+    found = regression_metrics(EvalPrediction(predicted, true))
+    expected = regression_metrics(EvalPrediction(np.array([1.0, -98.0, 2.0, 5.0]), np.array([2.0, -100.0, 2.0, 4.0])))
+    assert found == expected and found["mae"] == pytest.approx((1 + 2 + 0 + 1) / 4)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (np.zeros((2, 3, 2)), np.full((2, 3), -100), "none of the 6 tokens has a label"),
+        (np.zeros((2, 3, 2)), np.zeros((2, 4), int), r"labels of tokens must be \(2, 3\).*got \(2, 4\)"),
+    ],
+)
+def test_what_metrics_of_tokens_refuse(logits: Any, labels: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        classification_metrics(is_multi_label=False)(EvalPrediction(logits, labels))
+
+
+# --- retrieval -------------------------------------------------------------------------------------------------------
+
+
+def both_sides(first: Any, second: Any, *more: Any) -> EvalPrediction:
+    return EvalPrediction((np.asarray(first, dtype=np.float32), np.asarray(second, dtype=np.float32), *more), None)
+
+
+def test_retrieval_by_hand() -> None:
+    # Ranks of the own: 1, 2, 1 from the first side, and 1, 2, 2 from the second.
+    first = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    second = [[1, 0.9, 0], [0, 0.8, 0], [0, 0, 1]]
+    found = retrieval_metrics(both_sides(first, second))
+    assert found["first_to_second_r@1"] == pytest.approx(2 / 3)
+    assert found["first_to_second_r@5"] == found["second_to_first_r@10"] == 1.0
+    assert found["first_to_second_median_rank"] == 1.0
+    assert found["second_to_first_r@1"] == 1.0
+    assert set(found) == {
+        f"{direction}_{metric}"
+        for direction in ("first_to_second", "second_to_first")
+        for metric in ("r@1", "r@5", "r@10", "median_rank")
+    }
+
+
+def test_samples_without_a_side_are_left_out_of_retrieval() -> None:
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(size=(2, 20, 6))
+    expected = retrieval_metrics(both_sides(first, second))
+    more_first = np.concatenate([first, np.zeros((2, 6)), generator.normal(size=(1, 6))])
+    more_second = np.concatenate([second, generator.normal(size=(2, 6)), np.zeros((1, 6))])
+    assert retrieval_metrics(both_sides(more_first, more_second, "more outputs")) == expected
+
+
+def test_one_embedding_for_everything_finds_nothing() -> None:
+    vector = np.random.default_rng(0).normal(size=7)
+    same = np.tile(vector, (30, 1))
+    found = retrieval_metrics(both_sides(same, same))
+    assert found["first_to_second_r@10"] == 0.0
+    assert found["second_to_first_median_rank"] == 30.0
+
+
+def test_ranks_do_not_depend_on_how_many_rows_are_compared_at_a_time() -> None:
+    first, second = np.random.default_rng(0).normal(size=(2, 50, 4))
+    expected = (first @ second.T >= (first * second).sum(1)[:, None] - 1e-12).sum(1)
+    for rows in (1, 7, 1024):
+        np.testing.assert_array_equal(ranks_of(first, second, rows), expected)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ([[1, 0]], [[1, 0, 0]], r"one shape \(samples, size\), got \(1, 2\) and \(1, 3\)"),
+        ([[np.nan, 0]], [[1, 0]], "NaN or infinite"),
+        ([[1, 0], [0, 0]], [[0, 0], [0, 1]], "none of the 2 samples has both sides"),
+    ],
+)
+def test_what_retrieval_refuses(first: Any, second: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        retrieval_metrics(both_sides(first, second))
+    with pytest.raises(ValueError, match="embeddings of both sides"):
+        retrieval_metrics(EvalPrediction(np.zeros((2, 3)), None))

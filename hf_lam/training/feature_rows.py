@@ -1,0 +1,204 @@
+"""The rows of a data set, made ready for the encoders whose outputs are cached."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from ..modeling.configuration_hf_lam_fusion import ModalityArguments, feature_arguments
+from .collators import FusionCollator, has_modality
+from .feature_shards import FeatureFolder
+
+
+class Batch(NamedTuple):
+    """Rows that are ready for the encoders.
+
+    number: of the first row.
+    size: how many rows there are.
+    inputs: of every modality, which of the rows have it, and what the encoder is called with.
+    kept: what else is written of every row.
+    first: the hash of the first row, where a shard begins with it.
+    """
+
+    number: int
+    size: int
+    inputs: dict[str, tuple[list[int], dict[str, torch.Tensor]]]
+    kept: list[dict[str, Any]]
+    first: str | None
+
+
+class RowReader:
+    """Makes batches for the encoders out of rows; workers get a copy."""
+
+    def __init__(
+        self,
+        transform: Callable[[Any], Mapping[str, Any]] | None,
+        collator: FusionCollator,
+        cached: Mapping[str, ModalityArguments],
+        others: Mapping[str, ModalityArguments],
+        keep: list[str] | None,
+        shard_size: int,
+    ) -> None:
+        self.transform = transform
+        self.collator = collator
+        self.cached = cached
+        self.others = others
+        self.keep = keep
+        self.shard_size = shard_size
+
+    def __call__(self, numbered: Sequence[tuple[int, Any]]) -> Batch:
+        number = numbered[0][0]
+        samples = [self._sample(row, index) for index, row in numbered]
+        if number == 0:
+            self._check_first(samples)
+        inputs = {}
+        for name, arguments in self.cached.items():
+            rows = [index for index, sample in enumerate(samples) if has_modality(sample, name, arguments)]
+            if rows:
+                given = [{key: samples[row][key] for key in arguments.names if key in samples[row]} for row in rows]
+                inputs[name] = (rows, dict(self.collator(given)))
+        kept = [{key: value for key, value in sample.items() if self._is_kept(key)} for sample in samples]
+        first = None if number % self.shard_size else self._hash(samples[0])
+        return Batch(number, len(samples), inputs, kept, first)
+
+    def hash_row(self, row: Any, index: int) -> str:
+        """The hash of what is read of a row."""
+        return self._hash(self._sample(row, index))
+
+    def _sample(self, row: Any, index: int) -> Mapping[str, Any]:
+        sample = row if self.transform is None else self.transform(row)
+        if not isinstance(sample, Mapping):
+            by = "" if self.transform is None else "what transform makes of "
+            raise TypeError(f"{by}row {index} of the data set must be a mapping, got {type(sample).__name__}.")
+        return sample
+
+    def _names(self, modalities: Mapping[str, ModalityArguments]) -> set[str]:
+        return {key for name, arguments in modalities.items() for key in (*arguments.names, f"has_{name}")}
+
+    def _is_kept(self, key: str) -> bool:
+        if key in self._names(self.cached):
+            return False
+        return self.keep is None or key in self.keep or key in self._names(self.others)
+
+    def _hash(self, sample: Mapping[str, Any]) -> str:
+        digest = hashlib.sha256()
+        for key in sorted(sample):
+            if self._is_kept(key) or key in self._names(self.cached):
+                digest.update(key.encode())
+                _hash_value(digest, sample[key])
+        return digest.hexdigest()
+
+    def _check_first(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        found = {key for sample in samples for key in sample}
+        inputs = [arguments.values for arguments in (*self.cached.values(), *self.others.values())]
+        if found.isdisjoint(inputs):
+            raise ValueError(
+                f"the rows have {', '.join(sorted(found))}, and nothing that the model takes ({', '.join(inputs)}). "
+                "Give transform=, which makes that out of a row, with the model's processor for example."
+            )
+        made = {feature_arguments(name).values for name in self.cached}
+        taken = sorted(key for key in found & made if self._is_kept(key))
+        if taken:
+            raise ValueError(f"the rows have {', '.join(taken)} already; rename it, or leave it out of keep_columns.")
+        cached = sorted(self._names(self.cached) & set(self.keep or ()))
+        if cached:
+            raise ValueError(f"keep_columns has {', '.join(cached)}, in whose place there will be features.")
+        lacking = sorted(set(self.keep or ()) - found)
+        if lacking:
+            raise ValueError(f"keep_columns has {', '.join(lacking)}; the rows have {', '.join(sorted(found))}.")
+
+
+class _Rows(torch.utils.data.Dataset):
+    """A data set whose rows come with their numbers."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, self.rows[index]
+
+
+def has_index(rows: Any) -> bool:
+    # Streams of torch inherit an index that they do not have, and may say how long they are.
+    return (
+        not isinstance(rows, torch.utils.data.IterableDataset)
+        and hasattr(rows, "__getitem__")
+        and hasattr(rows, "__len__")
+    )
+
+
+def length_of(rows: Any) -> int | None:
+    try:
+        return len(rows)
+    except TypeError:  # a stream
+        return None
+
+
+def read_batches(
+    folder: FeatureFolder, rows: Any, reader: RowReader, batch_size: int, num_workers: int
+) -> Iterator[Batch]:
+    """The batches that are not yet in the folder. None has rows of two shards."""
+    done, shard_size = folder.rows, reader.shard_size
+    starts = {shard * shard_size: shard for shard in range(len(folder.shards))}
+    if has_index(rows):
+        for index, shard in starts.items():
+            folder.check_first(shard, reader.hash_row(rows[index], index))
+        numbers = (
+            list(range(start, min(start + batch_size, first + shard_size, len(rows))))
+            for first in range(done, len(rows), shard_size)
+            for start in range(first, min(first + shard_size, len(rows)), batch_size)
+        )
+        loader: Any = DataLoader(
+            _Rows(rows),
+            batch_sampler=numbers,
+            collate_fn=reader,
+            num_workers=num_workers,
+        )
+        yield from loader
+        return
+    ready: list[tuple[int, Any]] = []
+    for index, row in enumerate(rows):
+        if index in starts:
+            folder.check_first(starts[index], reader.hash_row(row, index))
+        if folder.is_complete:
+            return
+        if index < done:
+            continue
+        ready.append((index, row))
+        if len(ready) == batch_size or (index + 1) % shard_size == 0:
+            yield reader(ready)
+            ready = []
+    if ready:
+        yield reader(ready)
+
+
+def _hash_value(digest: Any, value: Any) -> None:
+    """Add a value to a hash: the same for a list, an array and a tensor of the same numbers."""
+    if isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            digest.update(str(key).encode())
+            _hash_value(digest, value[key])
+        return
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind in "fiub":
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array, dtype="f8" if array.dtype.kind == "f" else "i8"))
+    elif isinstance(value, (list, tuple)) and array.dtype.kind == "O":
+        digest.update(str(len(value)).encode())
+        for item in value:
+            _hash_value(digest, item)
+    elif array.dtype.kind == "O":  # None, or something whose text would say where in memory it lies
+        digest.update(type(value).__name__.encode())
+    else:
+        digest.update(str(array.tolist()).encode())

@@ -1,0 +1,82 @@
+"""The labels of a batch: one for each sample, or one for each of its places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..modeling.sample_padding_hf_lam import pad_samples
+from ..modeling.samples_hf_lam import is_missing
+from ..modeling.vectors_hf_lam import as_numbers
+
+# What samples may call them.
+LABELS = ("labels", "label", "label_ids")
+# What transformers' losses leave out; NaN among numbers.
+_IGNORED = -100
+
+
+def read_labels(samples: Sequence[Mapping[str, Any]]) -> list[np.ndarray] | None:
+    """The labels of every sample; `None` if no sample has any.
+
+    Raises:
+        ValueError: if only some have them, or if they are no numbers.
+    """
+    values = [next((sample[key] for key in LABELS if not _is_nothing(sample.get(key))), None) for sample in samples]
+    given = [value for value in values if value is not None]
+    if not given:
+        return None
+    if len(given) != len(values):
+        raise ValueError(f"{len(given)} of {len(values)} samples have labels; all must have them, or none.")
+    try:
+        return [as_numbers(value) for value in given]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"labels must be numbers; {error}.") from error
+
+
+def pad_labels(
+    labels: Sequence[np.ndarray], lengths: Sequence[int | None], length: int, is_left: bool
+) -> torch.Tensor:
+    """The labels of a batch.
+
+    Args:
+        labels: of each sample; of those of its places, the first axis is that of the places.
+        lengths: how many places of each sample are labelled; `None` where nothing says so.
+        length: how many the batch has; 0 if the longest labels say that.
+        is_left: whether its padding comes before the labels.
+
+    Raises:
+        ValueError: if they are of several shapes otherwise, or more than there are places.
+    """
+    filled = [array for array in labels if array.size] or list(labels)
+    is_float = any(array.dtype.kind == "f" for array in filled)
+    # Of a sample without any place, nothing but this is known.
+    rows = [
+        (array if array.size else np.zeros((0, *filled[0].shape[1:]))).astype(np.float32 if is_float else np.int64)
+        for array in labels
+    ]
+    if not filled[0].ndim:
+        shapes = sorted({row.shape for row in rows})
+        if len(shapes) > 1:
+            raise ValueError(f"the labels of a batch must have one shape, got {shapes}.")
+        return torch.from_numpy(np.stack(rows))
+    # Tokens that stand for the whole of a modality have no labels.
+    unlabelled = [count - len(row) for row, count in zip(rows, lengths, strict=True) if count is not None and len(row)]
+    if unlabelled and min(unlabelled) < 0:
+        raise ValueError(f"a sample has {-min(unlabelled)} labels more than places that are labelled.")
+    padded, _ = pad_samples(
+        "the labels",
+        rows,
+        0,
+        length - min(unlabelled) if unlabelled and length else 0,
+        float("nan") if is_float else _IGNORED,
+        is_left,
+    )
+    return padded
+
+
+def _is_nothing(value: Any) -> bool:
+    """An empty list of labels is that of a sample without places."""
+    return is_missing(value) and not hasattr(value, "__len__")
