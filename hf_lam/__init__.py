@@ -54,7 +54,12 @@ if TYPE_CHECKING:
         HfLamViTForMaskedImageModeling,
         HfLamViTModel,
     )
-    from .modeling.modeling_hf_lam_fusion import HfLamFusionForSequenceClassification, HfLamFusionModel
+    from .modeling.modeling_hf_lam_fusion import (
+        HfLamFusionForEmbedding,
+        HfLamFusionForSequenceClassification,
+        HfLamFusionForTokenClassification,
+        HfLamFusionModel,
+    )
     from .modeling.processing_hf_lam import HfLamFusionProcessor
     from .parameters import freeze_host, mechanism_parameters
     from .stt.attention2d import SttAttention2d
@@ -71,7 +76,9 @@ __all__ = [
     "HfLamBertForTokenClassification",
     "HfLamBertModel",
     "HfLamFusionConfig",
+    "HfLamFusionForEmbedding",
     "HfLamFusionForSequenceClassification",
+    "HfLamFusionForTokenClassification",
     "HfLamFusionModel",
     "HfLamFusionProcessor",
     "HfLamViTConfig",

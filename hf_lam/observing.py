@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .modeling.attention_pass_hf_lam import MODALITY_TOKENS, Observer
 from .modeling.hosts_facts_hf_lam import is_fusion
-from .modeling.hosts_hf_lam import ModalityTokens
 from .modeling.injection_hf_lam import InjectedEncoder, injection_of
 from .modeling.mechanism_hf_lam import Attention
-from .modeling.padding_hf_lam import valid_tokens
+from .modeling.padding_hf_lam import dense_padding, valid_tokens
 
 
 @contextmanager
@@ -46,16 +46,33 @@ def observing(base: InjectedEncoder, wrap: Observer) -> Iterator[None]:
         injection.observers = tuple(other for other in injection.observers if other is not wrap)
 
 
+class FusedTokens(NamedTuple):
+    """The tokens of a fusion model's layers in one forward pass.
+
+    lengths: tokens of each modality, in their order; 0 for one that the batch does not have.
+    counts: `(B, L)` bool, which of them count: they are not padding, and of a modality that the sample has.
+    """
+
+    lengths: tuple[int, ...]
+    counts: Tensor
+
+
 @contextmanager
-def modality_tokens_of(base: Any) -> Iterator[list[ModalityTokens]]:
+def fused_tokens_of(base: Any) -> Iterator[list[FusedTokens]]:
     """Note what the tokens of a fusion model's layers are in every forward pass; for other models nothing comes in.
 
     It needs no mechanisms, and no layers: late fusion has none.
     """
-    found: list[ModalityTokens] = []
+    found: list[FusedTokens] = []
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(kwargs[MODALITY_TOKENS])
+        hidden_states, mask = args
+        batch, length, _ = hidden_states.shape
+        # As the queries and keys of one head. Encoders shorten masks in ways of their own: this one has all of that.
+        padding = dense_padding(mask, hidden_states[:, None], hidden_states[:, None])
+        everything = torch.ones(batch, length, dtype=torch.bool, device=hidden_states.device)
+        counts = everything if padding is None else valid_tokens(padding, batch, length)
+        found.append(FusedTokens(kwargs[MODALITY_TOKENS].lengths, counts))
 
     stacks = [base.encoder] if is_fusion(base.config) else []
     handles = [stack.register_forward_pre_hook(enter, with_kwargs=True) for stack in stacks]

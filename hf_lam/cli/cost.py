@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
     from ..flops import CostReport
 
 EPILOG = epilog(
-    ["hf-lam cost ./my-model --batch-size 8", "hf-lam cost google/vit-base-patch16-224 --json"],
+    [
+        "hf-lam cost ./my-model --batch-size 8",
+        "hf-lam cost google/vit-base-patch16-224 --json",
+        "hf-lam cost ./my-fusion-model --length text=20 --length clips=75",
+    ],
     {CHECK_FAILED: "formula and count are not equal, or the model could not run"},
 )
 
@@ -41,6 +46,15 @@ def cost(
     bottleneck_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of the bottleneck (MBT) that the views are compared with.")
     ] = 4,
+    length: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=N",
+            help="Tokens of the text, vectors of features, or samples of plain sound, by the name of the modality; "
+            "as many as the model can take unless given, 32 vectors or a second of sound without a limit. May be "
+            "repeated.",
+        ),
+    ] = None,
     mechanism: Elsewhere = None,
     revision: Revision = None,
     as_json: AsJson = False,
@@ -57,11 +71,13 @@ def cost(
     from ..flops import example_inputs
     from ..mechanism_options import find_mechanisms
 
+    lengths = _read_lengths(length or [])
     find_mechanisms("--mechanism", mechanism or [])
     source = model_source(model)
     with stdout_for(as_json), working(f"Counting the FLOPs of {model}", has_bars=not is_local(source)):
         encoder = random_model(load_config(source, revision))
-        report = cost_of(encoder, example_inputs(encoder, batch_size), bottleneck_tokens=bottleneck_tokens)
+        inputs = example_inputs(encoder, batch_size, lengths=lengths)
+        report = cost_of(encoder, inputs, bottleneck_tokens=bottleneck_tokens)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -71,6 +87,16 @@ def cost(
         console.print(_cost_lines(report), markup=False, highlight=False, soft_wrap=True)
     if not report.agrees:
         raise typer.Exit(CHECK_FAILED)
+
+
+def _read_lengths(given: Iterable[str]) -> dict[str, int]:
+    lengths = {}
+    for pair in given:
+        name, _, number = pair.partition("=")
+        if not (name and number.isdecimal()):
+            raise ValueError(f"--length {pair!r} must be the name of a modality and a number, such as text=20.")
+        lengths[name] = int(number)
+    return lengths
 
 
 def _cost_table(report: CostReport) -> Table:

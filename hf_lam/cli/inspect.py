@@ -20,7 +20,6 @@ from .common import (
     epilog,
     is_local,
     load_config,
-    load_processor,
     loading_weights,
     model_source,
     print_json,
@@ -29,6 +28,7 @@ from .common import (
     stdout_for,
     working,
 )
+from .given_inputs import GivenInputs, inputs_for, read_pairs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,6 +43,7 @@ EPILOG = epilog(
         "hf-lam inspect me/bert-lam --text 'Who wrote it?' --text-pair 'She did.' --output ./pictures",
         "hf-lam inspect ./vit-stt --image cat.png --output ./pictures --format svg",
         "hf-lam inspect ./bert-views --layer 3",
+        "hf-lam inspect ./fusion --text 'It is great.' --features clips=clips.npy",
     ],
     {
         CHECK_FAILED: "the model could not be loaded, or did not run",
@@ -67,6 +68,7 @@ class Inspection:
     version: of the hf_lam that saved the model; None without mechanisms.
     mechanisms: their options by name, as in `config.json`.
     parameters: of the whole model.
+    modalities: of a fusion model, what each of them is, in words.
     inputs: what the masks and pictures are of: `example`, or the names of the inputs that were given; None for none.
     layers: the facts of each; one that it does not have is None, and so is one that all layers share.
     shared_mask: the facts of what all layers share, where they share something.
@@ -80,6 +82,7 @@ class Inspection:
     mechanisms: dict[str, Any]
     parameters: int
     mechanism_parameters: int
+    modalities: dict[str, str] = field(default_factory=dict)
     inputs: str | None = None
     layers: list[Layer] = field(default_factory=list)
     shared_mask: Layer | None = None
@@ -98,6 +101,14 @@ def inspect(
     ] = None,
     text: Annotated[str | None, typer.Option(help="Look at the model with this text.")] = None,
     text_pair: Annotated[str | None, typer.Option(help="The second text of a pair.")] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE.npy",
+            help="Look at the model with these vectors of one of its modalities, an array (vectors, size). May be "
+            "repeated.",
+        ),
+    ] = None,
     layer: Annotated[int | None, typer.Option(min=0, help="Show this layer alone, head by head.")] = None,
     mechanism: Elsewhere = None,
     revision: Revision = None,
@@ -105,8 +116,9 @@ def inspect(
 ) -> None:
     """Show the mechanisms of a model, layer by layer, and write pictures of them.
 
-    It reads the weights with the classes of this hf_lam; code in a repository is never run. Without --text and
-    --image, masks are those of an example of the model's size: a repeated token, or a black image.
+    It reads the weights with the classes of this hf_lam; code in a repository is never run. Without --text, --image
+    and --features, masks are those of an example of the model's size: a repeated token, a black image, or vectors of
+    zeros.
 
     For private models, log in with `hf auth login`, or set HF_TOKEN.
     """
@@ -120,12 +132,13 @@ def inspect(
         place = next(path for path in (output, *output.absolute().parents) if path.exists())
         if not place.is_dir():
             raise ValueError(f"--output {str(output)!r}: {str(place)!r} is a file; the pictures need a folder.")
+    files = read_pairs(features or [])
     find_mechanisms("--mechanism", mechanism or [])
     source = model_source(model)
     with stdout_for(as_json), working(f"Inspecting {model}", has_bars=not is_local(source)):
         config = load_config(source, revision)
         if isinstance(config, HfLamConfigMixin) and config.hf_lam is not None:
-            given = _Given(text, text_pair, image)
+            given = GivenInputs(text, text_pair, image, files)
             found = _inspect(model, source, config, revision, given, output, format.value, layer)
         else:
             found = _without_mechanisms(model, config)
@@ -139,28 +152,29 @@ def inspect(
     console.print(_tail_lines(found), markup=False, highlight=False, soft_wrap=True, end="")
 
 
-@dataclass(frozen=True)
-class _Given:
-    """The inputs on the command line."""
-
-    text: str | None
-    text_pair: str | None
-    image: Path | None
-
-
 def _without_mechanisms(name: str, config: PreTrainedConfig) -> Inspection:
     import torch
     import transformers
 
     import hf_lam
 
+    from ..modeling.hosts_facts_hf_lam import is_fusion
+
     # What a repository names may be anything: only a class for this configuration is called.
     named = [getattr(package, kind, None) for kind in config.architectures or () for package in (hf_lam, transformers)]
     fits: Any = [found for found in named if getattr(found, "config_class", None) is type(config)]
     with torch.device("meta"):
         model = fits[0](config) if fits else random_model(config)
-    notes = ["it has no mechanisms of hf_lam; see hf-lam convert"]
-    return Inspection(name, type(model).__name__, None, {}, model.num_parameters(), 0, notes=notes)
+    notes = [f"it has no mechanisms of hf_lam; see {'hf_lam.inject' if is_fusion(config) else 'hf-lam convert'}"]
+    return Inspection(
+        name, type(model).__name__, None, {}, model.num_parameters(), 0, _modalities_of(model), notes=notes
+    )
+
+
+def _modalities_of(model: Any) -> dict[str, str]:
+    from ..hub.modalities import modalities_in
+
+    return {modality.name: str(modality) for modality in modalities_in(model)}
 
 
 def _inspect(
@@ -168,7 +182,7 @@ def _inspect(
     source: str,
     config: PreTrainedConfig,
     revision: str | None,
-    given: _Given,
+    given: GivenInputs,
     output: Path | None,
     format: str,
     only_layer: int | None,
@@ -184,7 +198,7 @@ def _inspect(
     if only_layer is not None and only_layer >= layers:
         raise ValueError(f"--layer {only_layer}: the model has {layers} layers with mechanisms, from 0.")
     facts = list_facts(base)
-    inputs, kind, tokens = _inputs_for(model, base, source, config, revision, given, notes)
+    inputs, kind, tokens = inputs_for(model, base, source, config, revision, given, notes)
     of_inputs = [] if inputs is None else list_facts_of(model, base, inputs)
     for of_layer, added in zip(facts, of_inputs, strict=False):
         for mechanism, values in added.items():
@@ -203,6 +217,7 @@ def _inspect(
         mechanisms={key: options for key, options in block.items() if key != "version"},
         parameters=model.num_parameters(),
         mechanism_parameters=sum(parameter.numel() for parameter in mechanism_parameters(model)),
+        modalities=_modalities_of(model),
         inputs=kind,
         layers=rows if only_layer is None else [rows[only_layer]],
         shared_mask=shared,
@@ -231,85 +246,6 @@ def _load(source: str, config: Any, revision: str | None) -> Any:
         raise RuntimeError(
             f"the weights of {source!r} do not fit its config.json; `hf-lam verify {source}` lists where."
         ) from error
-
-
-# --- Inputs ----------------------------------------------------------------------------------------------------------
-
-
-def _inputs_for(
-    model: Any,
-    base: InjectedEncoder,
-    source: str,
-    config: PreTrainedConfig,
-    revision: str | None,
-    given: _Given,
-    notes: list[str],
-) -> tuple[dict[str, Any] | None, str | None, list[str] | None]:
-    """A batch of one, what it is, and for a model of text alone its tokens; None if no example can be made.
-
-    Raises:
-        ValueError: if the model does not take what was given, or has no processor to prepare it.
-    """
-    from ..flops import example_inputs
-    from ..modeling.hosts_facts_hf_lam import is_fusion
-    from ..modeling.injection_hf_lam import injection_of
-
-    names = [name for name, value in (("text", given.text), ("image", given.image)) if value is not None]
-    try:
-        example = example_inputs(model)
-    except ValueError as error:
-        example = {}
-        if not names:
-            notes.append(f"no example was made, so masks and maps are left out: {error}")
-            return None, None, None
-    if not names:
-        return example, "example", None
-    _check_taken(model, names)
-    processor = load_processor(source, model, revision)
-    if processor is None:
-        raise ValueError(f"{source!r} has no tokenizer or processor, which --{' and --'.join(names)} needs.")
-    options: dict[str, Any] = {"return_tensors": "pt"}
-    if given.text is not None:
-        length = example["input_ids"].shape[-1] if "input_ids" in example else None
-        # A pair in two arguments is what tokenizers take, a tuple what the processor of a fusion model takes.
-        pair = (given.text, given.text_pair)
-        if is_fusion(config):
-            options["text"] = given.text if given.text_pair is None else pair
-        else:
-            options |= {"text": given.text, "text_pair": given.text_pair}
-        options |= {"truncation": True, "max_length": length}
-        if any(config.exact_tokens is not None for config in injection_of(base).configs.values()):
-            options["padding"] = "max_length"
-    if given.image is not None:
-        options["images"] = _read_image(given.image)
-    inputs = dict(processor(**options))
-    tokens = None
-    if "input_ids" in inputs and not is_fusion(config):
-        tokens = processor.convert_ids_to_tokens(inputs["input_ids"][0])
-        if "MultipleChoice" in type(model).__name__:
-            inputs = {name: tensor.unsqueeze(1) for name, tensor in inputs.items()}
-    return inputs, " and ".join(names), tokens
-
-
-def _check_taken(model: Any, names: list[str]) -> None:
-    from ..hub.processors import modalities_of
-
-    taken = modalities_of(model)
-    strange = [name for name in names if name not in taken]
-    if strange:
-        raise ValueError(f"--{strange[0]}: {type(model).__name__} takes {' and '.join(taken)}, no {strange[0]}.")
-
-
-def _read_image(path: Path) -> Any:
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise ImportError('--image needs Pillow. Run `pip install "hf-lam[image]"`.') from error
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"--image {str(path)!r} cannot be read as an image: {error}") from error
 
 
 # --- Layers ----------------------------------------------------------------------------------------------------------
@@ -360,6 +296,7 @@ def _head_lines(found: Inspection) -> str:
     saved = f", saved by hf_lam {found.version}" if found.version is not None else ""
     added = f", {found.mechanism_parameters:,} of them of hf_lam" if found.mechanisms else ""
     lines = [f"{found.model}: {found.model_class}{saved}", f"{found.parameters:,} parameters{added}"]
+    lines += [f"{name}: {what}" for name, what in found.modalities.items()]
     in_table = {fact for layer in found.layers for fact in layer if isinstance(layer[fact], list)}
     for name, options in found.mechanisms.items():
         shown = {key: value for key, value in options.items() if value not in (None, False) and key not in in_table}

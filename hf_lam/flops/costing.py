@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from ..modeling.hosts_hf_lam import head_size_of
 from ..modeling.injection_hf_lam import injected_encoders
 from ..modeling.mechanism_hf_lam import SegmentSize
-from ..observing import modality_tokens_of
+from ..observing import fused_tokens_of
 from ..parameters import mechanism_parameters
 from .counting import Rectangle, count_attention
 from .forward import LayerCount, count_forward
@@ -32,7 +33,8 @@ def cost(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None, *, bot
 
     A model without attention views has no segments, and `full` alone, or with a pure STT `full` and `own`. In a fusion
     model, attention is that of the fusion layers, and the segments are the modalities, also without views; `flops`
-    holds the encoders of the modalities that the inputs have. Late fusion has no such layers, and attention of 0.
+    holds the encoders of the modalities that the inputs have. Late fusion has no such layers, and attention of 0. An
+    embedding model has its layers twice in the report, once for each of its sides.
 
     What mechanisms do besides comes on top of the products, and is reported beside them (`added`), by the formula of
     each mechanism, too. For a synthetic map it is the `synthesis`: on text, which has one axis, both together can cost
@@ -60,18 +62,28 @@ def cost(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None, *, bot
     if isinstance(bottleneck_tokens, bool) or not isinstance(bottleneck_tokens, int) or bottleneck_tokens < 1:
         raise ValueError(f"bottleneck_tokens must be an integer of at least 1, got {bottleneck_tokens!r}.")
     base = encoder_of(model)
-    with modality_tokens_of(base) as fused:
+    with fused_tokens_of(base) as fused:
         layers, flops = count_forward(model, base, example_inputs(model) if inputs is None else inputs)
     if not layers and not fused:
         raise ValueError(f"{type(model).__name__} did not run the self-attention of {type(base).__name__} at all.")
-    segments: Sequence[SegmentSize] = layers[0].segments if layers else ()
-    if fused and not segments:
-        segments = [SegmentSize(*sizes) for sizes in zip(base.config.modalities, fused[0].lengths, strict=True)]
+    # Both sides of an embedding model go through the fusion layers, one after the other.
+    passes = [tuple(map(SegmentSize, base.config.modalities, of_pass.lengths)) for of_pass in fused]
+    depth = len(layers) // max(1, len(passes))
+    if passes:
+        layers = [
+            layer if layer.segments else replace(layer, segments=passes[index // depth])
+            for index, layer in enumerate(layers)
+        ]
     if layers:
-        batch_size, tokens, head_size = layers[0].batch_size, layers[0].tokens, layers[0].head_size
+        first_layers = layers[::depth]
+        batch_size, head_size = layers[0].batch_size, layers[0].head_size
+        tokens, segmented = sum(layer.tokens for layer in first_layers), [layer.segments for layer in first_layers]
     else:
-        assert fused[0].is_present is not None
-        batch_size, tokens, head_size = len(fused[0].is_present), sum(fused[0].lengths), head_size_of(base.config)
+        batch_size, head_size = len(fused[0].counts), head_size_of(base.config)
+        tokens, segmented = sum(sum(of_pass.lengths) for of_pass in fused), passes
+    segments: dict[str, int] = {}
+    for segment in (segment for of_pass in segmented for segment in of_pass):
+        segments[segment.name] = segments.get(segment.name, 0) + segment.length
     facts: dict[str, Any] = {}
     for of_mechanism in layers[0].facts.values() if layers else ():
         facts |= of_mechanism
@@ -82,19 +94,20 @@ def cost(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None, *, bot
         tokens=tokens,
         head_size=head_size,
         bottleneck_tokens=bottleneck_tokens,
-        segments={segment.name: segment.length for segment in segments} if segments else None,
+        segments=segments or None,
         synthesizer=facts.get("synthesizer"),
         grid=facts.get("grid"),
         forward_kind=layers[0].kind if layers else "none",
-        layers=tuple(_compare(layer, segments, bottleneck_tokens) for layer in layers),
+        layers=tuple(_compare(layer, bottleneck_tokens) for layer in layers),
         flops=flops,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         mechanism_parameters=sum(parameter.numel() for parameter in added),
     )
 
 
-def _compare(layer: LayerCount, segments: Sequence[SegmentSize], bottleneck_tokens: int) -> LayerCost:
+def _compare(layer: LayerCount, bottleneck_tokens: int) -> LayerCost:
     """What one layer costs, beside what other kinds of attention would cost in its place."""
+    segments = layer.segments
     kinds: dict[str, tuple[Rectangle, ...]] = {"full": ((layer.tokens, layer.tokens + layer.past),)}
     if segments:
         kinds["self"] = _rectangles_of(segments, layer.past)

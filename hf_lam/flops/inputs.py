@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ..modeling.configuration_hf_lam_fusion import INPUT_NAMES
+from ..modeling.fusion_encoders_hf_lam import InputKind, read_input_kind
 from ..modeling.host_attention_hf_lam import find_encoder
-from ..modeling.hosts_facts_hf_lam import count_samples, is_fusion, read_input_shape, takes_patches
+from ..modeling.hosts_facts_hf_lam import (
+    SAMPLING_RATE,
+    count_samples,
+    is_fusion,
+    read_input_shape,
+    takes_patches,
+    takes_waveform,
+)
 from ..modeling.hosts_hf_lam import find_input_module, input_name_of, max_length_of, read_tokens
 from ..modeling.injection_hf_lam import injected_encoders, injection_of
+from ..modeling.option_checks_hf_lam import is_count
 from ..parameters import only_injected_encoder
+
+# Vectors of a modality of which nothing says how many there are, and frames of a second of sound.
+_VECTORS = 32
+_FRAMES = 50
 
 
 def encoder_of(model: PreTrainedModel) -> Any:
@@ -25,32 +38,103 @@ def encoder_of(model: PreTrainedModel) -> Any:
     return only_injected_encoder(model) if injected_encoders(model) else find_encoder(model)
 
 
-def example_inputs(model: PreTrainedModel, batch_size: int = 1) -> dict[str, Any]:
+def example_inputs(
+    model: PreTrainedModel, batch_size: int = 1, *, lengths: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """A batch of the size that the model is made for, on its device.
 
     Text is as long as the spans of the model's views add up to, or else as the model can take; where it has token
     types, they divide it evenly. Images, videos and spectrograms are zeros, of the size that the model's mechanisms
     are made for where they say one, and else of that in its configuration. Plain sound is as long as mechanisms are
-    made for. A fusion model gets all of its modalities.
+    made for. A fusion model gets all of its modalities: plain sound of one second, and of features the most vectors
+    that a sample can have, or 32 where there is no limit.
+
+    Args:
+        model: an encoder, or a task model on top of one, with or without mechanisms.
+        batch_size: how many samples, which all are alike.
+        lengths: other lengths, by the name of the modality (`text` for a model of text): tokens of a text, vectors of
+            features, samples or frames of sound. Images and whatever else has one size are left out.
 
     Raises:
-        ValueError: if `batch_size` is below 1, or nothing says the sizes.
+        ValueError: if `batch_size` is below 1, nothing says the sizes, or a length is none that the model takes.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     base = encoder_of(model)
+    lengths = {} if lengths is None else lengths
+    _check_lengths(model, base, lengths)
     if is_fusion(base.config):
+        lengths = {**_lengths_in_step(model, base), **lengths}
         inputs: dict[str, Any] = {}
-        for modality in base.config.modalities:
-            encoder = base.modality_model(modality)
-            if modality == "text":
-                inputs |= _make_text(model, encoder, batch_size)
-            else:
-                inputs[INPUT_NAMES[modality]] = _make_media(encoder, encoder, batch_size)[str(input_name_of(encoder))]
+        for name in base.config.modalities:
+            inputs |= _make_modality(model, base, name, batch_size, lengths.get(name))
         return inputs
     if input_name_of(base) == "input_ids":
-        return _make_text(model, base, batch_size)
+        return _make_text(model, base, batch_size, lengths.get("text"))
     return _make_media(base, find_input_module(model, base), batch_size)
+
+
+def _check_lengths(model: PreTrainedModel, base: Any, lengths: Mapping[str, int]) -> None:
+    longest = _find_longest(base)
+    for name, length in lengths.items():
+        if name not in longest:
+            others = f"; it has {', '.join(longest)}" if longest else ""
+            raise ValueError(f"lengths: {type(model).__name__} has no {name!r} of different lengths{others}.")
+        most = longest[name]
+        if not is_count(length, 1, *([] if most is None else [most])):
+            limit = "" if most is None else f" to {most}"
+            raise ValueError(f"lengths: {name} must be an integer from 1{limit}, got {length!r}.")
+
+
+def _find_longest(base: Any) -> dict[str, int | None]:
+    """The most tokens, vectors or samples of sound of what differs in length, by its modality; None for no limit."""
+    if not is_fusion(base.config):
+        return {"text": max_length_of(base)} if input_name_of(base) == "input_ids" else {}
+    longest: dict[str, int | None] = {}
+    for name in base.config.modalities:
+        part = base.modality_model(name)
+        if name in (base.config.features or ()):
+            longest[name] = part.config.max_length
+        elif (kind := _kind_of(part)) is not None and kind.masked is not None and not takes_patches(part.config):
+            longest[name] = kind.most
+    return longest
+
+
+def _kind_of(encoder: Any) -> InputKind | None:
+    return read_input_kind(encoder.config, type(encoder), max_length_of(encoder))
+
+
+def _lengths_in_step(model: Any, base: Any) -> dict[str, int]:
+    """Of a head that labels what several modalities have at one place, the lengths with which these have as many."""
+    longest = _find_longest(base)
+    names = [name for name in getattr(model, "label_modalities", ()) if name in longest]
+    if len(names) < 2:
+        return {}
+    before = {name: base.class_tokens[name] if name != "text" else 0 for name in names}
+    places = min((longest[name] or max(_VECTORS, before[name] + 1)) - before[name] for name in names)
+    return {name: max(1, places) + before[name] for name in names}
+
+
+def _make_modality(
+    model: PreTrainedModel, base: Any, name: str, batch_size: int, length: int | None
+) -> dict[str, torch.Tensor]:
+    """One modality, by the names of the arguments of the fusion model."""
+    part, has = base.modality_model(name), base.config.modality_arguments(name)
+    if name in (base.config.features or ()):
+        options = part.config
+        length = length or options.max_length or max(_VECTORS, options.class_tokens)
+        return {has.values: torch.zeros(batch_size, length, options.size, dtype=base.dtype, device=base.device)}
+    if name == "text":
+        return _make_text(model, part, batch_size, length)
+    kind = _kind_of(part)
+    if kind is not None and kind.masked is not None and not takes_patches(part.config):
+        length = length or kind.most or (SAMPLING_RATE if takes_waveform(part.config) else _FRAMES)
+        shape = [length if size is None else size for size in kind.sizes]
+        return {has.values: torch.zeros(batch_size, *shape, dtype=part.dtype, device=part.device)}
+    made = _make_media(part, part, batch_size)
+    ours = {str(input_name_of(part)): has.values, "pixel_attention_mask": has.mask}
+    ours |= {other: key for key, other in has.others.items()}
+    return {str(ours[key]): value for key, value in made.items()}
 
 
 def _make_media(base: Any, entered: Any, batch_size: int) -> dict[str, Any]:
@@ -97,8 +181,10 @@ def _choose_grid(base: Any) -> tuple[int, ...]:
     return ()
 
 
-def _make_text(model: PreTrainedModel, base: Any, batch_size: int) -> dict[str, torch.Tensor]:
-    length = _choose_length(base)
+def _make_text(
+    model: PreTrainedModel, base: Any, batch_size: int, length: int | None = None
+) -> dict[str, torch.Tensor]:
+    length = length or _choose_length(base)
     shape: tuple[int, ...] = (batch_size, length)
     if "MultipleChoice" in type(model).__name__:
         shape = (batch_size, 1, length)

@@ -45,7 +45,7 @@ class CostReport:
     """What [`cost`] found. All FLOPs are for a forward pass of the whole batch.
 
     model: the model's class.
-    batch_size, tokens: sizes of the batch that the encoder got, padding included.
+    batch_size, tokens: sizes of the batch that the encoder got, padding included; both sides' of an embedding model.
     head_size: features `D` of a head.
     bottleneck_tokens: of the kind `bottleneck`.
     segments: tokens of each segment, where samples differ those that the batch is padded to; of a fusion model, of
@@ -54,7 +54,7 @@ class CostReport:
     grid: of the synthetic map for these inputs, without the prefix tokens before it; None without STT.
     forward_kind: what the forward pass computed: `own`, or `full` without views and pure STT, while views are
         annealed, and for views with `output_attentions`; `none` for late fusion, which has no layers.
-    layers: one entry for each; of a fusion model, its fusion layers.
+    layers: one entry for each; of a fusion model, its fusion layers, and of an embedding model, these for either side.
     flops: the whole model, as counted in a forward pass.
     parameters: of the whole model, mechanisms included.
     mechanism_parameters: those that hf_lam added.

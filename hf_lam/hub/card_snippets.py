@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import signature
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from ..modeling.configuration_hf_lam_fusion import MODALITIES
+from ..modeling.hosts_facts_hf_lam import is_fusion
 
 # What stands in a call for a sample of a modality, until a reader has one.
 _SAMPLES = {
@@ -28,12 +30,12 @@ def usage_of(model: Any, model_class: type[Any], processor: Any, inputs: Mapping
         model: that the card is of.
         model_class: what it is loaded as.
         processor: saved beside it; None if there is none.
-        inputs: what the model can be called with, which stands for them where there is no processor; None if nothing
-            is known.
+        inputs: what the model can be called with, which stands for them where there is no processor, or none that is
+            known; None if nothing is known.
     """
     kind = model_class.__name__
     tokenizer = processor if hasattr(processor, "decode") else None
-    made = _made_by(kind, model, processor)
+    made = _made_by(kind, model, processor, inputs)
     # What no processor makes, such as the patches that pretraining hides.
     hidden = signature(model_class.forward).parameters.get("bool_masked_pos")
     if (made is None and inputs is None) or (hidden is not None and hidden.default is hidden.empty):
@@ -44,7 +46,8 @@ def usage_of(model: Any, model_class: type[Any], processor: Any, inputs: Mapping
         lines = [made]
     if kind.endswith("ForMultipleChoice") and made is not None:
         lines.append("inputs = {name: x[None] for name, x in inputs.items()}")
-    lines += ["with torch.no_grad():", "    outputs = model(**inputs)", _shown(kind, model, tokenizer)]
+    call = "embeddings = model.get_embeddings" if kind.endswith("ForEmbedding") else "outputs = model"
+    lines += ["with torch.no_grad():", f"    {call}(**inputs)", _shown(kind, model, tokenizer)]
     # In the order of a sorted list of imports.
     imports = [f"import {name}" for name in ("numpy", "torch") if name == "torch" or f"{name}." in lines[0]]
     if "Image." in lines[0]:
@@ -52,18 +55,12 @@ def usage_of(model: Any, model_class: type[Any], processor: Any, inputs: Mapping
     return {"imports": imports, "lines": lines}
 
 
-def _made_by(kind: str, model: Any, processor: Any) -> str | None:
+def _made_by(kind: str, model: Any, processor: Any, inputs: Mapping[str, Any] | None) -> str | None:
     """The line that makes inputs with a processor; None if there is none that is known."""
-    modalities = getattr(model.config, "modalities", None)
     if processor is None:
         return None
-    if modalities:
-        video = model.config.modality_config("video") if "video" in modalities else None
-        rate = getattr(getattr(processor, "feature_extractor", None), "sampling_rate", 16_000)
-        samples = [sample for modality in MODALITIES if modality in modalities for sample in _SAMPLES[modality]]
-        made = [sample.format(frames=getattr(video, "num_frames", ""), rate=rate) for sample in samples]
-        lines = "".join(f"    {sample},\n" for sample in (*made, 'return_tensors="pt"'))
-        return f"inputs = processor(\n{lines})"
+    if is_fusion(model.config):
+        return _made_by_fusion(model, processor, inputs)
     if isinstance(processor, PreTrainedTokenizerBase):
         texts = '"A cat sat on the mat."'
         if kind.endswith("ForQuestionAnswering"):
@@ -76,12 +73,37 @@ def _made_by(kind: str, model: Any, processor: Any) -> str | None:
     # What a tokenizer gives has no dtype of the model's.
     cast = "" if model.dtype == torch.float32 else ".to(model.dtype)"
     if isinstance(processor, (BaseImageProcessor, BaseVideoProcessor)):
-        frames = getattr(model.config, "num_frames", getattr(model.config, "frames_per_clip", None))
+        frames = _frames_of(model.config)
         sample = 'Image.new("RGB", (64, 64))' if frames is None else f'[Image.new("RGB", (64, 64))] * {frames}'
         return f'inputs = processor({sample}, return_tensors="pt"){cast}'
     if rate := getattr(getattr(processor, "feature_extractor", processor), "sampling_rate", None):
         return f'inputs = processor(numpy.zeros({rate:_}), sampling_rate={rate:_}, return_tensors="pt"){cast}'
     return None
+
+
+def _made_by_fusion(model: Any, processor: Any, inputs: Mapping[str, Any] | None) -> str | None:
+    """The same for a fusion model, with all the modalities that its processor reads."""
+    config = model.config
+    names = [name for name in config.modalities if name in processor.modalities]
+    features = config.features or {}
+    in_step = getattr(model, "label_modalities", ())
+    if inputs is None or not names or (len(in_step) > 1 and not set(in_step) <= set(features)):
+        return None  # of a sentence, nobody knows here how many tokens it has
+    rate = getattr(getattr(processor, "feature_extractor", None), "sampling_rate", 16_000)
+    made = []
+    for name in (name for name in MODALITIES if name in names and name not in features):
+        frames = _frames_of(config.modality_config(name))
+        made += [sample.format(frames=frames, rate=rate) for sample in _SAMPLES[name]]
+    shapes = {name: tuple(inputs[config.modality_arguments(name).values].shape[1:]) for name in names}
+    vectors = [f'"{name}": numpy.zeros({shapes[name]})' for name in names if name in features]
+    made += [f"features={{{', '.join(vectors)}}}"] if vectors else []
+    lines = "".join(f"    {sample},\n" for sample in (*made, 'return_tensors="pt"'))
+    return f"inputs = processor(\n{lines})"
+
+
+def _frames_of(config: Any) -> int | None:
+    """How many pictures a video has; None for what is no encoder of videos."""
+    return getattr(config, "num_frames", getattr(config, "frames_per_clip", None))
 
 
 def _tensor(tensor: Any) -> str:
@@ -91,13 +113,26 @@ def _tensor(tensor: Any) -> str:
     if tensor.is_floating_point():
         return f"torch.zeros({shape}, dtype={tensor.dtype})"
     if (tensor != 1).any():
-        return f"torch.tensor({tensor.tolist()})"
+        rows = tensor.tolist()
+        if tensor.dim() == 2:  # token types, of which there are long runs
+            runs = [[(value, len(list(run))) for value, run in groupby(row)] for row in rows]
+            texts = [" + ".join(f"[{value}] * {length}" for value, length in row) for row in runs]
+            shorter = f"torch.tensor([{', '.join(texts)}])"
+            return min(shorter, f"torch.tensor({rows})", key=len)
+        return f"torch.tensor({rows})"
     return f"torch.ones({shape}, dtype={tensor.dtype})"
 
 
 def _shown(kind: str, model: Any, tokenizer: Any) -> str:
     """The line that prints what the model says."""
     problem = getattr(model.config, "problem_type", None)
+    if kind.endswith("ForEmbedding"):
+        return "print(embeddings.shape)"
+    if kind.endswith("ForTokenClassification") and (problem == "regression" or model.config.num_labels == 1):
+        return "print(outputs.logits[0].tolist())"
+    if kind.endswith("ForTokenClassification") and problem == "multi_label_classification":
+        names = "[model.config.id2label[i] for i in place.nonzero().flatten().tolist()]"
+        return f"print([{names} for place in outputs.logits[0] > 0])"
     if kind.endswith("ForTokenClassification"):
         return "print([model.config.id2label[i] for i in outputs.logits[0].argmax(-1).tolist()])"
     if kind.endswith("Classification") and not kind.endswith("FrameClassification"):

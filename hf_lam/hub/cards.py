@@ -23,11 +23,13 @@ from ..conversion import convert_silently
 from ..flops import CostReport, cost, example_inputs
 from ..modeling.configuration_hf_lam import HfLamConfigMixin
 from ..modeling.configuration_hf_lam_fusion import MODALITIES
+from ..modeling.hosts_facts_hf_lam import is_fusion
 from ..modeling.injection_hf_lam import injected_encoders, injection_of, mechanism_of
 from ..modeling.mechanism_registry_hf_lam import mechanism_names
 from ..modeling.version_hf_lam import TRAVELLING_FILES, __version__
 from .card_snippets import usage_of
 from .earlier_cards import CARD_FILE, TEMPLATE, CardContent, card_in, weights_of
+from .modalities import Modality, modalities_in
 from .names import heads_of
 from .processors import modalities_of
 
@@ -63,6 +65,8 @@ _TASKS = {
 }
 # Of an encoder alone, by what it takes.
 _FEATURES = {"text": "feature-extraction", "image": "image-feature-extraction"}
+# How the card of a fusion model is tagged whose user gives vectors, whatever names these have.
+_OF_VECTORS = "features"
 # An option of a mechanism that is longer, such as a table of views, is left to config.json.
 _LONGEST_OPTION = 80
 
@@ -94,12 +98,13 @@ def model_card(
     content = CardContent() if content is None else content
     mechanisms = _mechanisms_in(model)
     has_code = hasattr(model.config, "auto_classes")
-    modalities = getattr(model.config, "modalities", None)
     loaded_by = auto_class or _auto_class(model)
     # Those of a model that was here before are made anew, too.
-    made_anew = ("hf_lam", "multimodal", *MODALITIES, *mechanism_names(), *mechanisms)
+    made_anew = ("hf_lam", "multimodal", *MODALITIES, _OF_VECTORS, *mechanism_names(), *mechanisms)
     tags = [tag for tag in content.tags if tag not in made_anew]
-    own_tags = ["hf_lam", *mechanisms, *(["multimodal", *modalities] if modalities else [])]
+    modalities = modalities_in(model)
+    kinds = [_OF_VECTORS if modality.encoder is None else modality.name for modality in modalities]
+    own_tags = ["hf_lam", *mechanisms, *(["multimodal", *dict.fromkeys(kinds)] if modalities else [])]
     bases = list(content.bases)
     metrics = [result for result in content.results if not result.metric_type.endswith("loss")]
     metadata = ModelCardData(
@@ -118,7 +123,7 @@ def model_card(
         **dict(content.further),
     )
     changes = [_describe(model, config) for config in mechanisms.values()]
-    inputs = None if processor is not None else _example_inputs(model)
+    inputs = _example_inputs(model)
     return ModelCard.from_template(
         metadata,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -128,6 +133,7 @@ def model_card(
         origin=content.origin or _origin(bases, is_trained=bool(content.training)),
         has_code=has_code,
         remote_code=", trust_remote_code=True" if has_code else "",
+        modalities=[_describe_modality(modality) for modality in modalities],
         changes=changes,
         foreign=_group_by_file(changes),
         tables=_tables_of_heads(model),
@@ -238,8 +244,8 @@ def _auto_class(model: Any) -> str:
 
 def task_of(model: Any) -> str | None:
     """The Hub's name of what a model is for; None if it has none."""
-    if getattr(model.config, "modalities", None):
-        return None
+    if is_fusion(model.config):
+        return None  # no pipeline takes its inputs
     auto = heads_of(type(model.config)).get(saved_class(model).__name__)
     if auto == "AutoModelForSequenceClassification" and modalities_of(model) == ("audio",):
         return "audio-classification"
@@ -271,6 +277,12 @@ def link(repo_id: str) -> str:
 def _origin(bases: Sequence[str], is_trained: bool) -> str:
     made = "fine-tuned" if is_trained else "made"
     return f"{made} from {' and '.join(map(link, bases))}" if bases else ""
+
+
+def _describe_modality(modality: Modality) -> dict[str, str]:
+    read_by = f"`{modality.encoder}`" if modality.encoder is not None else str(modality)
+    read_by += "" if modality.origin is None else f" of {link(modality.origin)}"
+    return {"name": modality.name, "argument": modality.argument, "read_by": read_by}
 
 
 def _describe(model: Any, config: Any) -> dict[str, Any]:

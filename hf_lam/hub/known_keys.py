@@ -18,6 +18,7 @@ COUNT = (int, NONE)
 TEXT = (str, NONE)
 TEXTS = (str, NONE, [str])
 NUMBERS = (int, float, bool, NONE, [(int, float, bool, NONE)])
+_POSITIONS = (NONE, frozenset({"sinusoidal", "learned"}))  # of vectors
 # Numbers, in whatever arrangement, cannot name anything.
 NUMBERS_IN_LISTS = (NUMBERS, [NUMBERS], [[NUMBERS]])
 
@@ -109,6 +110,8 @@ _CALL = {
     **_each(NUMBERS, "logits_to_keep video_fps"),
     "chat_template": TEXT,
 } | {key: wanted for key, wanted in PREPROCESSOR.items() if key != "auto_map"}
+# Of a modality of a fusion model that is given as vectors.
+_VECTORS = {**_each(COUNT, "size max_length"), "positions": _POSITIONS, **_each(NUMBERS, "mean std")}
 PROCESSOR = {
     **_each(TEXT, "processor_class transformers_version vision_feature_select_strategy"),
     "auto_map": (dict, NONE),
@@ -118,6 +121,7 @@ PROCESSOR = {
     "*_token": TOKEN,
     "*_tokens": NUMBERS,
     "patch_size": NUMBERS,
+    "features": (NONE, {"*": _VECTORS}),
     "*_kwargs": _CALL,
 }
 
@@ -137,6 +141,10 @@ _ACTIVATIONS = (
 )
 _ACTIVATION = re.compile(rf"torch\.nn\.(modules\.(activation|linear)\.)?({'|'.join(_ACTIVATIONS.split())})")
 
+# The same for the model.
+_FEATURES = {**_each(COUNT, "size max_length class_tokens"), "positions": _POSITIONS, "dropout": NUMBER}
+_FEATURES |= _each(bool, "norm project")
+
 # Of any model, besides what the class of its configuration knows: of other releases of transformers, and of
 # sentence-transformers. Under any other name there may be numbers and truth values, since people note their own.
 CONFIG = {
@@ -150,6 +158,10 @@ CONFIG = {
     **_each((NONE, {"*": (str, NUMBER)}), "id2label label2id"),
     "auto_map": (dict, NONE),
     "hf_lam": (dict, NONE),
+    # Of fusion models.
+    "features": (NONE, {"*": _FEATURES}),
+    "label_modalities": (NONE, [str]),
+    "contrast": (NONE, [[str]]),
     "sentence_transformers": {"version": str, "activation_fn": (_ACTIVATION, NONE)},
     "sbert_ce_default_activation_function": (_ACTIVATION, NONE),
 }
@@ -237,7 +249,9 @@ _TOKENIZER_OPTIONS = {
     "chat_template": TEMPLATES,
     **_each(_SIZE, "min_pixels max_pixels size image_size"),
 }
-_METHODS = frozenset({"forward", *(f"get_{kind}_features" for kind in ("text", "image", "audio", "video"))})
+_METHODS = frozenset(
+    {"forward", "get_embeddings", *(f"get_{kind}_features" for kind in ("text", "image", "audio", "video"))}
+)
 _MODALITY = {"method": _METHODS, "method_output_name": TEXTS, "format": TEXT}
 _QUERY_EXPANSION = (
     NONE,

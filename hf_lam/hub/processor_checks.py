@@ -56,15 +56,19 @@ def try_processor(processor: Any, config: PreTrainedConfig | None, source: str |
         source: where it was loaded from, or what it is called, for errors.
 
     Raises:
-        ValueError: if it fails, if a tokenizer knows no word or gives ids that the model has no rows for, or if what
-            becomes of a picture or a sound is no number.
+        ValueError: if it fails, if a tokenizer knows no word or gives ids that the model has no rows for, if what
+            becomes of a picture or a sound is no number, or if its vectors are others than those of the model.
     """
+    features = getattr(processor, "features", None)
+    if features and config is not None:
+        _check_features(features, config, _file_of(source, _PROCESSOR_FILES[-1:]))
     kinds = ("tokenizer", "image_processor", "video_processor", "feature_extractor")
     if isinstance(processor, PreTrainedTokenizerBase):
         parts = {"tokenizer": processor}
     else:
-        found = {kind: part for kind in kinds if (part := getattr(processor, kind, None)) is not None}
-        parts = found or {_kind_of(processor): processor}
+        parts = {kind: part for kind in kinds if (part := getattr(processor, kind, None)) is not None}
+        if not parts and not features:
+            parts = {_kind_of(processor): processor}
     for kind, part in parts.items():
         place = _file_of(source, _TOKENIZER_FILES if kind == "tokenizer" else _PROCESSOR_FILES)
         try:
@@ -84,6 +88,20 @@ def try_processor(processor: Any, config: PreTrainedConfig | None, source: str |
 
 class _WrongError(Exception):
     """What a processor gives is not what it should be."""
+
+
+def _check_features(features: Mapping[str, Any], config: PreTrainedConfig, place: str) -> None:
+    """Whether the vectors that a processor reads are those that the model takes."""
+    taken = getattr(config, "features", None) or {}
+    for name, options in features.items():
+        if name not in taken:
+            has = f"only {', '.join(taken)}" if taken else "none"
+            raise ValueError(f"{place}: the processor has features {name!r}, and the model has {has}.")
+        if options["size"] != taken[name]["size"]:
+            raise ValueError(
+                f"{place}: the processor has features {name!r} of size {options['size']}, and the model takes "
+                f"{taken[name]['size']}."
+            )
 
 
 def _kind_of(part: Any) -> str:

@@ -376,8 +376,9 @@ def _bases(
     # Loaded from the repository that it goes back to, its base is the same.
     names = list(earlier.bases or (published.bases if model.config.name_or_path == hub.repo_id else []))
     if not names:
-        encoders = [getattr(model.config, f"{name}_config") for name in getattr(model.config, "modalities", ())]
-        names = [config.name_or_path or "" for config in (model.config, *encoders)]
+        encoders = [model.config.modality_config(name) for name in getattr(model.config, "modalities", ())]
+        # A modality of vectors has none.
+        names = [getattr(config, "name_or_path", None) or "" for config in (model.config, *encoders)]
         names = [name for name in names if looks_like_hub_id(name) and name != hub.repo_id]
     return list(dict.fromkeys(names))
 

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..modeling import modeling_hf_lam
+from ..modeling.configuration_hf_lam_fusion import HfLamFusionConfig
 from ..modeling.hosts_facts_hf_lam import COMPLETE_STRUCTURE, OPTIONAL_PARTS
 from ..modeling.mechanism_registry_hf_lam import mechanism_names
 from .buildable import class_names_of, config_class_of, few_modules, is_ours, model_class_of
@@ -254,7 +255,7 @@ def _absurd_sizes(config: dict[str, Any], stored: Mapping[str, StoredTensor]) ->
 
 
 def _parts(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Collection[str] | None]]:
-    """The configuration of the model, of its encoders and of its mechanisms, with the keys that size them.
+    """The configuration of the model, of its encoders, features and mechanisms, with the keys that size them.
 
     Other keys are the user's own, such as a seed or a time; None is for all keys.
     """
@@ -265,6 +266,8 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Collection[
             common = {option.name for option in dataclasses.fields(PreTrainedConfig)}
             own = {option.name for option in dataclasses.fields(config_class)} - common
             yield part, own | set(config_class.attribute_map) | {"num_labels"}
+        if kind == HfLamFusionConfig.model_type and isinstance(part.get("features"), dict):
+            yield from ((options, None) for options in part["features"].values() if isinstance(options, dict))
         block = part.get("hf_lam")
         if isinstance(block, dict):
             yield from ((mechanism, None) for mechanism in block.values() if isinstance(mechanism, dict))

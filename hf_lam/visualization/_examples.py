@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..modeling.injection_hf_lam import injection_of
-from ..observing import modality_tokens_of
+from ..observing import fused_tokens_of
 from ._samples import (
     ShownTokens,
     find_patch_grid,
@@ -57,7 +57,7 @@ class Example:
     def shown(self) -> ShownTokens:
         """The tokens that the encoder sees, without those that a mechanism appends. Needs inputs."""
         assert self.inputs is not None
-        with modality_tokens_of(self.base) as fused:
+        with fused_tokens_of(self.base) as fused:
             length = of_each_layer(self.model, self.base, self.inputs, lambda given: given.hidden_states.shape[1])[0]
         appended = sum(config.appended_tokens for config in injection_of(self.base).configs.values())
         return shown_tokens(self.base, self.inputs, 0, length - appended, fused)

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..modeling.hosts_hf_lam import ModalityTokens
 from ..modeling.injection_hf_lam import InjectedEncoder, encoders_with, injected_encoders, injection_of
 from ..modeling.mechanism_hf_lam import Attended, Attention
 from ..modeling.mechanism_registry_hf_lam import config_class_of
-from ..observing import evaluation_mode, observing
+from ..observing import FusedTokens, evaluation_mode, observing
 
 
 def encoder_with(model: nn.Module, name: str, description: str) -> Any:
@@ -37,7 +36,10 @@ def number_of_layers(base: InjectedEncoder) -> int:
 def of_each_layer(
     model: nn.Module, base: InjectedEncoder, inputs: Mapping[str, Any], take: Callable[[Attention], Any]
 ) -> list[Any]:
-    """Run `model`, in evaluation mode and without gradients, and return what `take` makes of every layer of `base`."""
+    """Run `model`, in evaluation mode and without gradients, and return what `take` makes of every layer of `base`.
+
+    Of an encoder that runs several times, as that of an embedding model for its two sides, the last time counts.
+    """
     taken: dict[int, Any] = {}
 
     def take_and_attend(attention: Attention, attend: Callable[[Attention], Attended]) -> Attended:
@@ -117,16 +119,17 @@ class ShownTokens(NamedTuple):
 
 
 def shown_tokens(
-    base: InjectedEncoder, inputs: Mapping[str, Any], sample: int, length: int, fused: Sequence[ModalityTokens]
+    base: InjectedEncoder, inputs: Mapping[str, Any], sample: int, length: int, fused: Sequence[FusedTokens]
 ) -> ShownTokens:
     """What to show of a sample of `length` tokens.
 
-    fused: what `modality_tokens_of` found, which is nothing but for a fusion model.
+    fused: what `fused_tokens_of` found, which is nothing but for a fusion model.
     """
     if not fused:
         return ShownTokens(unpadded(inputs, sample, length), {})
-    kept = _present(inputs, sample, base.config.modalities, fused[0])
-    counts = [int(part.sum()) for part in kept.split(list(fused[0].lengths))]
+    of_pass = fused[-1]
+    kept = of_pass.counts[sample].cpu()
+    counts = [int(part.sum()) for part in kept.split(list(of_pass.lengths))]
     named = zip(base.config.modalities, counts, strict=True)
     return ShownTokens(kept, {name: count for name, count in named if count})
 
@@ -137,18 +140,6 @@ def unpadded(inputs: Mapping[str, Any], sample: int, length: int) -> torch.Tenso
     if attention_mask is None or attention_mask.dim() != 2 or attention_mask.shape[1] < length:
         return torch.ones(length, dtype=torch.bool)
     return attention_mask[sample, -length:].bool().cpu()  # of a prefix, too, there is a mask
-
-
-def _present(
-    inputs: Mapping[str, Any], sample: int, modalities: Sequence[str], tokens: ModalityTokens
-) -> torch.Tensor:
-    """Which of the `L` tokens of a fusion model are not padding, of modalities that the sample has, `(L,)` of bool."""
-    assert tokens.is_present is not None
-    present = tokens.is_present[sample].cpu()
-    kept = {name: there.expand(n) for name, n, there in zip(modalities, tokens.lengths, present, strict=True)}
-    if kept.get("text") is not None and inputs.get("attention_mask") is not None:
-        kept["text"] = kept["text"] & inputs["attention_mask"][sample].bool().cpu()
-    return torch.cat(list(kept.values()))
 
 
 def pixels_of(inputs: Mapping[str, Any], sample: int) -> torch.Tensor:

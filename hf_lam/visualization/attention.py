@@ -12,7 +12,7 @@ from ..modeling.attention_pass_hf_lam import attend
 from ..modeling.injection_hf_lam import InjectedEncoder
 from ..modeling.lam_hf_lam import LamConfig
 from ..modeling.mechanism_hf_lam import Attention
-from ..observing import modality_tokens_of
+from ..observing import fused_tokens_of
 from ._drawing import (
     WEIGHT_COLOURS,
     WEIGHT_COLOURS_ON_IMAGE,
@@ -134,7 +134,7 @@ def plot_attention(
     figure_class = matplotlib_figure()
     base = encoder_with_masks(model)
     chosen = _chosen(base, layers, MOST_LAYERS)
-    with modality_tokens_of(base) as fused:
+    with fused_tokens_of(base) as fused:
         with_mask, without = _of_layers(model, base, inputs, chosen, sample, head)
     shown = shown_tokens(base, inputs, sample, with_mask[0].shape[-2], fused)
     names = shown.names(tokens)

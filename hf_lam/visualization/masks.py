@@ -11,7 +11,7 @@ from torch import nn
 from ..modeling.injection_hf_lam import injection_of
 from ..modeling.lam_hf_lam import LamConfig
 from ..modeling.mechanism_hf_lam import Attention
-from ..observing import modality_tokens_of
+from ..observing import fused_tokens_of
 from ._drawing import (
     diverging_colours,
     draw_matrix,
@@ -97,7 +97,7 @@ def plot_masks(
     """
     figure_class = matplotlib_figure()
     base = encoder_with_masks(model)
-    with modality_tokens_of(base) as fused:
+    with fused_tokens_of(base) as fused:
         masks = [of_sample(mask, sample, head) for mask in learned_masks(model, inputs)]
     titles = _titles(len(masks))
     chosen = chosen_layers(layers, len(masks))

@@ -2,9 +2,12 @@
 
 import io
 import json
+import re
 import shutil
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, BertTokenizer, ViTModel
@@ -12,6 +15,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, BertMod
 import hf_lam
 from helpers.command_line import error_line, run_main
 from helpers.fusion_models import make_fusion
+from helpers.fusion_vectors import make_vector_fusion
 from helpers.hosts import make_host, make_model, mechanisms, set_mixing
 from helpers.lam_models import make_lam
 from hf_lam import LamConfig, LocomtConfig, SttConfig, cli, visualization
@@ -29,6 +33,7 @@ def models():
         "vit": make_lam(ViTModel, "vit", (LamConfig(rank=2), LocomtConfig(views="half"))),
         "dense": make_lam(ViTModel, "vit", (SttConfig("dense"),)),
         "fusion": make_fusion(["text", "image"], hf_lam="lam_half"),
+        "vectors": make_vector_fusion(encoders=("text",), hf_lam=(LamConfig(rank=2),)),
         "stock": make_model(BertForMaskedLM, "bert"),
         "bare": hf_lam.remove(hf_lam.convert(make_host("bert"), LamConfig())),
     }
@@ -214,6 +219,78 @@ def test_text_and_image_of_a_fusion_model(folders, tmp_path):
     assert alone["inputs"] == "text"
     values = [[layer["mask_deviation"] for layer in result["layers"]] for result in (example, found, alone)]
     assert values[0] != values[1] != values[2]
+
+
+def vectors_of(name, tmp_path, shape=(5, 20)):
+    array = np.random.default_rng(0).normal(size=shape)
+    np.save(tmp_path / f"{name}.npy", array)
+    return torch.from_numpy(array).float()[None]
+
+
+def with_features(*pairs):
+    return [argument for pair in pairs for argument in ("--features", pair)]
+
+
+def test_vectors_of_a_fusion_model(folders, models, tmp_path):
+    clips, words = vectors_of("clips", tmp_path), vectors_of("words", tmp_path, (3, 12))
+    files = [f"{name}={tmp_path / name}.npy" for name in ("clips", "words")]
+    found = inspected(folders / "vectors", *with_features(*files))
+    assert found["inputs"] == "clips and words"
+    assert found["modalities"] == {
+        "text": "BertModel",
+        "clips": "vectors of 20 numbers, at most 9",
+        "words": "vectors of 12 numbers",
+        "summary": "vectors of 32 numbers",
+    }
+    expected = deviations(models["vectors"], {"clips_features": clips, "words_features": words})
+    assert [layer["mask_deviation"] for layer in found["layers"]] == pytest.approx(expected, rel=1e-5)
+    # With a processor, which standardises some of them, and a text.
+    folder = Path(shutil.copytree(folders / "vectors", tmp_path / "model"))
+    options = {"clips": {"size": 20, "mean": 1.0, "std": 2.0}}
+    hf_lam.HfLamFusionProcessor(tokenizer=tokenizer(), features=options).save_pretrained(folder)
+    found = inspected(folder, *with_features(*files), "--text", "the cat")
+    assert found["inputs"] == "text and clips and words"
+    inputs = {"input_ids": torch.tensor([[2, 5, 6, 3]]), "clips_features": (clips - 1) / 2, "words_features": words}
+    expected = deviations(models["vectors"], inputs)
+    assert [layer["mask_deviation"] for layer in found["layers"]] == pytest.approx(expected, rel=1e-5)
+    _, out, _ = run_main("inspect", folder)
+    assert "clips: vectors of 20 numbers, at most 9\n" in out
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("clips", "--features 'clips' must be the name of a modality and a file that is there"),
+        ("clips=nowhere.npy", "must be the name of a modality and a file that is there"),
+        (
+            "smell={folder}/right.npy",
+            "--features smell: .* takes text and --features of clips, words, summary, no smell",
+        ),
+        ("text={folder}/right.npy", "--features text: .* takes text and --features of clips"),
+        ("clips={folder}/wide.npy", r"must hold numbers of shape \(vectors, 20\), got float64 of \(5, 21\)"),
+        ("clips={folder}/nan.npy", "holds NaN or infinity"),
+        ("clips={folder}/objects.npy", "cannot be read as an array of NumPy"),
+        ("clips={folder}/text.npy", "cannot be read as an array of NumPy"),
+        ("clips={folder}/several.npz", "got several arrays"),
+        ("clips={folder}/long.npy", "clips_features must have at most 9 vectors, got 10"),
+    ],
+)
+def test_vectors_that_are_none(folders, tmp_path, pair, message):
+    right = np.zeros((5, 20))
+    arrays = {"right": right, "wide": np.zeros((5, 21)), "nan": right * np.nan, "long": np.zeros((10, 20))}
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "text.npy").write_text("not an array")
+    np.savez(tmp_path / "several.npz", a=right, b=right)
+    code, _, err = run_main("inspect", folders / "vectors", "--features", pair.format(folder=tmp_path))
+    assert code == cli.WRONG_USE
+    assert re.search(message, error_line(err)), err
+
+
+def test_vectors_are_not_given_by_other_options(folders):
+    code, _, err = run_main("inspect", folders / "vectors", "--image", __file__)
+    assert code == cli.WRONG_USE and "takes text and --features of clips, words, summary, no image" in error_line(err)
 
 
 def test_pictures(folders, tmp_path):

@@ -240,6 +240,37 @@ FAMILY_CASES = [
     FamilyCase("whisper", "WhisperForAudioClassification", "lam_rank", "AutoModelForAudioClassification"),
 ]
 
+
+@dataclass(frozen=True)
+class VectorsCase:
+    """A fusion model of vectors (`helpers/fusion_vectors.py`), beside an encoder of `helpers/fusion_encoders.py`."""
+
+    hf_lam_class: str
+    auto_class: str
+    mechanisms: str
+    encoder: str | None = None
+    options: dict = field(default_factory=dict)
+
+    @property
+    def name(self):
+        return "-".join([self.hf_lam_class, self.encoder or "vectors", self.mechanisms])
+
+
+# Of each head one, and of encoders those whose input is not that of `ENCODERS`.
+VECTORS_CASES = [
+    VectorsCase(
+        "HfLamFusionForTokenClassification",
+        "AutoModelForTokenClassification",
+        "half",
+        options={"label_modalities": ["clips"]},
+    ),
+    VectorsCase("HfLamFusionForEmbedding", "AutoModel", "lam_shared_rank", options={"projection_dim": 8}),
+    *(
+        VectorsCase("HfLamFusionForSequenceClassification", "AutoModelForSequenceClassification", "half", encoder)
+        for encoder in ("whisper", "wav2vec2", "siglip2_vision", "vjepa2", "dinov3_vit")
+    ),
+]
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 HOST_OPTIONS = {
     "Bert": {"vocab_size": 64, "max_position_embeddings": 24},
@@ -393,9 +424,11 @@ def save(folder):
         save_fusion(folder, case, seed=300 + seed)
     for seed, case in enumerate(FAMILY_CASES):
         save_family(folder, case, seed=400 + seed)
+    for seed, case in enumerate(VECTORS_CASES):
+        save_vectors(folder, case, seed=500 + seed)
     print(
-        f"saved {len(stock_models)} stock, {len(CASES)} converted and {len(FUSION_CASES)} fusion models, and "
-        f"{len(FAMILY_CASES)} of further families, transformers {transformers.__version__}"
+        f"saved {len(stock_models)} stock, {len(CASES)} converted and {len(FUSION_CASES) + len(VECTORS_CASES)} fusion "
+        f"models, and {len(FAMILY_CASES)} of further families, transformers {transformers.__version__}"
     )
 
 
@@ -470,6 +503,29 @@ def save_family(folder, case, seed):
     write_reference(reference, inputs, outputs=outputs, stock=expected, real=real)
 
 
+def save_vectors(folder, case, seed):
+    import copy
+
+    import hf_lam
+    from helpers.fusion_encoders import ENCODERS as ROWS
+    from helpers.fusion_vectors import make_vector_fusion, make_vectors
+
+    inputs, encoder = make_vectors(), {}
+    if case.encoder is not None:
+        row = ROWS[case.encoder]
+        inputs |= row.rename(row.inputs())
+        encoder = {f"{row.modality}_config": row.make_config()}
+    model_class = getattr(hf_lam, case.hf_lam_class)
+    model = make_vector_fusion(model_class, hf_lam=case.mechanisms, **encoder, **case.options)
+    add_noise(model.parameters(), seed, scale=0.1)
+    outputs = outputs_of(model, inputs)
+    effect = difference(outputs_of(hf_lam.remove(copy.deepcopy(model)), inputs), outputs)
+    if effect < LEAST_EFFECT:
+        raise AssertionError(f"{case.name}: the mechanisms move the outputs by {effect:.1e} only")
+    model.save_pretrained(folder / "models" / case.name)
+    write_reference(folder / "references" / f"{case.name}.safetensors", inputs, outputs=outputs)
+
+
 def real_outputs(model, reference):
     """What a model returns for the inputs of a reference, with zeros where the second sample has padding."""
     tokens, short = reference["real"]["tokens"].tolist()
@@ -538,17 +594,25 @@ def load(folder):
             errors.append(difference(outputs_of(model.eval(), reference["inputs"]), reference["outputs"]))
         return max(errors)
 
-    def check_family(case):
-        path = folder / "models" / case.name
-        reference = read_reference(folder / "references" / f"{case.name}.safetensors")
+    def load_case(case):
         auto_class = getattr(transformers, case.auto_class)
+        path = folder / "models" / case.name
         model, info = auto_class.from_pretrained(path, trust_remote_code=True, output_loading_info=True)
         if type(model).__name__ != case.hf_lam_class or not type(model).__module__.startswith("transformers_modules."):
             raise AssertionError(f"{case.auto_class} made {type(model).__module__}.{type(model).__name__}")
         clean(info)
-        return difference(real_outputs(model.eval(), reference), reference["outputs"])
+        return model.eval(), read_reference(folder / "references" / f"{case.name}.safetensors")
+
+    def check_vectors(case):
+        model, reference = load_case(case)
+        return difference(outputs_of(model, reference["inputs"]), reference["outputs"])
+
+    def check_family(case):
+        model, reference = load_case(case)
+        return difference(real_outputs(model, reference), reference["outputs"])
 
     report("loaded without hf_lam", [*CASES, *FUSION_CASES], check, LOAD_TOLERANCE)
+    report("fusion models of vectors loaded without hf_lam", VECTORS_CASES, check_vectors, STOCK_TOLERANCE)
     report("further families loaded without hf_lam", FAMILY_CASES, check_family, STOCK_TOLERANCE)
     imported = ORIGINALS & {name.partition(".")[0] for name in sys.modules}
     if imported:

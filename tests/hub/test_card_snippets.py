@@ -26,9 +26,20 @@ from transformers import (
 from transformers.pipelines import SUPPORTED_TASKS
 
 from helpers.families import FAMILIES
+from helpers.fusion_encoders import ENCODERS
 from helpers.fusion_models import make_fusion
+from helpers.fusion_vectors import FEATURES, make_vector_fusion
 from helpers.lam_models import make_lam
-from hf_lam import HfLamFusionProcessor, LamConfig, convert
+from hf_lam import (
+    HfLamFusionConfig,
+    HfLamFusionForEmbedding,
+    HfLamFusionForSequenceClassification,
+    HfLamFusionForTokenClassification,
+    HfLamFusionModel,
+    HfLamFusionProcessor,
+    LamConfig,
+    convert,
+)
 from hf_lam.hub.cards import model_card, task_of
 from hf_lam.hub.earlier_cards import CardContent, read_card
 from hf_lam.hub.folders import load_processor
@@ -161,6 +172,73 @@ def test_a_task_is_one_that_the_model_loads_for(case: str) -> None:
     elif task not in ("question-answering", "multiple-choice"):  # of the Hub; no pipelines of transformers
         auto_classes = {kind.__name__ for kind in SUPPORTED_TASKS[task]["pt"]}
         assert auto_classes & set(type(model.config).auto_classes)
+
+
+# --- fusion models ---------------------------------------------------------------------------------------------------
+
+
+def vector_options() -> dict[str, Any]:
+    return {name: {"size": o["size"], "max_length": o.get("max_length")} for name, o in FEATURES.items()}
+
+
+# Of every head: its class, options, and what the snippet prints. There are 9 clips at most.
+LABELS = {"label_modalities": ["clips"]}
+HEADS: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "base": (HfLamFusionModel, {}, r"torch\.Size\(\[1, \d+, 32\]\)"),
+    "classes": (HfLamFusionForSequenceClassification, {}, r"LABEL_\d"),
+    "places": (
+        HfLamFusionForTokenClassification,
+        {"label_modalities": ["clips", "words"]},
+        r"\[('LABEL_\d'(, )?){9}\]",
+    ),
+    "numbers": (HfLamFusionForTokenClassification, {**LABELS, "num_labels": 1}, r"\[(\[\S+\](, )?){9}\]"),
+    "several": (
+        HfLamFusionForTokenClassification,
+        {**LABELS, "problem_type": "multi_label_classification"},
+        r"\[(\[[^\]]*\](, )?){9}\]",
+    ),
+    "tokens": (HfLamFusionForTokenClassification, {"label_modalities": ["text"]}, r"\['LABEL_\d'.*\]"),
+    "embedding": (HfLamFusionForEmbedding, {"projection_dim": 8}, r"torch\.Size\(\[1, 8\]\)"),
+}
+
+
+@pytest.mark.parametrize("has_processor", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("head", HEADS)
+def test_it_runs_for_vectors_and_every_head(head: str, has_processor: bool, tmp_path: Path) -> None:
+    model_class, options, expected = HEADS[head]
+    model = make_vector_fusion(model_class, ("text",), hf_lam="half", **options)
+    model.save_pretrained(tmp_path)
+    processor = HfLamFusionProcessor(tokenizer=tokenizer(), features=vector_options()) if has_processor else None
+    if processor is not None:
+        processor.save_pretrained(tmp_path)
+    card = str(model_card(model, name="m", repository=str(tmp_path), processor=processor))
+    assert re.fullmatch(expected, run_snippet(card)), card
+    assert ('features={"clips": numpy.zeros((9, 20))' in card) == has_processor
+    assert ("embeddings = model.get_embeddings(**inputs)" in card) == (head == "embedding")
+
+
+OF_ENCODERS = ("siglip2_vision", "ast", "wav2vec2", "whisper")
+
+
+@pytest.mark.parametrize("has_processor", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*OF_ENCODERS, "vjepa2", "wav2vec2_bert"])
+def test_it_runs_for_encoders_of_any_kind(name: str, has_processor: bool, tmp_path: Path) -> None:
+    if has_processor and name not in OF_ENCODERS:
+        pytest.skip("one of its own needs torchvision, and without a processor it is all the same")
+    row = ENCODERS[name]
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
+    config = HfLamFusionConfig(**{f"{row.modality}_config": row.make_config()}, features={"clips": 6}, **sizes)
+    model = HfLamFusionForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    processor = None
+    if has_processor:
+        part = {"image": "image_processor", "audio": "feature_extractor"}[row.modality]
+        processor = HfLamFusionProcessor(**{part: PROCESSORS[name](tmp_path)}, features={"clips": 6})
+        processor.save_pretrained(tmp_path)
+    card = str(model_card(model, name="m", repository=str(tmp_path), processor=processor))
+    assert re.fullmatch(r"LABEL_\d", run_snippet(card)), card
+    assert f"| {row.modality} | `{config.modality_arguments(row.modality).values}` | `{row.model}` |" in card
+    assert "| clips | `clips_features` | vectors of 6 numbers |" in card
 
 
 def test_a_caption_stands_once(tmp_path: Path) -> None:

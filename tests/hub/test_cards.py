@@ -23,6 +23,7 @@ from transformers import (
 
 import hf_lam
 from helpers.fusion_models import make_fusion
+from helpers.fusion_vectors import make_vector_fusion
 from helpers.hosts import mechanisms
 from helpers.lam_models import make_lam, make_samples
 from helpers.processes import ROOT
@@ -318,3 +319,21 @@ def test_reference_cards_are_valid_and_complete(path: Path) -> None:
     assert sorted({*pictures, "README.md"}) == sorted(file.name for file in path.iterdir())
     assert f"hf_lam {hf_lam.__version__}" in text
     assert read_card(text).weights
+
+
+def test_the_modalities_of_a_fusion_model_and_its_tags() -> None:
+    model = make_vector_fusion(encoders=("text", "image"), hf_lam="half")
+    model.config.text_config._name_or_path = "google-bert/bert-base-uncased"
+    model.config.image_config._name_or_path = "/home/me/vit"
+    # Of a card that was there: the tags of modalities are made anew.
+    card = model_card(model, CardContent(tags=["audio", "features", "mine"]), name="some")
+    assert card.data.tags == ["hf_lam", "locomt", "multimodal", "text", "image", "features", "mine"]
+    link = "[google-bert/bert-base-uncased](https://hf.co/google-bert/bert-base-uncased)"
+    assert row_of(card, "text") == ["`input_ids`", f"`BertModel` of {link}"]
+    assert row_of(card, "image") == ["`pixel_values`", "`ViTModel`"]
+    assert row_of(card, "clips") == ["`clips_features`", "vectors of 20 numbers, at most 9"]
+    assert row_of(card, "words") == ["`words_features`", "vectors of 12 numbers"]
+    assert "pipeline_tag" not in card.data.to_dict()
+    assert "## Modalities" not in model_card(made("bert")[0], name="some").text
+    # The section is not kept as one that somebody wrote.
+    assert not read_card(str(card)).sections

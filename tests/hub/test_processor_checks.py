@@ -21,9 +21,10 @@ from transformers import (
     ViTModel,
 )
 
-from hf_lam import HfLamFusionConfig, HfLamFusionProcessor
+from hf_lam import HfLamFusionConfig, HfLamFusionModel, HfLamFusionProcessor
 from hf_lam.hub.folders import load_processor
 from hf_lam.hub.processor_checks import check_processor_files, try_processor
+from hf_lam.hub.processors import copy_processor
 
 SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 WORDS = SPECIAL | {"hi": 5, "cat": 6}
@@ -56,6 +57,12 @@ WHOLE = {
         image_processor=ViTImageProcessor(),
         feature_extractor=ASTFeatureExtractor(),
     ),
+    "patches": transformers.Siglip2ImageProcessor,
+    "waves": transformers.Wav2Vec2FeatureExtractor,
+    "sounds of a window": transformers.WhisperFeatureExtractor,
+    "frames of sounds": transformers.SeamlessM4TFeatureExtractor,
+    "vectors": lambda: HfLamFusionProcessor(features={"clips": 4}),
+    "words and vectors": lambda: HfLamFusionProcessor(tokenizer=BertTokenizer(vocab=WORDS), features={"clips": 4}),
 }
 
 
@@ -99,6 +106,25 @@ def test_the_rows_of_a_fusion_model_are_those_of_its_text_encoder() -> None:
     with pytest.raises(ValueError, match="6 rows"):
         try_processor(processor, config, "here")
     try_processor(processor, transformers.ViTConfig(), "here")
+
+
+def test_vectors_are_those_of_the_model(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    model = HfLamFusionModel(HfLamFusionConfig(features={"clips": 4, "faces": 2}, **options))
+    HfLamFusionProcessor(features={"clips": 4}).save_pretrained(tmp_path)
+    assert load_processor(tmp_path, model).modalities == ["clips"]
+    (tmp_path / "copy").mkdir()
+    copy_processor(tmp_path, tmp_path / "copy", load_processor(tmp_path, model))
+    assert load_processor(tmp_path / "copy", model).modalities == ["clips"]
+    for features, message in (
+        ({"clips": 3}, "features 'clips' of size 3, and the model takes 4"),
+        ({"hands": 4}, "features 'hands', and the model has only clips, faces"),
+    ):
+        HfLamFusionProcessor(features=features).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=f"processor_config.json: the processor has {message}"):
+            load_processor(tmp_path, model)
+    with pytest.raises(ValueError, match="and the model has none"):
+        try_processor(HfLamFusionProcessor(features={"clips": 4}), BERT, "here")
 
 
 @pytest.mark.parametrize(
