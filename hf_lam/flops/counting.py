@@ -72,7 +72,7 @@ class _NoModules:
 
 def _without_modules(counter: Any) -> FlopCounterMode:
     counter.mod_tracker = _NoModules()
-    return counter  # type: ignore[no-any-return]
+    return counter
 
 
 def _own_operators() -> dict[Any, Any]:

@@ -103,7 +103,7 @@ class FusionPreTrainedModel(PreTrainedModel):
         super().__init_subclass__(**kwargs)
         forward = cls.__dict__.get("forward")
         if forward is not None:
-            cls.forward = NamingForward(forward)  # type: ignore[method-assign]
+            setattr(cls, "forward", NamingForward(forward))  # noqa: B010
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -146,6 +146,7 @@ class FusionModel(FusionPreTrainedModel):
         self.made_layers: dict[str, Layers] = {}
         for name in config.modalities:
             options = config.modality_config(name)
+            projection: nn.Module
             # Not by its class: the configuration may come from another copy of this code in the same process.
             if name in (config.features or ()):
                 projection = FeatureProjection(options.size, config.hidden_size) if options.project else nn.Identity()

@@ -58,7 +58,7 @@ def encode_texts(
         is_for_tensors: whether samples without a text must be as long as the others.
     """
     options = {**options, "return_tensors": None}
-    padding = {
+    padding: dict[str, Any] = {
         name: options.pop(name) for name in ("padding", "pad_to_multiple_of", "padding_side") if name in options
     }
     is_padded = padding.get("padding") not in _DO_NOT_PAD

@@ -161,4 +161,4 @@ def test_the_heads_learn(tmp_path: Path) -> None:
             model, options, train_dataset=rows, eval_dataset=rows, data_collator=pad, compute_metrics=metrics
         )
         trainer.train()
-        assert trainer.evaluate()[f"eval_{metric[head]}"] > 0.9, head
+        assert trainer.evaluate()[f"eval_{metric[head]}"] > 0.8, head
