@@ -147,7 +147,6 @@ class FusionModel(FusionPreTrainedModel):
         for name in config.modalities:
             options = config.modality_config(name)
             projection: nn.Module
-            projection: nn.Module
             # Not by its class: the configuration may come from another copy of this code in the same process.
             if name in (config.features or ()):
                 projection = FeatureProjection(options.size, config.hidden_size) if options.project else nn.Identity()
