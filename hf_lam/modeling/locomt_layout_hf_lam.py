@@ -198,7 +198,7 @@ def find_layout(
         assert start.length is not None
         boxes = boxes_of(segments, grid.unbind(1), frames_per_step)
         places = paint_grids(boxes, grid, len(leading), start.length - sum(leading))
-        before = grid.new_tensor(spans_of(leading)).expand(len(grid), -1)
+        before = grid.new_tensor(spans_of(leading)).expand(grid.shape[0], -1)
         return _sample_layout(torch.cat([before, places], dim=1), appended, len(segments))
     boxes = boxes_of(segments, grid, frames_per_step)
     lengths = [*leading, *sizes_of(boxes)]
@@ -232,4 +232,4 @@ def _fixed_layout(ids: Tensor, lengths: Sequence[int], appended: Sequence[int]) 
 
 
 def _sample_layout(ids: Tensor, appended: Sequence[int], segments: int) -> Layout:
-    return sample_layout(torch.cat([ids, ids.new_tensor(appended).expand(len(ids), -1)], dim=1), segments)
+    return sample_layout(torch.cat([ids, ids.new_tensor(appended).expand(ids.shape[0], -1)], dim=1), segments)

@@ -72,7 +72,9 @@ def test_exported_for_any_batch_and_any_lengths(name: str) -> None:
     model = make(name, sizes={"video": {"max_length": most}})
     inputs = batch_of(4, 11, 6)
     program = torch.export.export(model, (), inputs, dynamic_shapes=any_size(inputs, most), strict=False)
-    assert not [node for node in program.graph.nodes if node.op == "call_function" and "hf_lam" in str(node.target)]
+    # Operators of our own are not where the program runs, and one that sorts in order is not in ONNX.
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert not [target for target in targets if "hf_lam" in target or "sort.stable" in target]
     run = program.module()
     for sizes in SIZES:
         batch = batch_of(*sizes)
