@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
@@ -30,7 +29,7 @@ class Inputs(NamedTuple):
     is_variable: whether every sample keeps its own length.
     """
 
-    rows: dict[str, list[np.ndarray]]
+    rows: dict[str, list[Any]]
     is_variable: bool
 
 
@@ -168,16 +167,17 @@ def _pads_to(extractor: Any) -> Any:
 def blank_sample(name: str, part: Any) -> Any:
     """A sample that no batch has, for the shape of its values."""
     if name == "audio":
-        return np.zeros(getattr(part, "sampling_rate", None) or 16000, np.float32)
+        return torch.zeros(getattr(part, "sampling_rate", None) or 16000).numpy()
     channels = getattr(part, "image_mean", None)
-    image = np.zeros((32, 32, len(channels) if isinstance(channels, Sequence) else 3), np.uint8)
+    count = len(channels) if isinstance(channels, Sequence) else 3
+    image = torch.zeros(32, 32, count, dtype=torch.uint8).numpy()
     frames = getattr(part, "num_frames", None)
     return [image] * (frames if isinstance(frames, int) else 1) if name == "video" else image
 
 
 def _rows(
     name: str, part: Any, made: Mapping[str, Any], count: int, others: Mapping[str, str]
-) -> dict[str, list[np.ndarray]]:
+) -> dict[str, list[Any]]:
     """What a part made, an array for each sample, by the names of the model's arguments.
 
     others: what else is taken of it, by its own names.
@@ -190,7 +190,7 @@ def _rows(
         names[arguments.mask] = mask
     rows = {argument: [_tensor(values).numpy() for values in made[key]] for argument, key in names.items()}
     if arguments.mask in rows:
-        rows[arguments.mask] = [row.astype(np.int64) for row in rows[arguments.mask]]
+        rows[arguments.mask] = [row.astype("int64") for row in rows[arguments.mask]]
     values = rows[arguments.values]
     if len(values) != count:
         raise ValueError(
@@ -220,11 +220,11 @@ def _read_picture(image: Any) -> Any:
     try:
         picture = as_numbers(image)
     except (TypeError, ValueError):
-        picture = np.zeros(0)
-    if picture.ndim not in (2, 3):
+        picture = None
+    if picture is None or picture.ndim not in (2, 3):
         raise ValueError("images must be a list with one image for each sample, got a list of lists.")
     is_of_bytes = picture.dtype.kind == "i" and picture.min() >= 0 and picture.max() <= 255
-    return picture.astype(np.uint8) if is_of_bytes else picture
+    return picture.astype("uint8") if is_of_bytes else picture
 
 
 def _read_sounds(part: Any, sounds: Sequence[Any], options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.processing_utils import TextKwargs
@@ -300,7 +299,7 @@ class HfLamFusionProcessor(ProcessorMixin):
     def _encode_vectors(self, name: str, samples: list[Any], places: list[Any] | None) -> Inputs:
         arguments, options = feature_arguments(name), VectorOptions(**self.features[name])
         vectors = [options.prepare(name, sample) for sample in samples if sample is not None]
-        rows = {arguments.values: vectors or [np.zeros((0, options.size), np.float32)]}
+        rows = {arguments.values: vectors or [torch.zeros(0, options.size).numpy()]}
         if places is not None:
             there = [place for place, sample in zip(places, samples, strict=True) if sample is not None]
             counts = [len(sample) for sample in vectors]
@@ -388,7 +387,8 @@ def _arrange(has: list[bool], inputs: Inputs, mask: str | None, return_tensors: 
     made: dict[str, Any] = {}
     for argument, rows in inputs.rows.items():
         # What has a length of its own has none where it is missing.
-        blank = np.zeros((0, *rows[0].shape[1:]) if inputs.is_variable else rows[0].shape, rows[0].dtype)
+        blank = (rows[0][:0] if inputs.is_variable else rows[0]).copy()
+        blank.fill(0)
         present = iter(rows)
         arranged = [next(present) if is_there else None for is_there in has]
         if return_tensors is None:

@@ -7,9 +7,9 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
-import numpy as np
 import torch
 
 
@@ -44,16 +44,18 @@ def pad_samples(
     longest = max(length, *(shape[axis] for shape in shapes))
     shape = list(present[0].shape)
     shape[axis] = longest
-    made = np.full((len(samples), *shape), value, np.result_type(*{sample.dtype for sample in present}))
-    mask = np.zeros((len(samples), longest), np.int64)
-    for row, is_filled, sample in zip(made, mask, samples, strict=True):
+    dtype = reduce(torch.promote_types, [torch.from_numpy(sample[:0].copy()).dtype for sample in present])
+    made = torch.full((len(samples), *shape), value, dtype=dtype)
+    mask = torch.zeros(len(samples), longest, dtype=torch.long)
+    # Arrays of other kinds, such as those of a memory map, are written into arrays.
+    for row, is_filled, sample in zip(made.numpy(), mask.numpy(), samples, strict=True):
         if sample is None:
             continue
         count = sample.shape[axis]
         place = slice(longest - count, longest) if is_left else slice(0, count)
         row[(slice(None),) * axis + (place,)] = sample
         is_filled[place] = 1
-    return torch.from_numpy(made), torch.from_numpy(mask)
+    return made, mask
 
 
 def _check_shapes(name: str, shapes: set[tuple[int, ...]], axis: int | None) -> int:

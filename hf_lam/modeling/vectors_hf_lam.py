@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
+from transformers.utils import to_numpy
 
 from .fusion_features_hf_lam import POSITIONS, read_features
 from .option_checks_hf_lam import is_count
@@ -53,16 +53,16 @@ class VectorOptions:
             return None
         try:
             numbers = as_numbers(given)
+            is_fitting = numbers.shape in ((), (self.size,)) and _are_finite(numbers)
         except (TypeError, ValueError):
-            numbers = np.zeros(0)
-        is_fitting = numbers.shape in ((), (self.size,)) and bool(np.isfinite(numbers).all())
+            is_fitting = False
         if not is_fitting or (name == "std" and bool((numbers < 0).any())):
             wanted = "numbers that are not negative" if name == "std" else "numbers"
             raise ValueError(f"{name} must be one of, or {self.size} {wanted}, got {given!r}")
         return numbers.tolist()
 
-    def prepare(self, name: str, vectors: Any) -> np.ndarray:
-        """The vectors of one sample, `(L, size)` in single precision.
+    def prepare(self, name: str, vectors: Any) -> Any:
+        """The vectors of one sample, an array `(L, size)` in single precision.
 
         Args:
             name: of the modality.
@@ -79,18 +79,18 @@ class VectorOptions:
             numbers = numbers[None]
         if numbers.ndim != 2 or numbers.shape[1] != self.size:
             raise ValueError(f"{name}: one sample must be of shape (vectors, {self.size}), got {numbers.shape}.")
-        numbers = numbers[: self.max_length].astype(np.float32)
+        numbers = numbers[: self.max_length].astype("float32")
         if self.mean is not None:
-            numbers = numbers - np.asarray(self.mean, np.float32)
+            numbers = numbers - as_numbers(self.mean).astype("float32")
         if self.std is not None:
-            std = np.asarray(self.std, np.float32)
-            numbers = numbers / np.where(std == 0, np.float32(1), std)
-        if not np.isfinite(numbers).all():
+            std = as_numbers(self.std).astype("float32")
+            numbers = numbers / (std + (std == 0))
+        if not _are_finite(numbers):
             raise ValueError(f"{name}: a sample has numbers that are NaN or infinite.")
         return numbers
 
-    def prepare_positions(self, name: str, positions: Any, count: int) -> np.ndarray:
-        """Of each of `count` vectors its position, `(count,)`: whole numbers if they are learned.
+    def prepare_positions(self, name: str, positions: Any, count: int) -> Any:
+        """Of each of `count` vectors its position, an array `(count,)`: whole numbers if they are learned.
 
         Raises:
             ValueError: if there are too few, too many, or others; the message names the modality.
@@ -100,21 +100,21 @@ class VectorOptions:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}: positions must be numbers; {error}.") from error
         numbers = numbers[: self.max_length] if numbers.ndim else numbers[None]
-        if numbers.shape != (count,) or not np.isfinite(numbers).all():
+        if numbers.shape != (count,) or not _are_finite(numbers):
             raise ValueError(
                 f"{name}: positions must be one number for each of the {count} vectors of a sample, got "
                 f"{'None' if positions is None else numbers.shape}."
             )
         if self.positions == "learned":
-            if (numbers != np.floor(numbers)).any():
+            if (numbers % 1 != 0).any():
                 raise ValueError(f"{name}: positions that are learned must be whole numbers, got {positions!r}.")
-            return numbers.astype(np.int64)
-        return numbers.astype(np.float32)
+            return numbers.astype("int64")
+        return numbers.astype("float32")
 
     @property
-    def blank_positions(self) -> np.ndarray:
+    def blank_positions(self) -> Any:
         """Those of a sample without vectors."""
-        return np.zeros(0, np.int64 if self.positions == "learned" else np.float32)
+        return torch.zeros(0, dtype=torch.long if self.positions == "learned" else torch.float).numpy()
 
 
 def read_vector_options(features: Any) -> dict[str, dict[str, Any]]:
@@ -147,8 +147,8 @@ def read_vector_options(features: Any) -> dict[str, dict[str, Any]]:
     return read
 
 
-def as_numbers(values: Any) -> np.ndarray:
-    """An array of numbers, from lists, tensors, arrays, and arrays of arrays, as tables have them.
+def as_numbers(values: Any) -> Any:
+    """An array of numpy, of numbers, from lists, tensors, arrays, and arrays of arrays, as tables have them.
 
     Raises:
         ValueError: if the lists are of several lengths.
@@ -158,17 +158,31 @@ def as_numbers(values: Any) -> np.ndarray:
         # numpy has no bfloat16.
         return (values.float() if values.is_floating_point() else values).numpy(force=True)
     if isinstance(values, (list, tuple)) and values and isinstance(values[0], torch.Tensor):
-        return np.stack([as_numbers(value) for value in values])
-    array = np.asarray(values)
+        return to_numpy([as_numbers(value) for value in values])
+    array = _as_array(values)
     while array.dtype == object and array.ndim:
         # Each turn opens one level of arrays in arrays.
-        opened = np.asarray(array.tolist())
+        opened = to_numpy(array.tolist())
         if opened.shape == array.shape and opened.dtype == object:
             break
         array = opened
     if array.dtype.kind not in "fiub":
         raise TypeError(f"numbers are needed, not {array.dtype}")
     return array
+
+
+def _as_array(values: Any) -> Any:
+    if hasattr(values, "__array__"):
+        return values.__array__()
+    if isinstance(values, (list, tuple)):
+        return to_numpy(values)
+    # In a list, numpy reads whatever it can read.
+    array = to_numpy([values])
+    return array.reshape(array.shape[1:])
+
+
+def _are_finite(numbers: Any) -> bool:
+    return not numbers.size or bool(abs(numbers).max() < float("inf"))
 
 
 def _is_table(features: Any) -> bool:
