@@ -205,14 +205,15 @@ class _Encoders:
         hidden_states, token_mask = run_encoder(name, encoder, given.values, mask, others)
         stored = hidden_states.to(self.dtype).cpu()
         counts = stored.new_ones(stored.shape[:2], dtype=torch.bool) if token_mask is None else token_mask.cpu()
-        for row, tokens, counted in zip(rows, stored, counts, strict=True):
-            if not tokens[counted].isfinite().all():
+        made = {row: tokens[counted] for row, tokens, counted in zip(rows, stored, counts, strict=True)}
+        for row, tokens in made.items():
+            if not tokens.isfinite().all():
                 raise ValueError(
                     f"what the {name} encoder {type(encoder).__name__} makes of row {first + row} is not finite as "
                     f"{DTYPES[self.dtype]}. "
                     + ("Give dtype=torch.float32." if self.dtype == torch.float16 else "Look at that row.")
                 )
-        return {row: tokens[counted].numpy() for row, tokens, counted in zip(rows, stored, counts, strict=True)}
+        return {row: tokens.numpy() for row, tokens in made.items()}
 
 
 def _fill(

@@ -285,7 +285,7 @@ class HfLamTrainer(Trainer):
 
     def _inputs_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What of a batch `model` takes, without labels."""
-        known = {*inspect.signature(type(model).forward).parameters, *_more_arguments(model)}
+        known = inspect.signature(model.forward).parameters
         return {
             name: value
             for name, value in inputs.items()
@@ -529,15 +529,6 @@ def _trained_mechanisms(model: Any) -> list[nn.Parameter]:
         for parameter in container_of(base).parameters()
         if parameter.requires_grad
     ]
-
-
-def _more_arguments(model: Any) -> list[str]:
-    """What a fusion model takes besides the arguments that the `forward` of its class names: its features."""
-    # By what it has: it may be of another copy of the code.
-    arguments_of = getattr(getattr(model, "config", None), "modality_arguments", None)
-    if arguments_of is None:
-        return []
-    return [key for name in model.config.modalities for key in (*arguments_of(name).names, f"has_{name}")]
 
 
 def _without_nan(batch: Any) -> Any:

@@ -19,11 +19,6 @@ from hf_lam.training import FusionCollator
 from hf_lam.training.collators import has_modality
 
 
-@pytest.fixture(scope="module")
-def processor() -> HfLamFusionProcessor:
-    return HfLamFusionProcessor(**make_parts())
-
-
 @pytest.mark.parametrize("kind", ["pt", "np", None, "lists", "batched"])
 def test_the_collator_makes_the_batch_that_the_processor_makes(processor, kind) -> None:
     inputs = without(raw(), text=[1], images=[0, 2], videos=[2])

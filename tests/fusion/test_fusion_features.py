@@ -302,24 +302,10 @@ class VectorSubject(common.Subject):
 @pytest.mark.parametrize(
     "asked",
     [
-        common.is_determined_by_its_weights,
-        common.saves_and_loads,
-        common.saves_in_shards_and_by_hand,
-        common.says_what_a_checkpoint_lacks,
-        common.is_made_on_meta,
-        common.draws_all_its_weights,
-        common.keeps_only_parameters_and_buffers,
+        *common.OF_EVERY_MODEL,
         common.returns_attentions,
         common.returns_hidden_states,
         common.retains_gradients_of_what_it_returns,
-        common.returns_tuples_too,
-        common.trains,
-        common.takes_what_its_host_takes,
-        common.loads_in_another_dtype,
-        common.is_the_same_eager_and_with_sdpa,
-        common.keeps_its_configuration,
-        common.is_spread_over_devices,
-        common.ties_what_its_host_ties,
     ],
 )
 def test_common(asked: Callable[[common.Subject, Path], None], tmp_path: Path) -> None:

@@ -82,23 +82,6 @@ class FusionSubject(common.Subject):
         return make_head(self.head, "lam_half", seed=seed)
 
 
-ASKED: list[Callable[[common.Subject, Path], None]] = [
-    common.is_determined_by_its_weights,
-    common.saves_and_loads,
-    common.saves_in_shards_and_by_hand,
-    common.says_what_a_checkpoint_lacks,
-    common.is_made_on_meta,
-    common.draws_all_its_weights,
-    common.keeps_only_parameters_and_buffers,
-    common.returns_tuples_too,
-    common.trains,
-    common.takes_what_its_host_takes,
-    common.loads_in_another_dtype,
-    common.is_the_same_eager_and_with_sdpa,
-    common.keeps_its_configuration,
-    common.is_spread_over_devices,
-    common.ties_what_its_host_ties,
-]
 # What a model of two sides has on each side, and what needs classes.
 NOT_OF_EMBEDDINGS = [
     common.returns_attentions,
@@ -110,7 +93,7 @@ SLOW = [common.compiles, common.exports]
 
 
 def cases() -> Iterator[Any]:
-    for asked in [*ASKED, *NOT_OF_EMBEDDINGS, *SLOW]:
+    for asked in [*common.OF_EVERY_MODEL, *NOT_OF_EMBEDDINGS, *SLOW]:
         for head in HEADS:
             if head != "embedding" or asked not in NOT_OF_EMBEDDINGS:
                 marks = [pytest.mark.slow] if asked in SLOW else []

@@ -20,7 +20,6 @@ from helpers.fusion_samples import (
     RATE,
     TEXTS,
     make_fused,
-    make_parts,
     process,
     raw,
     rows,
@@ -32,16 +31,6 @@ from helpers.processes import run_code
 from hf_lam import HfLamFusionModel, HfLamFusionProcessor
 from hf_lam.modeling.version_hf_lam import TRAVELLING_FILES
 from hf_lam.training import FusionCollator
-
-
-@pytest.fixture(scope="module")
-def parts() -> dict[str, Any]:
-    return make_parts()
-
-
-@pytest.fixture(scope="module")
-def processor(parts: dict[str, Any]) -> HfLamFusionProcessor:
-    return HfLamFusionProcessor(**parts)
 
 
 @pytest.fixture(scope="module")

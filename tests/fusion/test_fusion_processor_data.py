@@ -20,11 +20,6 @@ from hf_lam.training import FusionCollator, HfLamTrainer
 from hf_lam.training.lengths import Lengths
 
 
-@pytest.fixture(scope="module")
-def processor() -> HfLamFusionProcessor:
-    return HfLamFusionProcessor(**make_parts())
-
-
 @pytest.mark.parametrize("kind", [None, "np"])
 @pytest.mark.parametrize(
     "gaps",

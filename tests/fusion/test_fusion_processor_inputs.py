@@ -18,20 +18,9 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from helpers.fusion_samples import RATE, TEXTS, make_parts, raw
+from helpers.fusion_samples import RATE, TEXTS, raw
 from hf_lam import HfLamFusionProcessor
 from hf_lam.training import FusionCollator
-
-
-@pytest.fixture(scope="module")
-def parts() -> dict[str, Any]:
-    return make_parts()
-
-
-@pytest.fixture(scope="module")
-def processor(parts: dict[str, Any]) -> HfLamFusionProcessor:
-    return HfLamFusionProcessor(**parts)
-
 
 # --- vectors ---------------------------------------------------------------------------------------------------------
 

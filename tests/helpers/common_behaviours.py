@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -334,3 +335,23 @@ def exports(subject: Subject, folder: Path) -> None:
     model = subject.convert()
     program = torch.export.export(model, (), inputs, strict=False)
     subject.assert_same(outputs_of(program.module(), inputs), outputs_of(model, inputs))
+
+
+# What is asked of a model whatever it is for.
+OF_EVERY_MODEL: list[Callable[[Subject, Path], None]] = [
+    is_determined_by_its_weights,
+    saves_and_loads,
+    saves_in_shards_and_by_hand,
+    says_what_a_checkpoint_lacks,
+    is_made_on_meta,
+    draws_all_its_weights,
+    keeps_only_parameters_and_buffers,
+    returns_tuples_too,
+    trains,
+    takes_what_its_host_takes,
+    loads_in_another_dtype,
+    is_the_same_eager_and_with_sdpa,
+    keeps_its_configuration,
+    is_spread_over_devices,
+    ties_what_its_host_ties,
+]

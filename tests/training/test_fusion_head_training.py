@@ -154,11 +154,11 @@ def test_the_heads_learn(tmp_path: Path) -> None:
             labels = places if head == "token" else whole
             rows = [row | {"labels": label} for row, label in zip(rows, labels, strict=True)]
         options = arguments(
-            tmp_path, max_steps=80, learning_rate=1e-3, optim="adamw_torch", per_device_train_batch_size=32
+            tmp_path, max_steps=150, learning_rate=1e-3, optim="adamw_torch", per_device_train_batch_size=32
         )
         metrics = retrieval_metrics if head == "embedding" else classification_metrics(is_multi_label=False)
         trainer = HfLamTrainer(
             model, options, train_dataset=rows, eval_dataset=rows, data_collator=pad, compute_metrics=metrics
         )
         trainer.train()
-        assert trainer.evaluate()[f"eval_{metric[head]}"] > 0.8, head
+        assert trainer.evaluate()[f"eval_{metric[head]}"] > 0.9, head
