@@ -24,7 +24,7 @@ from transformers import (
 
 import hf_lam
 from helpers.card_metadata import read_metadata
-from helpers.fusion_models import make_fusion
+from helpers.fusion_models import fusion_config, make_fusion
 from helpers.hosts import CONVERTIBLE, SIZES, make_inputs
 from helpers.hub_server import GITATTRIBUTES, TOKEN, HubServer
 from helpers.lam_models import make_lam, make_trainer
@@ -53,7 +53,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def make_any(name: str) -> Any:
     """A tiny model of an `HfLam…` class."""
     if name.startswith("HfLamFusion"):
-        return make_fusion(("text", "image"), head="For" in name, hf_lam="lam")
+        return getattr(hf_lam, name)(fusion_config(("text", "image"), hf_lam="lam"))
     stock = getattr(transformers, name.removeprefix("HfLam"))
     return make_lam(stock, CONVERTIBLE[stock], num_hidden_layers=1)
 
