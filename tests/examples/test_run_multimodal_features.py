@@ -107,7 +107,9 @@ def error_of(script: ModuleType, arguments: list[str], capsys: pytest.CaptureFix
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("streamed", [[], ["--streaming", "--class_names", "0", "1"]])
+@pytest.mark.parametrize(
+    "streamed", [pytest.param([], marks=pytest.mark.slow), ["--streaming", "--class_names", "0", "1"]]
+)
 def test_a_label_for_each_vector(script: ModuleType, data: Path, tmp_path: Path, streamed: list[str]) -> None:
     out = tmp_path / "out"
     arguments = ["--data_dir", str(data), *CLIPS, "--standardize_features", *streamed]
@@ -142,6 +144,7 @@ def test_a_label_for_each_vector(script: ModuleType, data: Path, tmp_path: Path,
     assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_label_for_all_vectors_and_a_text(script: ModuleType, encoders: dict[str, str], tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"words": "a bright picture", "clips": f"{index}.npy", "label": ("no", "yes")[index % 2]} for index in range(8)
@@ -175,7 +178,7 @@ def test_one_label_for_all_vectors_and_a_text(script: ModuleType, encoders: dict
     assert metrics["eval_accuracy"] >= 7 / 8  # one row has nothing that says its label
 
 
-@pytest.mark.parametrize("targets", [1, 2])
+@pytest.mark.parametrize("targets", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_numbers_for_each_vector(script: ModuleType, data: Path, tmp_path: Path, targets: int) -> None:
     for seed, split in enumerate(("train", "validation", "test")):
         rows = rows_of(12, seed)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers.utils import logging
 
 import hf_lam
 from helpers.fusion_models import (
@@ -28,7 +27,9 @@ from hf_lam.modeling.modeling_hf_lam import is_mark
 
 # Modalities that are given as vectors in place of their encoders: what holds for one holds for the other.
 MIXED = ("text", "video")
-by_vectors = pytest.mark.parametrize("vectors", [(), MIXED, MODALITIES], ids=["encoders", "mixed", "vectors"])
+by_vectors = pytest.mark.parametrize(
+    "vectors", [(), pytest.param(MIXED, marks=pytest.mark.slow), MODALITIES], ids=["encoders", "mixed", "vectors"]
+)
 CASES = [
     *(pytest.param(name, (), id=name) for name in FUSION_CONFIGS),
     *(pytest.param(name, MIXED, id=f"{name}-mixed") for name in ("directed", "bottleneck", "lam_embeddings")),
@@ -464,21 +465,13 @@ def test_mechanisms_of_an_encoder_are_not_saved_as_those_of_the_fusion_layers(tm
     assert not (tmp_path / "saved").exists()
 
 
-def test_what_a_checkpoint_behind_the_fusion_layers_leaves_out_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_warning()
-    logger = logging.get_logger("hf_lam.modeling.modeling_hf_lam_fusion")
-    logger.addHandler(caplog.handler)
-    try:
-        options = {"image": make_host("vit"), "fusion_from": "image", "own_layers": {"image": 1}}
-        HfLamFusionModel.from_modality_pretrained(**options, num_hidden_layers=1)
-        assert "of the 3 layers of the image checkpoint, the first 1 are its own and the last 1" in caplog.text
-        caplog.clear()
-        HfLamFusionModel.from_modality_pretrained(**options, num_hidden_layers=2)
-        assert "layers" not in caplog.text
-    finally:
-        logger.removeHandler(caplog.handler)
-        logging.set_verbosity(verbosity)
+def test_what_a_checkpoint_behind_the_fusion_layers_leaves_out_is_logged(fusion_log: pytest.LogCaptureFixture) -> None:
+    options = {"image": make_host("vit"), "fusion_from": "image", "own_layers": {"image": 1}}
+    HfLamFusionModel.from_modality_pretrained(**options, num_hidden_layers=1)
+    assert "of the 3 layers of the image checkpoint, the first 1 are its own and the last 1" in fusion_log.text
+    fusion_log.clear()
+    HfLamFusionModel.from_modality_pretrained(**options, num_hidden_layers=2)
+    assert "layers" not in fusion_log.text
 
 
 def test_inputs_follow_the_dtype_of_the_encoders() -> None:

@@ -16,7 +16,6 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import AutoModel, AutoModelForTokenClassification
-from transformers.utils import logging
 
 import helpers.common_behaviours as common
 from helpers.checkpointing import checkpoint_activations
@@ -170,9 +169,7 @@ def test_gradient_checkpointing(head: str, use_reentrant: bool) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_fresh_head_is_warned_of(head: str, caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.get_logger("hf_lam.modeling.modeling_hf_lam_fusion")
-    logger.propagate = True
+def test_a_fresh_head_is_warned_of(head: str, fusion_log: pytest.LogCaptureFixture) -> None:
     model = HEADS[head].from_modality_pretrained(
         text=make_host("bert"),
         image=make_host("vit"),
@@ -180,7 +177,7 @@ def test_a_fresh_head_is_warned_of(head: str, caplog: pytest.LogCaptureFixture) 
         **({"projection_dim": 8} if head == "embedding" else {"num_labels": 5}),
     )
     name = "projection" if head == "embedding" else "classifier"
-    assert f"encoder, {name} of {HEADS[head].__name__} start from random weights" in caplog.text
+    assert f"encoder, {name} of {HEADS[head].__name__} start from random weights" in fusion_log.text
     assert getattr(model, name).out_features == (8 if head == "embedding" else 5)
 
 

@@ -105,7 +105,7 @@ def test_the_installed_package_and_a_changed_copy_work_side_by_side(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", SAVED)
-@pytest.mark.parametrize("vectors", [(), VECTORS], ids=["encoders", "mixed"])
+@pytest.mark.parametrize("vectors", [(), pytest.param(VECTORS, marks=pytest.mark.slow)], ids=["encoders", "mixed"])
 def test_nothing_is_left_to_uninitialised_memory(
     name: str, vectors: tuple[str, ...], tmp_path: Path, poisoned_empty: None
 ) -> None:
@@ -167,7 +167,7 @@ def test_copies_are_independent() -> None:
     assert torch.equal(model(**inputs).logits, expected)
 
 
-@pytest.mark.parametrize("vectors", [(), VECTORS], ids=["encoders", "mixed"])
+@pytest.mark.parametrize("vectors", [(), pytest.param(VECTORS, marks=pytest.mark.slow)], ids=["encoders", "mixed"])
 def test_threads_do_not_see_each_others_batches(vectors: tuple[str, ...]) -> None:
     model = make_fusion(hf_lam="lam_half", as_features=vectors).requires_grad_(False)
     expected = [model(**batch).logits for batch in batches(vectors)]
@@ -209,7 +209,7 @@ def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, to
 
 @pytest.mark.parametrize("use_reentrant", [None, False, True])
 @pytest.mark.parametrize("name", ["none", "lam_shared_rank", "lam_embeddings", "lam_half", "bottleneck"])
-@pytest.mark.parametrize("vectors", [(), VECTORS], ids=["encoders", "mixed"])
+@pytest.mark.parametrize("vectors", [(), pytest.param(VECTORS, marks=pytest.mark.slow)], ids=["encoders", "mixed"])
 def test_two_forwards_then_one_backward(name: str, use_reentrant: bool | None, vectors: tuple[str, ...]) -> None:
     model = make_fusion(head=False, hf_lam=name, as_features=vectors)
     several = batches(vectors)[2:4]

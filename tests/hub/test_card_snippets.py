@@ -203,7 +203,9 @@ HEADS: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("has_processor", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "head", [pytest.param(head, marks=[] if head in ("places", "embedding") else pytest.mark.slow) for head in HEADS]
+)
 def test_it_runs_for_vectors_and_every_head(head: str, has_processor: bool, tmp_path: Path) -> None:
     model_class, options, expected = HEADS[head]
     model = make_vector_fusion(model_class, ("text",), hf_lam="half", **options)
