@@ -273,6 +273,7 @@ def test_what_was_whole_stays_and_the_files_are_the_same(
     assert source.read <= read + 4 and files_of(tmp_path / "cache") == files_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_process_may_die_at_every_step(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_fusion(("text",), num_hidden_layers=1)
     rows = make_rows(5, ("text",))

@@ -95,7 +95,7 @@ def cases() -> Iterator[Any]:
     for asked in [*common.OF_EVERY_MODEL, *NOT_OF_EMBEDDINGS, *SLOW]:
         for head in HEADS:
             if head != "embedding" or asked not in NOT_OF_EMBEDDINGS:
-                marks = [pytest.mark.slow] if asked in SLOW else []
+                marks = [pytest.mark.slow] if asked in SLOW or head == "sequence" else []
                 yield pytest.param(asked, head, marks=marks, id=f"{asked.__name__}-{head}")
 
 

@@ -84,6 +84,7 @@ def test_logs_are_of_what_counts() -> None:
     assert found["locomt/views/layer_0/cross:clips-words"] == 1
 
 
+@pytest.mark.slow
 def test_pictures_of_vectors_and_of_sound(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     model = make_vector_fusion(hf_lam=(LamConfig(rank=2), LocomtConfig(views="half")))

@@ -125,9 +125,22 @@ OF_FAMILIES = [
     ("wav2vec2", "AudioFrameClassification"),
 ]
 
+QUICK_FAMILIES = (
+    ("modernbert", None),
+    ("siglip2_vision", "ImageClassification"),
+    ("wav2vec2", "CTC"),
+    ("vjepa2", None),
+)
+
 
 @pytest.mark.parametrize("has_processor", [True, False])
-@pytest.mark.parametrize(("name", "head"), [*OF_FAMILIES, ("vjepa2", None), ("dinov3_vit", None)])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK_FAMILIES else pytest.mark.slow)
+        for case in [*OF_FAMILIES, ("vjepa2", None), ("dinov3_vit", None)]
+    ],
+)
 def test_it_runs_and_prints_for_any_family(name: str, head: str | None, has_processor: bool, tmp_path: Path) -> None:
     if has_processor == (name not in PROCESSORS):
         pytest.skip("one of its own needs torchvision, and without a processor it is all the same")
