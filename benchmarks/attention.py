@@ -48,25 +48,35 @@ def stock(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, attention_mas
     return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
 
 
-def lam(implementation: str) -> Contender:
+def lam(**options: Any) -> Contender:
     def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, attention_mask: Tensor | None) -> Tensor:
-        return lam_attention(query, key, value, mask, attention_mask=attention_mask, implementation=implementation)
+        return lam_attention(query, key, value, mask, attention_mask=attention_mask, **options)
 
     return run
 
 
+def lam_non_negative(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, attention_mask: Tensor | None) -> Tensor:
+    return lam_attention(query, key, value, F.softplus(mask), attention_mask=attention_mask)
+
+
 # Another mechanism is another line here: a function of the same five tensors, which may ignore some.
-CONTENDERS: dict[str, Contender] = {BASELINE: stock, "lam auto": lam("auto"), "lam eager": lam("eager")}
+CONTENDERS: dict[str, Contender] = {
+    BASELINE: stock,
+    "lam auto": lam(),
+    "lam add": lam(combine="add"),
+    "lam softplus": lam_non_negative,
+    "lam eager": lam(implementation="eager"),
+}
 
 
 def make_inputs(length: int, args: argparse.Namespace, grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Query, key, value as an encoder makes them, `(B, L, H, D)` transposed, and a mask `(B, 1, L, L)`."""
+    """Query, key, value as an encoder makes them, `(B, L, H, D)` transposed, and a mask `(B, 1 or H, L, L)`."""
     made = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     query, key, value = (
         torch.randn(args.batch, length, args.heads, args.size, **made).transpose(1, 2).requires_grad_(grad)
         for _ in range(3)
     )
-    mask = (1 + 0.1 * torch.randn(args.batch, 1, length, length, **made)).requires_grad_(grad)
+    mask = (1 + 0.1 * torch.randn(args.batch, args.masks, length, length, **made)).requires_grad_(grad)
     return query, key, value, mask
 
 
@@ -231,7 +241,8 @@ def resident_peak() -> float:
 
 
 def measure_memory(name: str, args: argparse.Namespace) -> float:
-    options = [f"--{key}={getattr(args, key)}" for key in ("batch", "heads", "size", "dtype", "device", "threads")]
+    keys = ("batch", "heads", "size", "masks", "dtype", "device", "threads")
+    options = [f"--{key}={getattr(args, key)}" for key in keys]
     command = [sys.executable, __file__, f"--memory-of={name}", *options]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -244,7 +255,7 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
         "device": device,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        **{key: getattr(args, key) for key in ("batch", "heads", "size", "dtype", "rounds", "warmup")},
+        **{key: getattr(args, key) for key in ("batch", "heads", "size", "masks", "dtype", "rounds", "warmup")},
     }
 
 
@@ -262,6 +273,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--size", type=int, default=64, help="head size")
+    parser.add_argument("--masks", type=int, default=1, help="learnable masks: 1 for all heads, or as many as heads")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -271,6 +283,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.masks not in (1, args.heads):
+        parser.error(f"--masks must be 1 or the number of heads, {args.heads}, got {args.masks}.")
     args.segments, args.grids = SEGMENTS, GRIDS
     if args.quick:
         args.segments, args.grids = SEGMENTS[:1], GRIDS[:1]

@@ -31,7 +31,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .hosts_hf_lam import DISPATCH, Host
-from .lam_attention_hf_lam import flex_obstacle, lam_attention, lam_attention_with_weights
+from .lam_attention_hf_lam import changed_attention, changed_attention_with_weights, flex_obstacle
 from .mechanism_hf_lam import (
     PATTERN,
     REPLACEMENT,
@@ -44,10 +44,9 @@ from .mechanism_hf_lam import (
     ScoreChange,
     compose,
     extend_change,
-    needs_same_dropout,
 )
 from .mechanism_registry_hf_lam import find_name, order_of_changes
-from .padding_hf_lam import add_padding, dense_padding, extend_padding, ones_mask
+from .padding_hf_lam import add_padding, dense_padding, extend_padding
 from .stand_ins_hf_lam import handed_to
 
 # The keyword arguments that the stack of layers is called with.
@@ -198,23 +197,22 @@ def attend(attention: Attention) -> Attended:
 
 def attend_changed(attention: Attention, change: ScoreChange) -> Attended:
     """`softmax( (Q Kᵀ · scaling) ⊙ factor + addend + padding ) V` over all tokens."""
-    query, key, value = attention.query, attention.key, attention.value
-    factor = ones_mask(query, key) if change.factor is None else change.factor
-    factor = factor.expand(*factor.shape[:2], query.shape[2], key.shape[2])
-    padding = attention.padding if change.addend is None else add_padding(change.addend, attention.padding)
+    query, key, value, padding = attention.query, attention.key, attention.value, attention.padding
     options: dict[str, Any] = {
+        "factor": change.factor,
+        "addend": change.addend,
         "attention_mask": padding,
         "scaling": attention.scaling,
         "dropout_p": attention.dropout,
     }
     if attention.want_weights:
-        return lam_attention_with_weights(query, key, value, factor, **options)
-    implementation = "eager" if needs_same_dropout(attention, change) else attention.implementation
+        return changed_attention_with_weights(query, key, value, **options)
+    implementation = attention.implementation
     # It gives no gradient to what is added to the scores.
     is_added = change.addend is not None or (padding is not None and padding.requires_grad)
     if implementation == "flex_attention" and (is_added or flex_obstacle(query, value, attention.dropout)):
         implementation = "auto"
-    return lam_attention(query, key, value, factor, implementation=implementation, **options), None
+    return changed_attention(query, key, value, implementation=implementation, **options), None
 
 
 # --- the attention function ------------------------------------------------------------------------------------------

@@ -16,8 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .hosts_hf_lam import ModalityTokens
-from .lam_attention_hf_lam import lam_attention_with_weights
-from .padding_hf_lam import ones_mask
+from .lam_attention_hf_lam import changed_attention_with_weights
 
 
 def eager_attention_forward(
@@ -32,7 +31,7 @@ def eager_attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`softmax(Q Kᵀ · scaling + padding) V`, as in transformers' own encoders."""
     options: dict[str, Any] = {"attention_mask": attention_mask, "scaling": scaling, "dropout_p": dropout}
-    context, weights = lam_attention_with_weights(query, key, value, ones_mask(query, key), **options)
+    context, weights = changed_attention_with_weights(query, key, value, **options)
     return context.transpose(1, 2).contiguous(), weights
 
 

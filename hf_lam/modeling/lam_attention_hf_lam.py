@@ -2,16 +2,20 @@
 """Attention with a learnable mask as plain functions: tensors in, tensors out.
 
 Source: Barrios & Jin, "Multi-layer Learnable Attention Mask for Multimodal Tasks", arXiv 2406.02761. With queries
-`Q`, keys `K`, values `V`, a mask `M` that *multiplies* the scores, and an additive padding mask `P` (0 or −inf):
+`Q`, keys `K`, values `V`, a mask `M` that multiplies the scores or is added to them, and an additive padding mask `P`
+(0 or −inf):
 
-    A = softmax( (Q Kᵀ · scaling) ⊙ M + P )        P is added after the product, since 0 · −inf is NaN
+    multiply   A = softmax( (Q Kᵀ · scaling) ⊙ M + P )        P is added after the product, since 0 · −inf is NaN
+    add        A = softmax( Q Kᵀ · scaling + M + P )
     out = A V
 
-`mask` always is the multiplicative `M`, `attention_mask` always is the padding `P`. A zero in `M` means "no
-preference" (score 0), not "blocked". A query that may attend to nothing gets zeros, and sends zero gradients.
+`mask` always is `M`, `attention_mask` always is the padding `P`. A zero in a mask that multiplies means "no
+preference" (score 0), not "blocked"; in one that is added, it changes nothing. A query that may attend to nothing gets
+zeros, and sends zero gradients.
 
-Here are the checks, the choice of an implementation, the formula as it stands and the fused CUDA kernel; the chunked
-implementation has a file of its own, `lam_chunked_hf_lam.py`.
+Both are cases of `softmax( (Q Kᵀ · scaling) ⊙ factor + addend + P )`, which is what a layer with any mechanisms
+computes. Here are the checks, the choice of an implementation, the formula as it stands and the fused CUDA kernel; the
+chunked implementation has a file of its own, `lam_chunked_hf_lam.py`.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
 """
@@ -29,9 +33,10 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from .lam_chunked_hf_lam import attend_chunked
 from .numerics_hf_lam import broadcasts, format_shape, needs_plain_operators, softmax_dtype, without_autocast
-from .padding_hf_lam import additive, check_padding
+from .padding_hf_lam import add_padding, additive, check_padding
 
 IMPLEMENTATIONS = ("auto", "eager", "chunked", "flex_attention")
+COMBINES = ("multiply", "add")
 
 
 def lam_attention(
@@ -40,6 +45,7 @@ def lam_attention(
     value: Tensor,
     mask: Tensor,
     *,
+    combine: str = "multiply",
     attention_mask: Tensor | None = None,
     scaling: float | None = None,
     dropout_p: float = 0.0,
@@ -51,14 +57,15 @@ def lam_attention(
         query: `(B, H, Lq, D)`. Cast to the dtype of `value`, like `key`: under autocast they may differ.
         key: `(B, H, Lk, D)`.
         value: `(B, H, Lk, Dv)`; its dtype is the dtype of the result.
-        mask: the multiplicative `M`, floating point, `(B or 1, H or 1, Lq, Lk)`.
+        mask: `M`, floating point, `(B or 1, H or 1, Lq, Lk)`.
+        combine: what `M` does to the scores: "multiply", or "add", `softmax(QKᵀ·scaling + M + P) V`.
         attention_mask: the padding `P`, broadcastable to `(B, H, Lq, Lk)`: bool (True = may attend), or additive
             floating point, where −inf and anything up to `finfo(dtype).min` block.
         scaling: factor on the raw scores; `D ** -0.5` unless given.
         dropout_p: probability, in [0, 1), with which an attention weight is zeroed (the others grow accordingly).
         implementation: "eager" forms the whole score matrix, as the formula reads; "chunked" never does, in either
             direction; "flex_attention" is one fused CUDA kernel, without dropout; "auto" is "flex_attention" on CUDA
-            where it can run and `mask` gets no gradient, "eager" under the transforms of `torch.func` and in
+            where it can run and neither mask gets a gradient, "eager" under the transforms of `torch.func` and in
             forward-mode differentiation, which only it follows, and "chunked" elsewhere.
 
     Returns:
@@ -66,35 +73,65 @@ def lam_attention(
 
     Raises:
         TypeError: a mask or tensor of a dtype that has no meaning here.
-        ValueError: sizes that do not fit, an unknown or impossible `implementation`, a `dropout_p` outside [0, 1), or
-            a floating point `attention_mask` of zeros and ones, which would mask nothing.
+        ValueError: sizes that do not fit, an unknown `combine`, an unknown or impossible `implementation`, a
+            `dropout_p` outside [0, 1), or a floating point `attention_mask` of zeros and ones, which would mask
+            nothing.
     """
-    arguments = check_arguments(query, key, value, mask, attention_mask, scaling, dropout_p)
-    chosen = _choose(implementation, arguments)
-    if chosen == "eager":
-        return _attend_eager(arguments)[0]
-    if chosen == "flex_attention":
-        return _attend_flex(arguments)
-    return attend_chunked(*arguments)
+    return changed_attention(
+        query,
+        key,
+        value,
+        **read_mask(query, key, value, mask, combine),
+        attention_mask=attention_mask,
+        scaling=scaling,
+        dropout_p=dropout_p,
+        implementation=implementation,
+    )
 
 
-def lam_attention_with_weights(
+def changed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
     *,
+    factor: Tensor | None = None,
+    addend: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout_p: float = 0.0,
+    implementation: str = "auto",
+) -> Tensor:
+    """`softmax((QKᵀ·scaling) ⊙ factor + addend + P) V`; the other arguments and errors are those of `lam_attention`.
+
+    factor, addend: broadcastable to `(B, H, Lq, Lk)`, with 4 dimensions; None changes nothing. What an addend of −inf
+        blocks is blocked, as by the padding.
+    """
+    arguments = check_arguments(query, key, value, factor, addend, attention_mask, scaling, dropout_p)
+    chosen = _choose(implementation, arguments)
+    if chosen == "eager":
+        return _attend_eager(arguments)[0]
+    return _attend_flex(arguments) if chosen == "flex_attention" else attend_chunked(*arguments)
+
+
+def changed_attention_with_weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    factor: Tensor | None = None,
+    addend: Tensor | None = None,
     attention_mask: Tensor | None = None,
     scaling: float | None = None,
     dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The reference: [`lam_attention`] by the eager formula, with its attention map; same arguments and errors.
+    """The reference: [`changed_attention`] by the eager formula, with its attention map; same arguments and errors.
 
     Returns:
         The output `(B, H, Lq, Dv)`, and the weights `(B, H, Lq, Lk)` that multiplied the values: after dropout, as
         in transformers' eager attention.
     """
-    return _attend_eager(check_arguments(query, key, value, mask, attention_mask, scaling, dropout_p))
+    arguments = check_arguments(query, key, value, factor, addend, attention_mask, scaling, dropout_p)
+    return _attend_eager(arguments)
 
 
 # --- checking and choosing ---------------------------------------------------------------------------------------
@@ -106,28 +143,64 @@ class AttentionArguments(NamedTuple):
     query: Tensor
     key: Tensor
     value: Tensor
-    mask: Tensor
+    factor: Tensor | None
+    addend: Tensor | None
     attention_mask: Tensor | None
     scaling: float
     dropout_p: float
+
+
+def read_mask(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, combine: str) -> dict[str, Tensor]:
+    """The mask as a factor or an addend of the scores, once it is found to fit."""
+    if combine not in COMBINES:
+        raise ValueError(f"combine={combine!r} is unknown: choose one of {', '.join(COMBINES)}.")
+    batch, heads, length_q, length_k = full = _check_projections(query, key, value)
+    _check_tensor("mask", mask)
+    if mask.shape[2:] != full[2:] or not broadcasts(mask, full):
+        raise ValueError(
+            f"mask must be ({batch} or 1, {heads} or 1, {length_q}, {length_k}): (batch, heads, queries, keys), got "
+            f"{format_shape(mask)}."
+        )
+    return {"factor" if combine == "multiply" else "addend": mask}
 
 
 def check_arguments(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
+    factor: Tensor | None,
+    addend: Tensor | None,
     attention_mask: Tensor | None,
     scaling: float | None,
     dropout_p: float,
 ) -> AttentionArguments:
-    for name, tensor in (("query", query), ("key", key), ("value", value), ("mask", mask)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {tensor.dtype}: pass {name}.float().")
-        if tensor.dim() != 4:
-            raise ValueError(
-                f"{name} must have 4 dimensions, (batch, heads, length, size), got {format_shape(tensor)}."
-            )
+    full = _check_projections(query, key, value)
+    for name, tensor in (("factor", factor), ("addend", addend)):
+        if tensor is not None:
+            _check_tensor(name, tensor)
+            if not broadcasts(tensor, full):
+                raise ValueError(f"{name} must be broadcastable to {full}, got {format_shape(tensor)}.")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p}.")
+    if attention_mask is not None:
+        attention_mask = check_padding(attention_mask, full)
+    scaling = query.shape[3] ** -0.5 if scaling is None else float(scaling)
+    return AttentionArguments(
+        query.to(value.dtype),
+        key.to(value.dtype),
+        value,
+        factor,
+        addend,
+        attention_mask,
+        scaling,
+        float(dropout_p),
+    )
+
+
+def _check_projections(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, int, int, int]:
+    """The sizes `(B, H, Lq, Lk)` of the scores."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        _check_tensor(name, tensor)
     batch, heads, length_q, size = query.shape
     length_k = key.shape[2]
     if key.shape != (batch, heads, length_k, size) or value.shape[:3] != (batch, heads, length_k):
@@ -135,32 +208,28 @@ def check_arguments(
             "query (B, H, Lq, D), key (B, H, Lk, D) and value (B, H, Lk, Dv) must agree in B, H, Lk and D, got "
             f"{format_shape(query)}, {format_shape(key)} and {format_shape(value)}."
         )
-    full = (batch, heads, length_q, length_k)
-    if mask.shape[2:] != full[2:] or not broadcasts(mask, full):
-        raise ValueError(
-            f"mask must be ({batch} or 1, {heads} or 1, {length_q}, {length_k}): (batch, heads, queries, keys), got "
-            f"{format_shape(mask)}."
-        )
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p}.")
-    if attention_mask is not None:
-        attention_mask = check_padding(attention_mask, full)
-    scaling = size**-0.5 if scaling is None else float(scaling)
-    return AttentionArguments(
-        query.to(value.dtype), key.to(value.dtype), value, mask, attention_mask, scaling, float(dropout_p)
-    )
+    return batch, heads, length_q, length_k
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {tensor.dtype}: pass {name}.float().")
+    if tensor.dim() != 4:
+        raise ValueError(f"{name} must have 4 dimensions, (batch, heads, length, size), got {format_shape(tensor)}.")
 
 
 def _choose(implementation: str, arguments: AttentionArguments) -> str:
     """The implementation that will run, or the error that says why the one asked for cannot."""
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}.")
-    padding = arguments.attention_mask
-    padding_grad = padding is not None and padding.requires_grad and torch.is_grad_enabled()
-    if padding_grad and implementation in ("chunked", "flex_attention"):
+    factor_learns, *added_learn = (
+        x is not None and x.requires_grad and torch.is_grad_enabled()
+        for x in (arguments.factor, arguments.addend, arguments.attention_mask)
+    )
+    if any(added_learn) and implementation == "flex_attention":
         raise ValueError(
-            f"implementation={implementation!r} gives attention_mask no gradient, but it requires one: pass "
-            'implementation="eager" (or "auto"), or attention_mask.detach().'
+            'implementation="flex_attention" gives what is added to the scores no gradient, but it requires one: pass '
+            'implementation="auto", or detach() the mask.'
         )
     is_plain = needs_plain_operators()
     if is_plain and implementation == "chunked":
@@ -177,12 +246,14 @@ def _choose(implementation: str, arguments: AttentionArguments) -> str:
     if implementation in ("eager", "flex_attention"):
         return implementation
     # An exported program runs where this file is not, so it gets plain operators; an empty input has no chunks.
-    if padding_grad or is_plain or torch.compiler.is_exporting() or _is_empty(arguments.query, arguments.value):
+    # Nothing else may depend on what needs a gradient where there is dropout: reentrant checkpointing runs a layer
+    # first without gradients and then with them, and both runs must draw the same.
+    if is_plain or torch.compiler.is_exporting() or _is_empty(arguments.query, arguments.value):
         return "eager"
     # flex_attention sums the gradient of a mask that heads share with atomic additions, in no fixed order; training
     # takes it only when asked to.
-    mask_grad = arguments.mask.requires_grad and torch.is_grad_enabled()
-    return "chunked" if implementation == "chunked" or obstacle or mask_grad else "flex_attention"
+    is_learnt = factor_learns or any(added_learn)
+    return "chunked" if implementation == "chunked" or obstacle or is_learnt else "flex_attention"
 
 
 def _is_empty(query: Tensor, value: Tensor) -> bool:
@@ -190,7 +261,7 @@ def _is_empty(query: Tensor, value: Tensor) -> bool:
 
 
 def flex_obstacle(query: Tensor, value: Tensor, dropout_p: float) -> str | None:
-    """Why flex_attention cannot run for these inputs of [`lam_attention`]; None if it can."""
+    """Why flex_attention cannot run for these inputs of [`changed_attention`]; None if it can."""
     if query.device.type != "cuda":
         return f"it needs CUDA tensors, these are on {query.device.type}"
     if importlib.util.find_spec("triton") is None:
@@ -211,17 +282,30 @@ def flex_obstacle(query: Tensor, value: Tensor, dropout_p: float) -> str | None:
 # --- the formula -----------------------------------------------------------------------------------------------------
 
 
+def _merge_addend(arguments: AttentionArguments) -> Tensor | None:
+    """All that is added to the scores, in the form of a padding of all keys."""
+    addend, padding = arguments.addend, arguments.attention_mask
+    if addend is None:
+        return padding
+    if padding is not None and padding.is_floating_point():
+        addend = addend.to(softmax_dtype(addend.dtype))
+    merged = add_padding(addend, padding)
+    return merged.expand(*merged.shape[:3], arguments.key.shape[2])
+
+
 def _attend_eager(arguments: AttentionArguments) -> tuple[Tensor, Tensor]:
     """Output and weights by the formula as it stands; every operator is a plain, differentiable one."""
-    query, key, value, mask, attention_mask, scaling, dropout_p = arguments
+    query, key, value, factor, addend, _, scaling, dropout_p = arguments
+    padding = _merge_addend(arguments)
     dtype = softmax_dtype(value.dtype)
     with without_autocast(query.device.type):
-        scores = torch.matmul(query, key.transpose(-2, -1)).to(dtype) * scaling * mask.to(dtype)
-        if attention_mask is None or key.shape[2] == 0:
-            weights = torch.softmax(scores, dim=-1)
+        scores = torch.matmul(query, key.transpose(-2, -1)).to(dtype) * scaling
+        scores = scores if factor is None else scores * factor.to(dtype)
+        if padding is None or key.shape[2] == 0:
+            weights = torch.softmax(scores if addend is None else scores + addend, dim=-1)
         else:
-            addend, blocked = additive(attention_mask, dtype)
-            weights = torch.softmax(scores + addend, dim=-1).masked_fill(blocked, 0)
+            added, blocked = additive(padding, dtype)
+            weights = torch.softmax(scores + added, dim=-1).masked_fill(blocked, 0)
         weights = torch.dropout(weights.to(value.dtype), dropout_p, train=dropout_p > 0)
         return torch.matmul(weights, value), weights
 
@@ -235,15 +319,16 @@ def _compile_flex_attention() -> Callable[..., Any]:
 
 
 def _attend_flex(arguments: AttentionArguments) -> Tensor:
-    """One fused kernel, which reads `M` and the padding where it computes a score."""
-    mask, attention_mask = arguments.mask, arguments.attention_mask
+    """One fused kernel, which reads the factor and the padding where it computes a score."""
+    factor, attention_mask = arguments.factor, _merge_addend(arguments)
 
     def at(tensor: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         # A broadcast dimension is indexed at 0; expanding it would give it a full-size gradient.
-        return tensor[b * (tensor.shape[0] > 1), h * (tensor.shape[1] > 1), q * (tensor.shape[2] > 1), k]
+        batch, heads, queries, keys = tensor.shape
+        return tensor[b * (batch > 1), h * (heads > 1), q * (queries > 1), k * (keys > 1)]
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        score = score * at(mask, b, h, q, k)
+        score = score if factor is None else score * at(factor, b, h, q, k)
         if attention_mask is None:
             return score
         padding = at(attention_mask, b, h, q, k)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""Attention with a learnable mask without a score matrix, forward or backward: chunks of queries, as operators.
+"""Attention with changed scores without a score matrix, forward or backward: chunks of queries, as operators.
 
 Source: Barrios & Jin, "Multi-layer Learnable Attention Mask for Multimodal Tasks", arXiv 2406.02761. Every chunk of
 queries computes its scores, uses them and drops them; the backward pass computes them again (Rabe & Staats, arXiv
@@ -37,18 +37,16 @@ def attend_chunked(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
+    factor: Tensor | None,
+    addend: Tensor | None,
     attention_mask: Tensor | None,
     scaling: float,
     dropout_p: float,
 ) -> Tensor:
-    """`softmax((QKᵀ·scaling) ⊙ M + P) V` for arguments that have been checked, and of which none is empty.
-
-    It gives `attention_mask` no gradient.
-    """
+    """`softmax((QKᵀ·scaling) ⊙ factor + addend + P) V` for checked arguments, of which none is empty."""
     # The seed comes from the default generator, so that manual_seed and checkpointing reproduce the dropout.
     seed = torch.randint(2**62, (), dtype=torch.int64) if dropout_p > 0 else None
-    return _OPERATORS.lam_forward(query, key, value, mask, attention_mask, scaling, dropout_p, seed)
+    return _OPERATORS.lam_forward(query, key, value, factor, addend, attention_mask, scaling, dropout_p, seed)
 
 
 # --- chunks ----------------------------------------------------------------------------------------------------------
@@ -82,16 +80,31 @@ def _cut(tensor: Tensor, chunk: _Chunk) -> Tensor:
     return tensor[tuple(slice(None) if size == 1 else part for size, part in zip(tensor.shape, chunk, strict=False))]
 
 
-def _chunks_with_padding(
-    query: Tensor, key: Tensor, attention_mask: Tensor | None, dtype: torch.dtype
+def _chunks_with_addends(
+    query: Tensor, key: Tensor, addend: Tensor | None, attention_mask: Tensor | None, dtype: torch.dtype
 ) -> Iterator[tuple[_Chunk, Tensor | None, Tensor | None]]:
-    """Every chunk with its addends and its blocked rows, both None without padding."""
-    addend = blocked = None
+    """Every chunk with all that is added to its scores and its blocked rows, both None where nothing is."""
+    added = blocked = None
+    by_head = any(x is not None and x.shape[1] > 1 for x in (addend, attention_mask))
     for chunk in _chunks(query, key):
-        # Groups of heads follow each other, and mostly share their padding.
-        if attention_mask is not None and (chunk[1].start == 0 or attention_mask.shape[1] > 1):
-            addend, blocked = additive(_cut(attention_mask, chunk), dtype)
-        yield chunk, addend, blocked
+        # Groups of heads follow each other, and mostly share what is added.
+        if chunk[1].start == 0 or by_head:
+            of_mechanism, padding = (None if x is None else _cut(x, chunk) for x in (addend, attention_mask))
+            added, blocked = _add_parts(of_mechanism, padding, dtype)
+        yield chunk, added, blocked
+
+
+def _add_parts(
+    addend: Tensor | None, attention_mask: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    """What is added to the scores, and which rows that blocks; what an addend of −inf blocks is blocked, too."""
+    if attention_mask is None:
+        return (None, None) if addend is None else additive(addend, dtype)
+    added, blocked = additive(attention_mask, dtype)
+    if addend is None:
+        return added, blocked
+    added, all_blocked = additive(added + addend, dtype)
+    return added, all_blocked | blocked
 
 
 class _Dropout:
@@ -128,20 +141,23 @@ class _Scratch:
         return out.copy_(torch.matmul(left, right))
 
 
-def _weights(scores: Tensor, mask: Tensor, addend: Tensor | None, out: Tensor) -> Tensor:
-    """`softmax(scores ⊙ M + P)` in `out`, which may be `scores`."""
-    if addend is None:
-        torch.mul(scores, mask, out=out)
-    else:
-        torch.addcmul(addend, scores, mask, out=out)
-    return torch.softmax(out, -1, out=out)
+def _weights(scores: Tensor, factor: Tensor | None, addend: Tensor | None, out: Tensor) -> Tensor:
+    """`softmax(scores ⊙ factor + addend)` in `out`, which may be `scores`."""
+    changed = scores
+    if factor is not None and addend is not None:
+        changed = torch.addcmul(addend, scores, factor, out=out)
+    elif factor is not None:
+        changed = torch.mul(scores, factor, out=out)
+    elif addend is not None:
+        changed = torch.add(scores, addend, out=out)
+    return torch.softmax(changed, -1, out=out)
 
 
 def _chunk_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
+    factor: Tensor | None,
     addend: Tensor | None,
     scaling: float,
     dropout: _Dropout,
@@ -150,7 +166,7 @@ def _chunk_forward(
     """The output of some query rows: `(b, h, q, D)` by `(b, h, Lk, D)` and `(b, h, Lk, Dv)`."""
     dtype = softmax_dtype(value.dtype)
     scores = scratch.product("scores", query * scaling, key.transpose(-2, -1), dtype)
-    weights = _weights(scores, mask.to(dtype), addend, out=scores)
+    weights = _weights(scores, None if factor is None else factor.to(dtype), addend, out=scores)
     factors = dropout.factors(weights)
     if factors is not None:
         weights.mul_(factors)
@@ -163,47 +179,56 @@ def _chunk_backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
+    factor: Tensor | None,
     addend: Tensor | None,
     scaling: float,
     dropout: _Dropout,
     scratch: _Scratch,
     wanted: list[bool],
 ) -> list[Tensor | None]:
-    """The part of some query rows in the gradients of query, key, value and mask (None: not wanted).
+    """The part of some query rows in the gradients of query, key, value, factor and addend (None: not wanted).
+
+    Those of factor and addend are as large as the scores, not summed up yet over what these are broadcast to.
 
     `mean` is the mean of the weights' gradients under the weights, row by row: `rowsum(dO ⊙ O)`.
     """
-    want_query, want_key, want_value, want_mask = wanted
-    grad_query = grad_key = grad_value = grad_mask = None
+    want_query, want_key, want_value, want_factor, want_addend = wanted
+    grad_query = grad_key = grad_value = grad_factor = grad_addend = None
     dtype = softmax_dtype(value.dtype)
-    mask, query = mask.to(dtype), query * scaling
+    factor, query = None if factor is None else factor.to(dtype), query * scaling
     scores = scratch.product("scores", query, key.transpose(-2, -1), dtype)
-    weights = _weights(scores, mask, addend, out=scratch.take("weights", scores.shape, scores, dtype))
+    # The raw scores are needed once more for the gradient of what multiplies them, and for nothing else.
+    out = scratch.take("weights", scores.shape, scores, dtype) if want_factor else scores
+    weights = _weights(scores, factor, addend, out=out)
     factors = dropout.factors(weights)
     if want_value:
         dropped = weights if factors is None else weights * factors
         grad_value = torch.matmul(dropped.to(value.dtype).transpose(-2, -1), grad_out)
-    if want_query or want_key or want_mask:
+    if want_query or want_key or want_factor or want_addend:
         grad_logits = scratch.product("grad_logits", grad_out, value.transpose(-2, -1), dtype)
         if factors is not None:
             grad_logits.mul_(factors)
         grad_logits.sub_(mean).mul_(weights)
-        if want_mask:
-            grad_mask = scores.mul_(grad_logits).sum_to_size(mask.shape)
-        grad_scores = grad_logits.mul_(mask).to(value.dtype)
-        if want_query:
-            grad_query = torch.matmul(grad_scores, key).mul_(scaling)
-        if want_key:
-            grad_key = torch.matmul(grad_scores.transpose(-2, -1), query)
-    return [grad_query, grad_key, grad_value, grad_mask]
+        if want_factor:
+            grad_factor = scores.mul_(grad_logits)
+        grad_addend = grad_logits if want_addend else None
+        if want_query or want_key:
+            if factor is not None:  # in another buffer if this one has the addend's gradient
+                grad_logits = torch.mul(grad_logits, factor, out=weights if want_addend else grad_logits)
+            grad_scores = grad_logits.to(value.dtype)
+            if want_query:
+                grad_query = torch.matmul(grad_scores, key).mul_(scaling)
+            if want_key:
+                grad_key = torch.matmul(grad_scores.transpose(-2, -1), query)
+    return [grad_query, grad_key, grad_value, grad_factor, grad_addend]
 
 
 def _lam_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
+    factor: Tensor | None,
+    addend: Tensor | None,
     attention_mask: Tensor | None,
     scaling: float,
     dropout_p: float,
@@ -214,10 +239,11 @@ def _lam_forward(
     query, key, value = query.to(dtype_of_products), key.to(dtype_of_products), value.to(dtype_of_products)
     dropout, scratch = _Dropout(dropout_p, seed, query.device), _Scratch()
     with torch.autocast(query.device.type, enabled=False):
-        for chunk, addend, blocked in _chunks_with_padding(query, key, attention_mask, dtype):
+        for chunk, added, blocked in _chunks_with_addends(query, key, addend, attention_mask, dtype):
             keys = chunk[:2]
+            factor_part = None if factor is None else _cut(factor, chunk)
             out_part = _chunk_forward(
-                query[chunk], key[keys], value[keys], _cut(mask, chunk), addend, scaling, dropout, scratch
+                query[chunk], key[keys], value[keys], factor_part, added, scaling, dropout, scratch
             )
             out[chunk] = out_part if blocked is None else out_part.masked_fill_(blocked, 0)
     return out
@@ -229,28 +255,30 @@ def _lam_backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
+    factor: Tensor | None,
+    addend: Tensor | None,
     attention_mask: Tensor | None,
     seed: Tensor | None,
     scaling: float,
     dropout_p: float,
     wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and mask, in this order; an empty tensor for each that is not wanted.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value, factor, addend and attention mask; an empty tensor for each that is not wanted.
 
     A tuple, for which torch itself can do several gradients one after the other (`is_grads_batched`); of a list it
     cannot.
     """
-    inputs = (query, key, value, mask)
+    inputs = (query, key, value, factor, addend, attention_mask)
     dtype, dtype_of_products = softmax_dtype(value.dtype), product_dtype(value)
     grads = [
-        torch.zeros_like(x, dtype=dtype) if want else x.new_empty(0) for x, want in zip(inputs, wanted, strict=True)
+        torch.zeros_like(x, dtype=dtype) if want and x is not None else query.new_empty(0)
+        for x, want in zip(inputs, wanted, strict=True)
     ]
     grad_out, query, key, value = (x.to(dtype_of_products) for x in (grad_out, query, key, value))
     dropout, scratch = _Dropout(dropout_p, seed, query.device), _Scratch()
     with torch.autocast(query.device.type, enabled=False):
         mean = (grad_out.to(dtype) * out).sum(-1, keepdim=True)
-        for chunk, addend, blocked in _chunks_with_padding(query, key, attention_mask, dtype):
+        for chunk, added, blocked in _chunks_with_addends(query, key, addend, attention_mask, dtype):
             keys = chunk[:2]
             grad_part = grad_out[chunk]
             if blocked is not None:  # a row that gets no gradient sends none
@@ -261,18 +289,22 @@ def _lam_backward(
                 query[chunk],
                 key[keys],
                 value[keys],
-                _cut(mask, chunk),
-                addend,
+                None if factor is None else _cut(factor, chunk),
+                added,
                 scaling,
                 dropout,
                 scratch,
-                wanted,
+                [*wanted[:4], wanted[4] or wanted[5]],
             )
-            for grad, part, where in zip(grads, parts, (chunk, keys, keys, chunk), strict=True):
-                if part is not None:
-                    _cut(grad, where).add_(part)
-    grad_query, grad_key, grad_value, grad_mask = (grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True))
-    return grad_query, grad_key, grad_value, grad_mask
+            places = (chunk, keys, keys, chunk, chunk, chunk)
+            for grad, part, where, want in zip(grads, (*parts, parts[-1]), places, wanted, strict=True):
+                if part is not None and want:
+                    target = _cut(grad, where)
+                    target.add_(part.sum_to_size(target.shape))
+    grad_query, grad_key, grad_value, grad_factor, grad_addend, grad_mask = (
+        grad if x is None else grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)
+    )
+    return grad_query, grad_key, grad_value, grad_factor, grad_addend, grad_mask
 
 
 # --- the operators ---------------------------------------------------------------------------------------------------
@@ -297,17 +329,17 @@ def _register_operators() -> Any:
 
     @lam_backward.register_fake
     def fake_backward(grad_out: Tensor, out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        wanted = zip(rest[:4], rest[-1], strict=True)
-        return tuple(torch.empty_like(x) if want else x.new_empty(0) for x, want in wanted)
+        wanted = zip(rest[:6], rest[-1], strict=True)
+        return tuple(torch.empty_like(x) if want else rest[0].new_empty(0) for x, want in wanted)
 
     @lam_forward.register_fake
     def fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
         return empty_output(query, value)
 
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = list(ctx.needs_input_grad[:4])
+        wanted = list(ctx.needs_input_grad[:6])
         grads = lam_backward(grad_out, *ctx.saved_tensors, ctx.scaling, ctx.dropout_p, wanted)
-        return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None, None, None
+        return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None, None
 
     lam_forward.register_autograd(backward, setup_context=_setup_context)
     return operators

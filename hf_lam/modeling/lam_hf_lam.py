@@ -9,6 +9,7 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,9 +20,13 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .hosts_hf_lam import Host
+from .lam_attention_hf_lam import COMBINES
 from .mechanism_hf_lam import LayerInput, Mechanism, MechanismConfig, MechanismPart, PassStart, ScoreChange
 from .mechanism_registry_hf_lam import register_mechanism
-from .option_checks_hf_lam import check_bool, check_choice, check_positive_or_none
+from .option_checks_hf_lam import MOST_LAYERS, check_bool, check_choice, check_positive_or_none, is_count
+
+# softplus of it is 1.
+_SOFTPLUS_OF_ONE = math.log(math.e - 1)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class LamConfig(MechanismConfig):
     """A learnable attention mask (LAM; Barrios & Jin, arXiv 2406.02761).
 
     The mask `M` multiplies the raw attention scores before the softmax:
-    `softmax((Q Kᵀ / sqrt(D)) ⊙ M + padding) V`. A zero in `M` means "no preference", not "blocked".
+    `softmax((Q Kᵀ / sqrt(D)) ⊙ M + padding) V`. A zero in `M` means "no preference", not "blocked". With
+    `combine="add"` it is added to them: `softmax(Q Kᵀ / sqrt(D) + M + padding) V`.
 
     Args:
         scope: `"per_layer"` gives every layer a mask of its own (the paper's multi-layer LAM), `"shared"` one mask
@@ -37,14 +43,18 @@ class LamConfig(MechanismConfig):
         source: what a per-layer mask reads: `"layer_input"`, the input of its attention layer, or `"embeddings"`, the
             input of the first encoder layer. A shared mask always reads the embeddings.
         per_head: one mask per head instead of one for all heads.
-        bottleneck_size: width of the mask network's hidden layer; `None` is a quarter of the hidden size.
-        init: `"identity"` starts at `M = 1`, so the model's outputs do not change; `"normal"` draws the weights from
-            the host's `initializer_range`, which changes the outputs at once.
+        bottleneck_size: width of the mask network's hidden layers; `None` is a quarter of the hidden size.
+        init: `"identity"` starts at the mask that changes nothing, `M = 1`, or 0 where it is added; `"normal"` draws
+            the first and the last layer from the host's `initializer_range`, which changes the outputs at once.
         rank: `None` is the paper's dense mask, with one output per key position. With `r`,
             `M_ij = f(x_i) · g(x_j)` with `r` factors: any length, and no parameters that grow with it.
         max_length: the longest sequence a dense mask can take; on a grid, of an image for example, the only one.
             `None` takes it from the host; 257 is for a square image of 16 × 16 patches and `[CLS]`, whatever size the
             host is configured for.
+        depth: linear layers of the mask network, with ReLU between them; at least 2.
+        combine: `"multiply"`, the paper's first version, or `"add"`, its later one.
+        non_negative: `M = softplus(…)` of what the network computes, so that a mask that multiplies weakens a score at
+            most to nothing and never turns it around.
 
     Raises:
         ValueError: for a value outside the above; the message names it.
@@ -57,7 +67,11 @@ class LamConfig(MechanismConfig):
     init: str = "identity"
     rank: int | None = None
     max_length: int | None = None
+    depth: int = 2
+    combine: str = "multiply"
+    non_negative: bool = False
 
+    later: ClassVar[tuple[str, ...]] = ("depth", "combine", "non_negative")
     title: ClassVar[str] = "Learnable attention mask"
     arxiv: ClassVar[str] = "2406.02761"
     citation: ClassVar[str] = """@article{barrios2024lam,
@@ -71,9 +85,21 @@ class LamConfig(MechanismConfig):
         check_choice(self, "scope", ("per_layer", "shared"))
         check_choice(self, "source", ("layer_input", "embeddings"))
         check_choice(self, "init", ("identity", "normal"))
+        check_choice(self, "combine", COMBINES)
         check_bool(self, "per_head")
+        check_bool(self, "non_negative")
         for name in ("bottleneck_size", "rank", "max_length"):
             check_positive_or_none(self, name)
+        if not is_count(self.depth, 2, MOST_LAYERS):
+            raise ValueError(
+                f"LamConfig: depth must be an integer from 2 to {MOST_LAYERS:,}, the linear layers of the mask "
+                f"network, got {self.depth!r}."
+            )
+        if self.non_negative and self.adds:
+            raise ValueError(
+                "LamConfig: non_negative=True has no meaning with combine='add': an added mask turns no score around, "
+                "whatever its sign, and without negative numbers it could not weaken any. Leave one of the two out."
+            )
         if self.rank is not None and self.max_length is not None:
             raise ValueError(
                 f"LamConfig: max_length={self.max_length} has no meaning with rank={self.rank}; a low-rank mask takes "
@@ -89,6 +115,16 @@ class LamConfig(MechanismConfig):
             f"LamConfig(init={self.init!r}) starts from random masks: the outputs of {model} change at once. "
             "init='identity' starts from the original model."
         )
+
+    @property
+    def adds(self) -> bool:
+        """Whether the mask is added to the scores."""
+        return self.combine == "add"
+
+    @property
+    def neutral(self) -> float:
+        """The mask that changes nothing."""
+        return 0.0 if self.adds else 1.0
 
     @property
     def is_dense(self) -> bool:
@@ -171,7 +207,9 @@ class LearnableAttentionMask(MechanismPart):
     """The mask network of LAM (arXiv 2406.02761): `M = W2 · relu(W1 · x_i + b1) + b2`, row `i` of `M`.
 
     Dense (the paper's): `W2` has one row per key position, cut to the sequence length. Low rank (`config.rank`):
-    `M_ij = f(x_i) · g(x_j)` with `f` and `g` linear in the hidden layer, for any length.
+    `M_ij = f(x_i) · g(x_j)` with `f` and `g` linear in the last hidden layer, for any length. A `config.depth` above 2
+    puts more layers `relu(W · h + b)` of the hidden width between the two. With `config.non_negative` the mask is
+    `softplus(M + c)`, where `softplus(c) = 1`.
 
     The weights are parameters of this module, not of inner `nn.Linear`s, so that transformers initialises them through
     this module and no tool that looks for linear layers (LoRA's `all-linear`, quantisers) takes them for the host's.
@@ -197,6 +235,9 @@ class LearnableAttentionMask(MechanismPart):
         width = config.bottleneck_size or max(1, hidden_size // 4)
         self.in_weight = nn.Parameter(torch.empty(width, hidden_size))
         self.in_bias = nn.Parameter(torch.empty(width))
+        if config.depth > 2:
+            self.hidden_weight = nn.Parameter(torch.empty(config.depth - 2, width, width))
+            self.hidden_bias = nn.Parameter(torch.empty(config.depth - 2, width))
         if config.rank is None:
             self.out_weight = nn.Parameter(torch.empty(masks, max_length, width))
             self.out_bias = nn.Parameter(torch.empty(masks, max_length))
@@ -211,6 +252,11 @@ class LearnableAttentionMask(MechanismPart):
         """Write every parameter that was not loaded (transformers marks those that were)."""
         init.normal_(self.in_weight, std=self.initializer_range)
         init.zeros_(self.in_bias)
+        if self.config.depth > 2:
+            # As large as ReLU keeps a signal (He et al., arXiv 1502.01852): with the host's small weights, it would be
+            # a tenth after every layer, and so would what the first one learns from.
+            init.normal_(self.hidden_weight, std=math.sqrt(2 / len(self.in_bias)))
+            init.zeros_(self.hidden_bias)
         if self.config.rank is None:
             self._reset_dense()
         else:
@@ -219,7 +265,7 @@ class LearnableAttentionMask(MechanismPart):
     def _reset_dense(self) -> None:
         if self.config.init == "identity":
             init.zeros_(self.out_weight)
-            init.ones_(self.out_bias)
+            init.constant_(self.out_bias, self._identity)
         else:
             init.normal_(self.out_weight, std=self.initializer_range)
             init.zeros_(self.out_bias)
@@ -231,16 +277,23 @@ class LearnableAttentionMask(MechanismPart):
             init.normal_(self.row_weight, std=self.initializer_range)
             init.zeros_(self.row_bias)
             return
-        # f ≡ e_0 and g_0 ≡ 1, so M ≡ 1. The other factors of g stay random: if they were constant too, all factors
-        # would get the same gradient and the mask would keep rank 1 for ever.
+        # f ≡ e_0 and g_0 ≡ 1, so M ≡ 1; or f ≡ 0, so M ≡ 0. The other factors of g stay random: if they were constant
+        # too, all factors would get the same gradient and the mask would keep rank 1 for ever.
         first_factor = torch.zeros_like(self.row_bias)
         first_factor[:, 0] = 1.0
         init.zeros_(self.row_weight)
-        init.copy_(self.row_bias, first_factor)
+        init.copy_(self.row_bias, first_factor * self._identity)
+        if self.config.adds:  # what is the same for all keys cancels in the softmax
+            return
         init.copy_(self.column_bias, first_factor)
         random_but_first = self.column_weight.detach().clone()
         random_but_first[:, 0] = 0.0
         init.copy_(self.column_weight, random_but_first)
+
+    @property
+    def _identity(self) -> float:
+        """What the last layer gives for the mask that changes nothing."""
+        return 0.0 if self.config.non_negative else self.config.neutral
 
     def forward(self, hidden_states: torch.Tensor, columns: torch.Tensor | None = None) -> torch.Tensor:
         """The mask of each sample.
@@ -253,27 +306,37 @@ class LearnableAttentionMask(MechanismPart):
             ValueError: if a dense mask is shorter than the sequence.
         """
         length = hidden_states.shape[1]
-        hidden = torch.relu(nn.functional.linear(hidden_states, self.in_weight, self.in_bias)).unsqueeze(1)
-        if self.config.rank is not None:
-            rows = hidden @ self.row_weight.mT + self.row_bias.unsqueeze(1)
-            columns = hidden @ self.column_weight.mT + self.column_bias.unsqueeze(1)
-            return rows @ columns.mT
-        if length > self.max_length:
+        if self.config.rank is None and length > self.max_length:
             raise ValueError(
                 f"the sequence has {length} tokens but this learnable attention mask was made for at most "
                 f"max_length={self.max_length}. Make it longer with LamConfig(max_length={length}), or use a low-rank "
                 "mask, which takes any length: LamConfig(rank=8)."
             )
+        hidden = torch.relu(nn.functional.linear(hidden_states, self.in_weight, self.in_bias))
+        if self.config.depth > 2:
+            for weight, bias in zip(self.hidden_weight, self.hidden_bias, strict=True):
+                hidden = torch.relu(nn.functional.linear(hidden, weight, bias))
+        hidden = hidden.unsqueeze(1)
+        mask = self._make_dense(hidden, columns) if self.config.rank is None else self._make_low_rank(hidden)
+        return nn.functional.softplus(mask + _SOFTPLUS_OF_ONE) if self.config.non_negative else mask
+
+    def _make_dense(self, hidden: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
+        length = hidden.shape[2]
         if columns is not None:
             columns = columns.to(hidden.device)
             weight, bias = self.out_weight.index_select(1, columns), self.out_bias.index_select(1, columns)
             return hidden @ weight.mT + bias.unsqueeze(1)
         return hidden @ self.out_weight[:, :length].mT + self.out_bias[:, None, :length]
 
+    def _make_low_rank(self, hidden: torch.Tensor) -> torch.Tensor:
+        rows = hidden @ self.row_weight.mT + self.row_bias.unsqueeze(1)
+        columns = hidden @ self.column_weight.mT + self.column_bias.unsqueeze(1)
+        return rows @ columns.mT
+
     def count_flops(self, batch: int, length: int) -> int:
         """FLOPs of the masks of a batch, two for a multiply-add."""
         width, size = self.in_weight.shape
-        hidden = length * width * size
+        hidden = length * width * (size + (self.config.depth - 2) * width)
         if self.config.rank is None:
             return 2 * batch * (hidden + len(self.out_bias) * length * width * length)
         masks, rank = self.row_bias.shape
@@ -287,11 +350,14 @@ class LearnableAttentionMasks(Mechanism, nn.ModuleList):
     """The masks of one encoder: one network for each layer, or a single one for all."""
 
     factor_name: ClassVar[str] = "mask"
+    addend_name: ClassVar[str] = "mask"
     logged: ClassVar[tuple[str, ...]] = ("mask_spread",)
     fact_titles: ClassVar[dict[str, tuple[str, str]]] = {
         "mask_parameters": ("mask parameters", ""),
         "mask_deviation": ("mean |M − 1|", ""),
         "mask_deviation_by_head": ("", "mean |M − 1|"),
+        "mask_magnitude": ("mean |M|", ""),
+        "mask_magnitude_by_head": ("", "mean |M|"),
         "mask_spread": ("", ""),
     }
 
@@ -321,9 +387,11 @@ class LearnableAttentionMasks(Mechanism, nn.ModuleList):
 
     def change_scores(self, given: LayerInput) -> ScoreChange:
         if self.config.is_shared:
-            return ScoreChange(factor=given.state)
-        source = given.state if self.config.needs_embeddings else given.hidden_states
-        return ScoreChange(factor=self.make_mask(given.layer, source, given.begun))
+            mask = given.state
+        else:
+            source = given.state if self.config.needs_embeddings else given.hidden_states
+            mask = self.make_mask(given.layer, source, given.begun)
+        return ScoreChange(addend=mask) if self.config.adds else ScoreChange(factor=mask)
 
     def make_mask(self, index: int, source: Any, columns: Tensor | None) -> Tensor:
         """The masks of network `index`, from `(B, L, d)`; a `ValueError` for an image of another size."""
@@ -349,12 +417,14 @@ class LearnableAttentionMasks(Mechanism, nn.ModuleList):
         return {"mask_parameters": sum(parameter.numel() for parameter in mask.parameters())}
 
     def list_facts_of(self, change: ScoreChange, is_token: Tensor | None) -> dict[str, Any]:
-        assert change.factor is not None
-        mask = change.factor.cpu()
-        deviations = (mask.float() - 1).abs().mean((0, 2, 3)).tolist()
+        mask = change.addend if self.config.adds else change.factor
+        assert mask is not None
+        mask = mask.cpu()
+        by_head = (mask.float() - self.config.neutral).abs().mean((0, 2, 3)).tolist()
+        distance = "mask_magnitude" if self.config.adds else "mask_deviation"
         return {
-            "mask_deviation": sum(deviations) / len(deviations),
-            "mask_deviation_by_head": deviations,
+            distance: sum(by_head) / len(by_head),
+            f"{distance}_by_head": by_head,
             "mask_spread": _spread(mask, is_token),
         }
 

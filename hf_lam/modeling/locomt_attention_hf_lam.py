@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .lam_attention_hf_lam import lam_attention, lam_attention_with_weights
+from .lam_attention_hf_lam import changed_attention, changed_attention_with_weights, read_mask
 from .locomt_blocks_hf_lam import attend_blocks
 from .locomt_layout_hf_lam import Layout
 from .locomt_views_hf_lam import View
 from .numerics_hf_lam import needs_plain_operators, softmax_dtype
-from .padding_hf_lam import allowed, check_padding, ones_mask, restrict_padding
+from .padding_hf_lam import allowed, check_padding, restrict_padding
 
 IMPLEMENTATIONS = ("auto", "eager", "blocks")
 
@@ -41,6 +41,7 @@ def locomt_attention(
     views: Sequence[View | set[tuple[int, int]]],
     *,
     mask: Tensor | None = None,
+    combine: str = "multiply",
     attention_mask: Tensor | None = None,
     scaling: float | None = None,
     dropout_p: float = 0.0,
@@ -54,7 +55,8 @@ def locomt_attention(
         value: `(B, H, L, Dv)`; its dtype is the dtype of the result.
         segment_lengths: `[L_1, …, L_m]`, the tokens of each segment; their sum is `L`.
         views: one per head, each a set of (query segment, key segment) indices.
-        mask: LAM's multiplicative mask, floating point, `(B or 1, H or 1, L, L)`, cut by the same blocks.
+        mask: LAM's mask, floating point, `(B or 1, H or 1, L, L)`, cut by the same blocks.
+        combine: what the mask does to the scores, "multiply" or "add".
         attention_mask: the padding, broadcastable to `(B, H, L, L)`: bool (True = may attend), or additive floating
             point, where −inf and anything up to `finfo(dtype).min` block.
         scaling: factor on the raw scores; `D ** -0.5` unless given.
@@ -68,16 +70,17 @@ def locomt_attention(
 
     Raises:
         TypeError: a mask or tensor of a dtype that has no meaning here.
-        ValueError: sizes or views that do not fit, an unknown `implementation`, a `dropout_p` outside [0, 1), or a
-            floating point `attention_mask` of zeros and ones, which would mask nothing.
+        ValueError: sizes or views that do not fit, an unknown `combine` or `implementation`, a `dropout_p` outside
+            [0, 1), or a floating point `attention_mask` of zeros and ones, which would mask nothing.
     """
     lengths, views = _check_segments(query, key, segment_lengths, views)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}.")
     is_eager = implementation == "eager" or (implementation == "auto" and needs_plain_operators())
     attend = attend_eager if is_eager else attend_blocks
+    changed: dict[str, Any] = {} if mask is None else read_mask(query, key, value, mask, combine)
     options: dict[str, Any] = {"attention_mask": attention_mask, "scaling": scaling, "dropout_p": dropout_p}
-    return attend(query, key, value, Layout(lengths), views, mask=mask, **options)
+    return attend(query, key, value, Layout(lengths), views, **changed, **options)
 
 
 def locomt_attention_with_weights(
@@ -88,6 +91,7 @@ def locomt_attention_with_weights(
     views: Sequence[View | set[tuple[int, int]]],
     *,
     mask: Tensor | None = None,
+    combine: str = "multiply",
     attention_mask: Tensor | None = None,
     scaling: float | None = None,
     dropout_p: float = 0.0,
@@ -99,8 +103,9 @@ def locomt_attention_with_weights(
         views: after dropout, as in transformers' eager attention.
     """
     lengths, views = _check_segments(query, key, segment_lengths, views)
+    changed: dict[str, Any] = {} if mask is None else read_mask(query, key, value, mask, combine)
     options: dict[str, Any] = {"attention_mask": attention_mask, "scaling": scaling, "dropout_p": dropout_p}
-    return attend_with_weights(query, key, value, Layout(lengths), views, mask=mask, **options)
+    return attend_with_weights(query, key, value, Layout(lengths), views, **changed, **options)
 
 
 def _check_segments(
@@ -149,7 +154,8 @@ def attend_with_weights(
     layout: Layout,
     views: Sequence[View],
     *,
-    mask: Tensor | None = None,
+    factor: Tensor | None = None,
+    addend: Tensor | None = None,
     attention_mask: Tensor | None = None,
     scaling: float | None = None,
     dropout_p: float = 0.0,
@@ -161,11 +167,12 @@ def attend_with_weights(
     seen = seen_pairs(layout, views, query.device, key.shape[2] - query.shape[2])
     if attention_mask is not None:
         attention_mask = check_padding(attention_mask, (*query.shape[:3], key.shape[2]))
-    return lam_attention_with_weights(
+    return changed_attention_with_weights(
         query,
         key,
         value,
-        ones_mask(query, key) if mask is None else mask,
+        factor=factor,
+        addend=addend,
         attention_mask=restrict_padding(attention_mask, seen),
         scaling=scaling,
         dropout_p=dropout_p,
@@ -179,14 +186,15 @@ def attend_eager(
     layout: Layout,
     views: Sequence[View],
     *,
-    mask: Tensor | None = None,
+    factor: Tensor | None = None,
+    addend: Tensor | None = None,
     attention_mask: Tensor | None = None,
     scaling: float | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
     """[`attend_with_weights`] without the weights."""
     options: dict[str, Any] = {"attention_mask": attention_mask, "scaling": scaling, "dropout_p": dropout_p}
-    return attend_with_weights(query, key, value, layout, views, mask=mask, **options)[0]
+    return attend_with_weights(query, key, value, layout, views, factor=factor, addend=addend, **options)[0]
 
 
 # --- annealing -------------------------------------------------------------------------------------------------------
@@ -199,7 +207,8 @@ def attend_annealed(
     layout: Layout,
     views: Sequence[View],
     *,
-    mask: Tensor | None = None,
+    factor: Tensor | None = None,
+    addend: Tensor | None = None,
     attention_mask: Tensor | None = None,
     scaling: float | None = None,
     dropout_p: float = 0.0,
@@ -227,9 +236,14 @@ def attend_annealed(
             bias = bias + padding.to(dtype)
         bias = bias.masked_fill(~is_key, -float("inf"))
     fade = torch.where(is_blind, torch.exp(-penalty), torch.ones_like(penalty)).to(value.dtype)
-    options: dict[str, Any] = {"attention_mask": bias, "scaling": scaling, "dropout_p": dropout_p}
-    mask = ones_mask(query, key) if mask is None else mask
+    options: dict[str, Any] = {
+        "factor": factor,
+        "addend": addend,
+        "attention_mask": bias,
+        "scaling": scaling,
+        "dropout_p": dropout_p,
+    }
     if want_weights:
-        out, weights = lam_attention_with_weights(query, key, value, mask, **options)
+        out, weights = changed_attention_with_weights(query, key, value, **options)
         return out * fade, weights * fade
-    return lam_attention(query, key, value, mask, implementation=implementation, **options) * fade, None
+    return changed_attention(query, key, value, implementation=implementation, **options) * fade, None

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from .lam_attention_hf_lam import check_arguments, lam_attention
+from .lam_attention_hf_lam import changed_attention, check_arguments
 from .locomt_layout_hf_lam import Layout
 from .locomt_views_hf_lam import View
 from .numerics_hf_lam import (
@@ -31,7 +31,7 @@ from .numerics_hf_lam import (
     softmax_dtype,
     without_autocast,
 )
-from .padding_hf_lam import ones_mask, restrict_padding
+from .padding_hf_lam import restrict_padding
 
 
 class Block(NamedTuple):
@@ -63,7 +63,8 @@ def attend_blocks(
     layout: Layout,
     views: Sequence[View],
     *,
-    mask: Tensor | None = None,
+    factor: Tensor | None = None,
+    addend: Tensor | None = None,
     attention_mask: Tensor | None = None,
     scaling: float | None = None,
     dropout_p: float = 0.0,
@@ -72,27 +73,28 @@ def attend_blocks(
 
     Keys before the tokens, of which there are more than queries then, are seen in every view.
     """
-    query, key, value, _, attention_mask, scaling, _ = check_arguments(
-        query, key, value, ones_mask(query, key) if mask is None else mask, attention_mask, scaling, dropout_p
+    query, key, value, factor, addend, attention_mask, scaling, _ = check_arguments(
+        query, key, value, factor, addend, attention_mask, scaling, dropout_p
     )
     past = key.shape[2] - query.shape[2]
     if layout.order is not None:
         length = query.shape[2]
         query = _gather(query, layout.order, 2, length)
         key, value = (_gather_keys(x, layout.order, 2, length, past) for x in (key, value))
-        mask, attention_mask = (
+        factor, addend, attention_mask = (
             None if x is None else _gather(_gather_keys(x, layout.order, 3, length, past), layout.order, 2, length)
-            for x in (mask, attention_mask)
+            for x in (factor, addend, attention_mask)
         )
     if layout.is_token is not None:
         attention_mask = restrict_padding(attention_mask, pad(layout.is_token, (past, 0), value=True)[:, None, None])
     with without_autocast(query.device.type):
-        if past == 0 and _fits_operator(query, value, mask, attention_mask, dropout_p):
+        is_changed = factor is not None or addend is not None
+        if past == 0 and not is_changed and _fits_operator(query, value, attention_mask, dropout_p):
             pairs = [number for head, view in enumerate(views) for i, j in sorted(view) for number in (head, i, j)]
             out, _ = _OPERATORS.locomt_forward(query, key, value, attention_mask, list(layout.lengths), pairs, scaling)
         else:
-            segments = (layout.lengths, past)
-            out = _attend_composed(query, key, value, *segments, views, mask, attention_mask, scaling, dropout_p)
+            changes = (factor, addend, attention_mask)
+            out = _attend_composed(query, key, value, layout.lengths, past, views, changes, scaling, dropout_p)
     return out if layout.places is None else _gather(out, layout.places, 2, out.shape[2])
 
 
@@ -125,8 +127,7 @@ def _attend_composed(
     lengths: Sequence[int],
     past: int,
     views: Sequence[View],
-    mask: Tensor | None,
-    attention_mask: Tensor | None,
+    changes: tuple[Tensor | None, Tensor | None, Tensor | None],
     scaling: float,
     dropout_p: float,
 ) -> Tensor:
@@ -145,11 +146,11 @@ def _attend_composed(
         if 0 in q.shape or 0 in k.shape:
             part = value.new_zeros(*q.shape[:3], value.shape[-1])
         else:
-            m, padding = (
+            factor, addend, padding = (
                 None if x is None else _cut_mask(_take_heads(x, block.heads), lengths, block.queries, of_keys, keys)
-                for x in (mask, attention_mask)
+                for x in changes
             )
-            part = _attend_block(q, k, v, m, padding, scaling, dropout_p)
+            part = _attend_block(q, k, v, factor, addend, padding, scaling, dropout_p)
         parts[block.heads].append(part.transpose(1, 2))
     # Joined as (B, L, H, Dv): what follows an attention joins the heads, which then is a view.
     groups = [torch.cat(rows, 1) for rows in parts.values()]
@@ -165,14 +166,25 @@ def _attend_block(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
+    factor: Tensor | None,
+    addend: Tensor | None,
     attention_mask: Tensor | None,
     scaling: float,
     dropout_p: float,
 ) -> Tensor:
-    if mask is not None:
-        return lam_attention(
-            query, key, value, mask, attention_mask=attention_mask, scaling=scaling, dropout_p=dropout_p
+    # A padding that is added, such as a host's relative bias, may need a gradient, for which torch chooses another
+    # kernel than without: one that draws another dropout, when reentrant checkpointing runs a layer both ways.
+    is_drawn_alike = dropout_p == 0 or attention_mask is None or attention_mask.dtype == torch.bool
+    if factor is not None or addend is not None or not is_drawn_alike:
+        return changed_attention(
+            query,
+            key,
+            value,
+            factor=factor,
+            addend=addend,
+            attention_mask=attention_mask,
+            scaling=scaling,
+            dropout_p=dropout_p,
         )
     if attention_mask is None:
         return scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, scale=scaling)
@@ -224,12 +236,9 @@ def _join(parts: list[Tensor], dim: int) -> Tensor:
 # Composed of differentiable operators the same takes up to half as long again on short segments.
 
 
-def _fits_operator(
-    query: Tensor, value: Tensor, mask: Tensor | None, attention_mask: Tensor | None, dropout_p: float
-) -> bool:
+def _fits_operator(query: Tensor, value: Tensor, attention_mask: Tensor | None, dropout_p: float) -> bool:
     return (
         query.device.type == "cpu"
-        and mask is None
         and dropout_p == 0
         and query.shape[-1] == value.shape[-1]
         and 0 not in query.shape

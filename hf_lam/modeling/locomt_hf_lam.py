@@ -44,12 +44,10 @@ from .mechanism_hf_lam import (
     PassStart,
     ScoreChange,
     SegmentSize,
-    needs_same_dropout,
 )
 from .mechanism_registry_hf_lam import register_mechanism
 from .numerics_hf_lam import needs_plain_operators
 from .option_checks_hf_lam import MOST, check_bool, is_count
-from .padding_hf_lam import add_padding
 
 # Bottleneck tokens of the baseline, as in the experiments of MBT (arXiv 2107.00135).
 BOTTLENECK_TOKENS = 4
@@ -329,28 +327,22 @@ class ViewPattern(NamedTuple):
 
     def attend(self, attention: Attention, change: ScoreChange) -> Attended:
         """Attention within the views; without weights, only scores that they show are computed."""
-        query, key, value, padding = attention.query, attention.key, attention.value, attention.padding
+        query, key, value = attention.query, attention.key, attention.value
         if query.shape[2] != self.layout.length:
             raise ValueError(
                 f"the segments {self.config.segments} add up to {self.layout.length} tokens, but the sequence has "
                 f"{query.shape[2]}. Attention views need the length that they were made for."
             )
-        if change.addend is not None:
-            padding = add_padding(change.addend, padding)
-        mask = change.factor
-        if mask is not None:
-            mask = mask.expand(*mask.shape[:2], query.shape[2], key.shape[2])
         # The layers of one model may lie on several devices.
         arguments = (query, key, value, self.layout.to(query.device), self.config.parsed_views[attention.layer])
         options: dict[str, Any] = {
-            "mask": mask,
-            "attention_mask": padding,
+            "factor": change.factor,
+            "addend": change.addend,
+            "attention_mask": attention.padding,
             "scaling": attention.scaling,
             "dropout_p": attention.dropout,
         }
-        is_eager = (
-            attention.implementation == "eager" or needs_same_dropout(attention, change) or needs_plain_operators()
-        )
+        is_eager = attention.implementation == "eager" or needs_plain_operators()
         if self.penalty is not None:
             return attend_annealed(
                 *arguments,

@@ -50,6 +50,8 @@ class MechanismConfig:
         title: what it is called in a model card.
         arxiv: number of its paper there; None without one.
         citation: BibTeX of the paper.
+        later: options that were not there from the start. They are written down together, where one of them is not
+            its default: what is saved without them stays as it was, for code that does not know them.
     """
 
     name: ClassVar[str]
@@ -57,12 +59,22 @@ class MechanismConfig:
     title: ClassVar[str] = ""
     arxiv: ClassVar[str | None] = None
     citation: ClassVar[str] = ""
+    later: ClassVar[tuple[str, ...]] = ()
 
     # --- JSON ---
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain JSON values."""
-        return asdict(self)  # type: ignore[call-overload]
+        options = asdict(self)  # type: ignore[call-overload]
+        defaults = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
+        is_as_before = all(options[name] == defaults[name] for name in self.later)
+        return {name: value for name, value in options.items() if not (is_as_before and name in self.later)}
+
+    @classmethod
+    def find_lost(cls, options: Mapping[str, Any]) -> set[str]:
+        """The options that `to_dict` would have written down beside these."""
+        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        return names - set(options) - (set() if set(cls.later) & set(options) else set(cls.later))
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> Any:
@@ -292,17 +304,6 @@ class Attention(NamedTuple):
 
 # Context `(B, H, L, D)`, and the attention weights `(B, H, L, L)` if they are wanted.
 Attended = tuple[Tensor, Tensor | None]
-
-
-def needs_same_dropout(attention: Attention, change: ScoreChange) -> bool:
-    """Whether the choice of an implementation must not be left to what needs a gradient.
-
-    What is added to the scores does, by a mechanism or as a host's relative bias, and only the eager formula gives it.
-    Reentrant checkpointing runs a layer first without gradients and then with them, and both runs must draw the same
-    dropout.
-    """
-    is_added = attention.padding is not None and attention.padding.is_floating_point()
-    return attention.dropout > 0 and (is_added or change.addend is not None)
 
 
 class Pattern(Protocol):

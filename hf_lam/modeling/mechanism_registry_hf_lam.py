@@ -128,7 +128,7 @@ def mechanism_block(value: Any) -> dict[str, Any] | None:
             `{"lam": {...}, "version": "0.1.0"}`, or the bare options of one mechanism.
 
     Returns:
-        `{"version": ..., "lam": {...}}` with every option spelled out, or `None` for no mechanism.
+        `{"version": ..., "lam": {...}}` with the options spelled out, or `None` for no mechanism.
 
     Raises:
         ValueError: if a key, an option or a value is unknown, or a mechanism is given twice.
@@ -162,7 +162,7 @@ def mechanism_block(value: Any) -> dict[str, Any] | None:
     for name, known in _REGISTRY.items():
         if name in value:
             is_saved = value.get("version") == __version__ and isinstance(value[name], Mapping)
-            lost = {field.name for field in fields(known.config_class)} - set(value[name]) if is_saved else None
+            lost = known.config_class.find_lost(value[name]) if is_saved else None
             if lost:
                 raise ValueError(
                     f"hf_lam block: {name!r} lacks {sorted(lost)}, which hf_lam {__version__} writes down; without "

@@ -2,7 +2,7 @@
 """Padding in any form: reading it, checking it, adding to it, and asking it which tokens there are.
 
 `attention_mask` and `padding` always are the padding `P`: bool (True = may attend), or additive floating point, where
-−inf and anything up to `finfo(dtype).min` block. It is never the mask `M` that multiplies scores.
+−inf and anything up to `finfo(dtype).min` block. It is never the learnable mask `M`.
 
 Written for this package; the forms are those of transformers' attention interface.
 
@@ -142,8 +142,3 @@ def refuse_masks_by_query(padding: Tensor) -> None:
             "the attention mask differs from query to query, but synthesised attention on a grid never forms its map, "
             "and can only leave out keys. Give a mask (batch, tokens) of padding."
         )
-
-
-def ones_mask(query: Tensor, key: Tensor) -> Tensor:
-    """The multiplicative mask that changes nothing."""
-    return query.new_ones(1, 1, 1, 1).expand(1, 1, query.shape[2], key.shape[2])

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..modeling.injection_hf_lam import injection_of
 from ..modeling.mechanism_hf_lam import Attention
-from ..modeling.stt_config_hf_lam import SttConfig
+from ..modeling.mechanism_list_hf_lam import SttConfig
 from ..modeling.stt_synthesizers_hf_lam import SyntheticLogits
 from ._drawing import (
     WEIGHT_COLOURS,

@@ -58,11 +58,13 @@ def learned_masks(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Ten
     def take(attention: Attention) -> torch.Tensor | None:
         if is_shared and attention.layer:
             return None
-        mask: Any = attention.of_pass.change_scores(attention, [LamConfig.name]).factor
+        change = attention.of_pass.change_scores(attention, [LamConfig.name])
+        mask: Any = change.addend if config.adds else change.factor
         return mask.float().cpu()
 
     base = encoder_with_masks(model)
-    is_shared = injection_of(base).configs[LamConfig.name].is_shared
+    config: LamConfig = injection_of(base).configs[LamConfig.name]
+    is_shared = config.is_shared
     masks = of_each_layer(model, base, inputs, take)
     return masks[:1] if is_shared else masks
 
@@ -78,9 +80,9 @@ def plot_masks(
 ) -> Figure:
     """Heat maps of the masks of one sample: one panel per layer, or a single one for a shared mask.
 
-    White is 1, which leaves a score as it is; red strengthens it, blue weakens it or, below 0, turns it around. All
-    panels have the same scale. Padding is cut off; of a fusion model, also the modalities that the sample does not
-    have, and lines part the others.
+    White leaves a score as it is: 1, or 0 where the masks are added. Red strengthens it, blue weakens it or, below 0
+    in masks that multiply, turns it around. All panels have the same scale. Padding is cut off; of a fusion model,
+    also the modalities that the sample does not have, and lines part the others.
 
     Args:
         model: a model with learnable attention masks.
@@ -110,7 +112,8 @@ def plot_masks(
     size = panel_size(names)
     figure = figure_class(figsize=(size * columns + 0.9, size * rows + 0.5), layout="constrained", dpi=150)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    colours = diverging_colours(masks, 1)
+    config: LamConfig = injection_of(base).configs[LamConfig.name]
+    colours = diverging_colours(masks, config.neutral)
     for panel, layer, mask in zip(panels, chosen, masks, strict=False):
         draw_matrix(panel, mask, colours)
         panel.set_title(titles[layer], fontsize=9)
@@ -160,7 +163,9 @@ def plot_mask_on_image(
     patches = [row[-grid[0] * grid[1] :].reshape(grid) for row in rows]
 
     titles = [_titles(len(masks))[layer] for layer in chosen]
-    figure, _ = draw_on_image(figure_class, pixels, patches, titles, diverging_colours(patches, 1), "mask M")
+    config: LamConfig = injection_of(encoder_with_masks(model)).configs[LamConfig.name]
+    colours = diverging_colours(patches, config.neutral)
+    figure, _ = draw_on_image(figure_class, pixels, patches, titles, colours, "mask M")
     return figure
 
 
@@ -180,8 +185,8 @@ def _draw(example: Example) -> dict[str, Drawn]:
     pictures = {
         "masks": (
             plot_masks(model, inputs, layers=layers, tokens=example.tokens),
-            f"The learnable mask {whose}{heads}, for an example of {example.shown.describe()}: white is 1 and leaves "
-            "an attention score as it is, red strengthens it, blue weakens it.",
+            f"The learnable mask {whose}{heads}, for an example of {example.shown.describe()}: white is "
+            f"{config.neutral:g} and leaves an attention score as it is, red strengthens it, blue weakens it.",
         )
     }
     grid = example.grid

@@ -31,6 +31,7 @@ def models():
         "all": make_lam(BertModel, "bert", (LamConfig(scope="shared"), *mechanisms("mixture_views", "bert"))),
         "spans": make_lam(BertModel, "bert", (LamConfig(), LocomtConfig(segments=[["a", 3], ["b", 5]], views="self"))),
         "vit": make_lam(ViTModel, "vit", (LamConfig(rank=2), LocomtConfig(views="half"))),
+        "added": make_lam(ViTModel, "vit", (LamConfig(scope="shared", combine="add", depth=3, per_head=True),)),
         "dense": make_lam(ViTModel, "vit", (SttConfig("dense"),)),
         "fusion": make_fusion(["text", "image"], hf_lam="lam_half"),
         "vectors": make_vector_fusion(encoders=("text",), hf_lam=(LamConfig(rank=2),)),
@@ -133,6 +134,18 @@ def test_the_table(folders):
     assert "lam: scope shared" in out
     assert "one mask for all layers: 624 parameters, mean |M − 1| " in out
     assert "|M − 1| is for an example" in out
+
+
+def test_an_added_mask_is_as_far_from_nothing_as_it_is_large(models, folders):
+    found = inspected(folders / "added")
+    (mask,) = visualization.learned_masks(models["added"], example_inputs(models["added"]))
+    assert found["shared_mask"]["mask_magnitude"] == pytest.approx(mask.abs().mean().item(), rel=1e-5)
+    assert found["shared_mask"]["mask_deviation"] is None
+    _, out, _ = run_main("inspect", folders / "added")
+    assert "scope shared" in out and "combine add" in out and "depth 3" in out
+    assert "parameters, mean |M| " in out and "mean |M| is for an example" in out
+    _, out, _ = run_main("inspect", folders / "added", "--layer", "0")
+    assert rows(out)[0] == ["head", "mean |M|"]
 
 
 def test_one_layer_head_by_head(folders):

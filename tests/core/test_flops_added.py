@@ -53,6 +53,11 @@ def test_masks_worked_out_by_hand():
     assert added(per_head=True, source="embeddings") == [{"lam": 2 * (hidden + 4 * 17 * 8 * 17)}] * 3
     assert added(rank=3) == [{"lam": 2 * (hidden + 2 * 17 * 8 * 3 + 17 * 3 * 17)}] * 3
     assert added(per_head=True, rank=3) == [{"lam": 2 * (hidden + 4 * (2 * 17 * 8 * 3 + 17 * 3 * 17))}] * 3
+    # Two more layers from 8 to 8 features; adding costs what multiplying costs, and softplus is no product.
+    deeper = 2 * (hidden + 2 * 17 * 8 * 8 + 17 * 8 * 17)
+    assert (
+        added(depth=4) == added(depth=4, combine="add") == added(depth=4, non_negative=True) == [{"lam": deeper}] * 3
+    )
     # One mask for all layers, which is made for the first.
     assert added(scope="shared") == [{"lam": 2 * (hidden + 17 * 8 * 17)}, {"lam": 0}, {"lam": 0}]
 

@@ -48,13 +48,13 @@ from hf_lam import (
     freeze_host,
     inject,
     injecting,
-    lam_attention,
     mechanism_parameters,
     remove,
     set_views,
 )
 from hf_lam.modeling import attention_hooks_hf_lam, attention_pass_hf_lam, locomt_hf_lam
 from hf_lam.modeling.injection_hf_lam import injection_of
+from hf_lam.modeling.lam_attention_hf_lam import changed_attention
 from hf_lam.modeling.mechanism_hf_lam import MechanismPart
 
 BACKBONES = ("bert", "vit", "videomae")
@@ -129,9 +129,9 @@ def test_eager_selects_the_reference_and_everything_else_the_fast_path(monkeypat
 
     def spy(*args, implementation, **kwargs):
         chosen.append(implementation)
-        return lam_attention(*args, implementation=implementation, **kwargs)
+        return changed_attention(*args, implementation=implementation, **kwargs)
 
-    monkeypatch.setattr(attention_pass_hf_lam, "lam_attention", spy)
+    monkeypatch.setattr(attention_pass_hf_lam, "changed_attention", spy)
     model, inputs = inject(make_host("vit"), LamConfig()), make_inputs("vit")
     for implementation in ("eager", "sdpa", "hf_lam"):
         model.set_attn_implementation(implementation)

@@ -158,6 +158,18 @@ def test_facts_and_those_of_inputs() -> None:
         assert len(layer["lam"]["mask_deviation_by_head"]) == 4
 
 
+@pytest.mark.parametrize("combine, name, neutral", [("multiply", "deviation", 1.0), ("add", "magnitude", 0.0)])
+def test_facts_say_how_far_masks_are_from_changing_nothing(combine: str, name: str, neutral: float) -> None:
+    model, inputs = with_mechanisms("vit", LamConfig(per_head=True, combine=combine, depth=3)), make_inputs("vit")
+    for layer, mask in zip(list_facts_of(model, model, inputs), learned_masks(model, inputs), strict=True):
+        expected = (mask - neutral).abs().mean((0, 2, 3)).tolist()
+        assert layer["lam"][f"mask_{name}_by_head"] == pytest.approx(expected, rel=1e-5)
+        assert layer["lam"][f"mask_{name}"] == pytest.approx(sum(expected) / 4, rel=1e-5)
+        assert set(layer["lam"]) == {f"mask_{name}", f"mask_{name}_by_head", "mask_spread"}
+    parameters = sum(parameter.numel() for parameter in model.hf_lam.lam[0].parameters())
+    assert list_facts(model)[0]["lam"] == {"mask_parameters": parameters}
+
+
 def test_facts_of_a_shared_change_are_there_once() -> None:
     model = with_mechanisms("vit", LamConfig(scope="shared"))
     first, *others = list_facts_of(model, model, make_inputs("vit"))

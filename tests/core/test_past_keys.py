@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ IDENTITIES: dict[str, tuple[Any, ...]] = {
     "mask": (LamConfig(),),
     "mask_of_low_rank": (LamConfig(rank=2, per_head=True),),
     "mask_of_embeddings": (LamConfig(scope="shared"),),
+    "added_mask": (LamConfig(combine="add", depth=3),),
     "full_views": (LocomtConfig(),),
     "annealing": (LocomtConfig(views="half", annealing=True),),
     "both": (LamConfig(), LocomtConfig()),
@@ -85,6 +87,18 @@ def test_fast_paths_are_the_reference(name: str) -> None:
     assert max_difference(model(**changed).last_hidden_state[0, 0], reference[0, 0]) > 1e-6
     other = {**with_past(), CACHE: make_past(seed=4)}
     assert ((model(**other).last_hidden_state - reference).abs().amax(-1)[0] > 1e-4).all()
+
+
+def test_an_added_mask_leaves_the_scores_of_the_prefix_as_they_are() -> None:
+    """One that is the same for all tokens of a row moves weight between them and the prefix, and not among either."""
+    model = inject(make_host("bert", num_hidden_layers=1), LamConfig(combine="add"))
+    torch.nn.init.constant_(model.hf_lam.lam[0].out_bias, -1.5)
+    host = make_host("bert", num_hidden_layers=1)
+    host.set_attn_implementation("eager")
+    (stock,) = host(**with_past("whole"), output_attentions=True).attentions
+    (masked,) = model(**with_past("whole"), output_attentions=True).attentions
+    expected = torch.cat([stock[..., :PAST], stock[..., PAST:] * math.exp(-1.5)], -1)
+    assert max_difference(masked, expected / expected.sum(-1, keepdim=True)) < 1e-5
 
 
 def test_a_mask_leaves_the_scores_of_the_prefix_as_they_are() -> None:
@@ -207,17 +221,17 @@ def make_padding(kind: str | None, keys: int) -> Tensor | None:
     return torch.where(seen, 0.5, -float("inf")) if kind == "additive" else seen
 
 
-@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("change", [None, "factor", "addend"])
 @pytest.mark.parametrize("padding", [None, "by key", "by query", "additive"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_blocks_are_the_formula(layout: str, padding: str | None, with_mask: bool) -> None:
+def test_blocks_are_the_formula(layout: str, padding: str | None, change: str | None) -> None:
     keys = PAST + 7
     query, key, value = (torch.randn(2, 5, n, 8, requires_grad=True) for n in (7, keys, keys))
     inputs = [query, key, value]
     options: dict[str, Any] = {"attention_mask": make_padding(padding, keys)}
-    if with_mask:
-        options["mask"] = torch.rand(2, 1, 7, keys).requires_grad_()
-        inputs.append(options["mask"])
+    if change is not None:
+        options[change] = torch.rand(2, 1, 7, keys).requires_grad_()
+        inputs.append(options[change])
     given = (query, key, value, LAYOUTS[layout], VIEWS)
     outputs = [attend(*given, **options) for attend in (attend_eager, attend_blocks)]
     gradients = [torch.autograd.grad(out, inputs, torch.ones_like(out)) for out in outputs]
@@ -225,7 +239,7 @@ def test_blocks_are_the_formula(layout: str, padding: str | None, with_mask: boo
     assert all(max_difference(*pair) < 1e-5 for pair in zip(*gradients, strict=True))
     annealed, _ = attend_annealed(*given, **options, penalty=torch.tensor(80.0))
     assert max_difference(annealed, outputs[0]) < 1e-4
-    if padding is None and not with_mask:
+    if padding is None and change is None:
         weights = attend_with_weights(*given)[1]
         alone = torch.softmax(query @ key.mT * 8**-0.5, -1)
         assert max_difference(weights[:, 2], alone[:, 2]) < 1e-6  # the full view

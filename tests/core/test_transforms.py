@@ -17,7 +17,18 @@ from hf_lam.modeling.functional import lam_attention, locomt_attention, stt_atte
 from hf_lam.modeling.locomt_views_hf_lam import parse_view
 
 # Every fast path: the masks, the blocks, both, the annealed scores, the mode products, and what a mixture adds.
-NAMES = ["per_layer", "shared_rank_per_head", "half", "lam", "annealing", "dense", "mixture_trained", "mixture_views"]
+NAMES = [
+    "per_layer",
+    "shared_rank_per_head",
+    "add",
+    "non_negative_rank",
+    "half",
+    "lam",
+    "annealing",
+    "dense",
+    "mixture_trained",
+    "mixture_views",
+]
 IMAGES = [("vit", name) for name in NAMES if name not in ("lam", "annealing")] + [("videomae", "half")]
 
 
@@ -96,7 +107,7 @@ def test_rows_of_a_jacobian_at_once(case: tuple[nn.Module, Tensor]) -> None:
     torch.testing.assert_close(jacrev(run)(one), rows)
 
 
-@pytest.mark.parametrize("name", ["per_layer", "directed", "lam", "dense", "mixture_all"])
+@pytest.mark.parametrize("name", ["per_layer", "add", "non_negative_deep", "directed", "lam", "dense", "mixture_all"])
 def test_padded_texts_with_token_types(name: str) -> None:
     model = make_injected("bert", name)
     inputs = make_inputs("bert", token_types=True)

@@ -97,6 +97,10 @@ LAM_CONFIGS: dict[str, LamConfig] = {
     "shared": LamConfig(scope="shared"),
     "rank": LamConfig(rank=3),
     "shared_rank_per_head": LamConfig(scope="shared", rank=2, per_head=True),
+    "add": LamConfig(combine="add", per_head=True),
+    "add_rank_deep": LamConfig(combine="add", rank=3, depth=4, scope="shared"),
+    "non_negative_deep": LamConfig(non_negative=True, depth=3),
+    "non_negative_rank": LamConfig(non_negative=True, rank=2),
 }
 
 CLS = {"length": 1, "global": True}

@@ -41,6 +41,7 @@ def formula(
     mask: Tensor | None = None,
     allowed: Tensor | None = None,
     scaling: float | None = None,
+    combine: str = "multiply",
 ) -> Tensor:
     """Independent of the code under test: fp64, one softmax over the keys of the segments seen, zeros without any."""
     query, key, value = (x.double() for x in (query, key, value))
@@ -59,7 +60,8 @@ def formula(
                 columns = columns.to(rows)
                 scores = query[b, h, rows] @ key[b, h, columns].T * scaling
                 if mask is not None:
-                    scores = scores * mask[b, h][rows][:, columns]
+                    part = mask[b, h][rows][:, columns]
+                    scores = scores * part if combine == "multiply" else scores + part
                 exponentials = scores.exp()
                 if allowed is not None:
                     exponentials = exponentials * allowed[b, h][rows][:, columns]
@@ -142,10 +144,16 @@ KINDS_OF_IDS = (
 
 
 def layout_call(
-    inputs: Sequence[Tensor], layout: Layout, mask: Tensor | None = None, padding: Tensor | None = None, p: float = 0.0
+    inputs: Sequence[Tensor],
+    layout: Layout,
+    mask: Tensor | None = None,
+    padding: Tensor | None = None,
+    p: float = 0.0,
+    combine: str = "multiply",
 ) -> Callable[..., Any]:
     """What runs an attention function with these arguments, and others by name."""
-    options: dict[str, Any] = {"mask": mask, "attention_mask": padding, "dropout_p": p}
+    change = "factor" if combine == "multiply" else "addend"
+    options: dict[str, Any] = {change: mask, "attention_mask": padding, "dropout_p": p}
     return lambda function, **others: function(*inputs, layout, VIEWS, **options, **others)
 
 

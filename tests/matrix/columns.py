@@ -73,6 +73,7 @@ MECHANISMS: dict[str, MechanismColumn] = {
     "lam": MechanismColumn(lambda: (LamConfig(),)),
     "lam_rank_per_head": MechanismColumn(lambda: (LamConfig(rank=3, per_head=True),)),
     "lam_shared": MechanismColumn(lambda: (LamConfig(scope="shared"),)),
+    "lam_add": MechanismColumn(lambda: (LamConfig(combine="add", depth=3),)),
     "views_full": MechanismColumn(lambda: (LocomtConfig(),)),
     "views_half": MechanismColumn(lambda: (LocomtConfig(views="half"),), changes=True),
     "views_annealing": MechanismColumn(lambda: (LocomtConfig(views="half", annealing=True),)),
@@ -80,10 +81,14 @@ MECHANISMS: dict[str, MechanismColumn] = {
     "stt_mixture": MechanismColumn(lambda: (SttConfig(),)),
     "stt_dense": MechanismColumn(lambda: (SttConfig("dense"),), changes=True, replaces=True),
     "stt_random": MechanismColumn(lambda: (SttConfig("factorized_random"),), changes=True, replaces=True),
+    "lam_add+views": MechanismColumn(
+        lambda: (LamConfig(combine="add", rank=2, per_head=True), LocomtConfig(views="half")), changes=True
+    ),
     "lam+views": MechanismColumn(lambda: (LamConfig(rank=2), LocomtConfig(views="half")), changes=True),
     "stt+lam+views": MechanismColumn(
         lambda: (SttConfig(synthesizer="random"), LamConfig(), LocomtConfig(annealing=True, views="half"))
     ),
+    "stt+lam_add": MechanismColumn(lambda: (SttConfig(), LamConfig(combine="add"))),
     "head_temperature": MechanismColumn(lambda: (Examples.temperature(),)),
     "distance_bias": MechanismColumn(lambda: (Examples.distance(),)),
     "temperature+distance+lam": MechanismColumn(

@@ -27,7 +27,10 @@ from matrix.columns import HOSTS, MECHANISMS
 
 NO_GRID = "one grid"
 REFUSED: dict[tuple[str, str], str] = {
-    **{("fusion", name): NO_GRID for name in ("stt_mixture", "stt_dense", "stt_random", "stt+lam+views")},
+    **{
+        ("fusion", name): NO_GRID
+        for name in ("stt_mixture", "stt_dense", "stt_random", "stt+lam_add", "stt+lam+views")
+    },
     ("fusion", "distance_bias"): NO_GRID,
     ("fusion", "temperature+distance+lam"): NO_GRID,
 }

@@ -68,7 +68,7 @@ def spread(masks: torch.Tensor, is_token: torch.Tensor) -> float:
     return ((values - values.mean()) ** 2).mean().sqrt().item()
 
 
-@pytest.mark.parametrize("name", ["per_layer", "per_head", "embeddings", "shared", "shared_rank_per_head"])
+@pytest.mark.parametrize("name", ["per_layer", "per_head", "embeddings", "shared", "shared_rank_per_head", "add"])
 @pytest.mark.parametrize("host", ["bert", "vit"])
 def test_spread_of_masks_over_real_tokens(host: str, name: str) -> None:
     model = make_lam(STOCK[host], host, mechanisms(name, host))

@@ -17,6 +17,7 @@ from transformers import (
 
 import hf_lam
 from helpers.hosts import make_host, make_inputs, perturb_mechanisms
+from helpers.processes import run_code
 from hf_lam import LamConfig, LocomtConfig, SttConfig
 from hf_lam.modeling.injection_hf_lam import injected_encoders, injection_of
 from hf_lam.modeling.mechanism_hf_lam import LayerInput, PassStart
@@ -68,9 +69,10 @@ def drawn(panel):
     return torch.from_numpy(np.asarray(panel.images[0].get_array(), dtype=np.float32))
 
 
+@pytest.mark.parametrize("combine", ["multiply", "add"])
 @pytest.mark.parametrize("source", ["layer_input", "embeddings"])
-def test_one_panel_a_layer_shows_the_mask_of_that_layer(vit, images, source):
-    model = vit(source=source)
+def test_one_panel_a_layer_shows_the_mask_of_that_layer(vit, images, source, combine):
+    model = vit(source=source, combine=combine)
     embeddings = model.vit(**images, output_hidden_states=True).hidden_states[0]
     figure = plot_masks(model, images, sample=1)
     panels = panels_of(figure)
@@ -79,7 +81,8 @@ def test_one_panel_a_layer_shows_the_mask_of_that_layer(vit, images, source):
     if source == "embeddings":
         for index, panel in enumerate(panels):
             given = LayerInput(index, embeddings, None, embeddings, None)
-            expected = model.vit.hf_lam("lam", "change_scores", given).factor[1, 0]
+            change = model.vit.hf_lam("lam", "change_scores", given)
+            expected = (change.addend if combine == "add" else change.factor)[1, 0]
             torch.testing.assert_close(drawn(panel), expected.detach())
 
 
@@ -96,18 +99,22 @@ def test_heads_are_shown_one_by_one_or_as_their_mean(vit, images):
     torch.testing.assert_close(drawn(panels_of(plot_masks(model, images, head=1))[0]), first_mask[0, 1])
 
 
-def test_colours_are_centred_at_one(vit, images):
-    figure = plot_masks(vit(), images)
-    norms = {panel.images[0].norm for panel in panels_of(figure)}
+@pytest.mark.parametrize("combine, centre", [("multiply", 1.0), ("add", 0.0)])
+def test_colours_are_centred_at_what_changes_nothing(vit, images, combine, centre):
+    model = vit(combine=combine)
+    norms = {panel.images[0].norm for panel in panels_of(plot_masks(model, images))}
     assert len(norms) == 1, "one scale for all layers"
-    assert norms.pop()(1.0) == pytest.approx(0.5)
+    assert norms.pop()(centre) == pytest.approx(0.5)
 
 
-def test_an_untrained_mask_is_white(images):
+@pytest.mark.parametrize("options", [{}, {"combine": "add"}, {"non_negative": True}], ids=str)
+def test_an_untrained_mask_is_white(images, options):
     config = ViTConfig(image_size=8, patch_size=2, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    model = hf_lam.inject(ViTForImageClassification(config), LamConfig())
+    model = hf_lam.inject(ViTForImageClassification(config), LamConfig(**options))
     image = panels_of(plot_masks(model, images))[0].images[0]
     assert np.allclose(image.norm(image.get_array()), 0.5)
+    on_image = drawn(panels_of(plot_mask_on_image(model, images))[1])
+    assert (on_image.amax(-1) - on_image.amin(-1)).max() < 0.02, "grey, without red or blue"
 
 
 def test_padding_is_cut_off_and_tokens_are_named():
@@ -535,3 +542,8 @@ def test_a_single_head_can_be_asked_for():
     for panel, weights in zip(panels, expected, strict=True):
         torch.testing.assert_close(drawn(panel), weights)
     assert not torch.allclose(expected[0], expected[1], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_it_can_be_imported_before_anything_else():
+    run_code("import hf_lam.visualization")

@@ -93,8 +93,10 @@ def without_masks(model, *others):
         ("vit", (SttConfig(synthesizer="random"), HALF)),
     ],
 )
-def test_the_second_is_the_same_layer_of_a_model_without_masks(host, others):
-    model, inputs = with_mask(host, LamConfig(per_head=True), *others, num_hidden_layers=1), inputs_of(host)
+@pytest.mark.parametrize("combine", ["multiply", "add"])
+def test_the_second_is_the_same_layer_of_a_model_without_masks(host, others, combine):
+    lam = LamConfig(per_head=True, combine=combine)
+    model, inputs = with_mask(host, lam, *others, num_hidden_layers=1), inputs_of(host)
     ((with_it, without),) = attention_with_and_without_mask(model, inputs)
     (expected,) = attentions_of(without_masks(model, *others), inputs)
     torch.testing.assert_close(without, expected)
@@ -103,11 +105,12 @@ def test_the_second_is_the_same_layer_of_a_model_without_masks(host, others):
         assert torch.equal(with_it > 0, without > 0)
 
 
+@pytest.mark.parametrize("combine, neutral", [("multiply", 1.0), ("add", 0.0)])
 @pytest.mark.parametrize("others", [(), (HALF,), (SttConfig(),)])
-def test_a_mask_of_ones_changes_nothing(others):
-    model = with_mask("vit", LamConfig(), *others, perturb=False)
+def test_an_untrained_mask_changes_nothing(others, combine, neutral):
+    model = with_mask("vit", LamConfig(combine=combine), *others, perturb=False)
     inputs = inputs_of("vit")
-    assert all(torch.equal(mask, torch.ones_like(mask)) for mask in learned_masks(model, inputs))
+    assert all(torch.equal(mask, torch.full_like(mask, neutral)) for mask in learned_masks(model, inputs))
     for with_it, without in attention_with_and_without_mask(model, inputs):
         torch.testing.assert_close(with_it, without, rtol=0, atol=1e-7)
 

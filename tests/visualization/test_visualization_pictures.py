@@ -169,6 +169,8 @@ def test_captions_say_what_is_shown(figures, tmp_path):
     shared = with_mechanisms("bert", LamConfig(scope="shared"), num_hidden_layers=1)
     caption = save_pictures(shared, make_inputs("bert"), tmp_path, sample=1)["masks.png"]
     assert caption.startswith("The learnable mask that all layers share, for an example of 7 tokens: white is 1")
+    added = with_mechanisms("bert", LamConfig(combine="add"), num_hidden_layers=1)
+    assert "white is 0 and leaves" in save_pictures(added, make_inputs("bert"), tmp_path)["masks.png"]
     alone = save_pictures(with_mechanisms("bert", LamConfig(), num_hidden_layers=1), make_inputs("bert"), tmp_path)
     assert alone["masks.png"].startswith("The learnable mask of the only layer, for an example of 11 tokens: ")
     maps = save_pictures(with_mechanisms("vit", SttConfig("dense")), inputs, tmp_path)

@@ -17,7 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from helpers.attention import PADDINGS, LargestTensor, assert_same, make_inputs, needs_cuda, paddings
 from hf_lam.modeling import lam_attention_hf_lam as attention
 from hf_lam.modeling import lam_chunked_hf_lam as chunked
-from hf_lam.modeling.lam_attention_hf_lam import lam_attention, lam_attention_with_weights
+from hf_lam.modeling.lam_attention_hf_lam import (
+    COMBINES,
+    changed_attention,
+    changed_attention_with_weights,
+    lam_attention,
+)
 
 NAMES = ("query", "key", "value", "mask")
 
@@ -35,12 +40,18 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def formula(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, blocked: Tensor | None, scaling: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    blocked: Tensor | None,
+    scaling: float | None = None,
+    combine: str = "multiply",
 ) -> Tensor:
     """Independent of the code under test: fp64, True in `blocked` is out, softmax written out."""
     query, key, value, mask = (x.double() for x in (query, key, value, mask))
     scores = torch.einsum("bhid,bhjd->bhij", query, key) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    exponentials = (scores * mask).exp()
+    exponentials = (scores * mask if combine == "multiply" else scores + mask).exp()
     if blocked is not None:
         exponentials = exponentials * (~blocked)
     return torch.einsum("bhij,bhjd->bhid", exponentials / exponentials.sum(-1, keepdim=True).clamp(min=1e-300), value)
@@ -50,7 +61,7 @@ def assert_gradients_same(actual: Tensor, expected: Tensor, inputs: list[Tensor]
     grad_out = torch.randn_like(actual)
     actual_grads = torch.autograd.grad(actual, inputs, grad_out)
     expected_grads = torch.autograd.grad(expected, inputs, grad_out.to(expected.dtype))
-    for name, a, e in zip(NAMES, actual_grads, expected_grads, strict=True):
+    for name, a, e in zip((*NAMES, "addend"), actual_grads, expected_grads, strict=False):
         assert a.dtype == e.dtype
         assert_same(a, e, f"gradient of {name}")
 
@@ -60,11 +71,12 @@ def assert_gradients_same(actual: Tensor, expected: Tensor, inputs: list[Tensor]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("implementation", ["eager", "chunked", "auto"])
-def test_is_the_papers_formula(dtype: torch.dtype, implementation: str) -> None:
+@pytest.mark.parametrize("combine", COMBINES)
+def test_is_the_papers_formula(dtype: torch.dtype, implementation: str, combine: str) -> None:
     inputs = make_inputs(dtype=dtype, length_k=11, value_size=5)
-    actual = lam_attention(*inputs, implementation=implementation)
+    actual = lam_attention(*inputs, combine=combine, implementation=implementation)
     assert actual.dtype == dtype
-    expected = formula(*inputs, None)
+    expected = formula(*inputs, None, combine=combine)
     assert_same(actual, expected)
     assert_gradients_same(actual, expected, inputs)
 
@@ -73,16 +85,17 @@ def test_is_the_papers_formula(dtype: torch.dtype, implementation: str) -> None:
 @pytest.mark.parametrize("kind", PADDINGS)
 @pytest.mark.parametrize("form", ["bool", "-inf", "finfo.min"])
 @pytest.mark.parametrize("implementation", ["eager", "chunked"])
+@pytest.mark.parametrize("combine", COMBINES)
 @pytest.mark.usefixtures("small_chunks")
-def test_padding(dtype: torch.dtype, kind: str, form: str, implementation: str) -> None:
+def test_padding(dtype: torch.dtype, kind: str, form: str, implementation: str, combine: str) -> None:
     allowed = paddings(2, 3, 13, 13)[kind]
     lowest = -float("inf") if form == "-inf" else torch.finfo(dtype).min
     attention_mask = (
         allowed if form == "bool" else torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, lowest)
     )
     inputs = make_inputs(dtype=dtype)
-    actual = lam_attention(*inputs, attention_mask=attention_mask, implementation=implementation)
-    expected = formula(*inputs, ~allowed)
+    actual = lam_attention(*inputs, combine=combine, attention_mask=attention_mask, implementation=implementation)
+    expected = formula(*inputs, ~allowed, combine=combine)
     assert_same(actual, expected)
     assert_gradients_same(actual, expected, inputs)
     nowhere = ~allowed.expand(2, 3, 13, 13).any(-1)
@@ -91,32 +104,72 @@ def test_padding(dtype: torch.dtype, kind: str, form: str, implementation: str) 
 
 @pytest.mark.parametrize("implementation", ["eager", "chunked"])
 @pytest.mark.parametrize("form", ["bool", "-inf", "finfo.min"])
-def test_rows_that_see_nothing_give_zeros_and_zero_gradients(implementation: str, form: str) -> None:
+@pytest.mark.parametrize("combine", COMBINES)
+def test_rows_that_see_nothing_give_zeros_and_zero_gradients(implementation: str, form: str, combine: str) -> None:
     inputs = make_inputs()
     allowed = torch.ones(2, 1, 1, 13, dtype=torch.bool)
     allowed[0] = False
     lowest = -float("inf") if form == "-inf" else torch.finfo(torch.float32).min
     attention_mask = allowed if form == "bool" else torch.zeros(allowed.shape).masked_fill(~allowed, lowest)
-    out = lam_attention(*inputs, attention_mask=attention_mask, implementation=implementation)
+    out = lam_attention(*inputs, combine=combine, attention_mask=attention_mask, implementation=implementation)
     assert (out[0] == 0).all() and (out[1] != 0).all()
     for name, grad in zip(NAMES, torch.autograd.grad(out.square().sum() + out.sum(), inputs), strict=True):
         assert (grad[0] == 0).all() and grad[1].abs().sum() > 0, name
 
 
-def test_a_finite_additive_mask_is_a_bias_and_blocks_nothing() -> None:
-    inputs, bias = make_inputs(), torch.randn(2, 1, 13, 13)
-    query, key, value, mask = inputs
-    expected = torch.softmax(query @ key.mT * 8**-0.5 * mask + bias, -1) @ value
-    for implementation in ("eager", "chunked"):
-        actual = lam_attention(*inputs, attention_mask=bias, implementation=implementation)
+@pytest.mark.parametrize("implementation", ["eager", "chunked"])
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.usefixtures("small_chunks")
+def test_a_finite_additive_mask_is_a_bias_which_blocks_nothing_and_learns(implementation: str, combine: str) -> None:
+    for shape in ((2, 1, 13, 13), (3, 13, 13), (13, 1), (1, 3, 1, 1)):
+        bias = torch.randn(shape, requires_grad=True)
+        inputs = [*make_inputs(), bias]
+        query, key, value, mask, _ = inputs
+        scores = query @ key.mT * 8**-0.5
+        expected = torch.softmax((scores * mask if combine == "multiply" else scores + mask) + bias, -1) @ value
+        actual = lam_attention(*inputs[:4], combine=combine, attention_mask=bias, implementation=implementation)
         assert_same(actual, expected)
-        assert_gradients_same(actual, torch.softmax(query @ key.mT * 8**-0.5 * mask + bias, -1) @ value, inputs)
+        assert_gradients_same(actual, expected, inputs)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "chunked"])
+@pytest.mark.parametrize("kind", [None, "right", "per_query", "per_head"])
+@pytest.mark.usefixtures("small_chunks")
+def test_factor_and_addend_in_any_shape_that_is_broadcast(implementation: str, kind: str | None) -> None:
+    allowed = paddings(2, 3, 13, 13)[kind] if kind else torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    for first, second in (
+        ((1, 3, 1, 1), (2, 3, 13, 13)),
+        ((2, 1, 13, 13), (1, 3, 1, 1)),
+        ((1, 1, 13, 1), (1, 1, 1, 13)),
+    ):
+        query, key, value, _ = make_inputs()
+        factor, addend = torch.randn(first, requires_grad=True), torch.randn(second, requires_grad=True)
+        inputs = [query, key, value, factor, addend]
+        scores = (query @ key.mT * 8**-0.5 * factor + addend).masked_fill(~allowed, -1e30)
+        weights = torch.softmax(scores, -1) * allowed.any(-1, keepdim=True)
+        actual = changed_attention(
+            query, key, value, factor=factor, addend=addend, attention_mask=allowed, implementation=implementation
+        )
+        assert_same(actual, weights @ value)
+        assert_gradients_same(actual, weights @ value, inputs)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "chunked"])
+def test_an_addend_of_minus_infinity_blocks(implementation: str) -> None:
+    query, key, value, _ = make_inputs()
+    is_blocked = paddings(2, 3, 13, 13)["per_query"].logical_not()
+    addend = torch.zeros(is_blocked.shape).masked_fill(is_blocked, -float("inf"))
+    actual = changed_attention(query, key, value, addend=addend, implementation=implementation)
+    expected = lam_attention(query, key, value, torch.ones(1, 1, 13, 13), attention_mask=~is_blocked)
+    assert_same(actual, expected)
+    assert_gradients_same(actual, expected, [query, key, value])
 
 
 def test_a_mask_of_ones_is_stock_attention_and_a_zero_is_no_preference() -> None:
     query, key, value, mask = make_inputs()
     stock = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     assert_same(lam_attention(query, key, value, torch.ones_like(mask)), stock)
+    assert_same(lam_attention(query, key, value, torch.zeros_like(mask), combine="add"), stock)
     no_preference = lam_attention(query, key, value, torch.zeros_like(mask))
     assert_same(no_preference, value.mean(2, keepdim=True).expand_as(query))
 
@@ -133,6 +186,7 @@ def test_a_mask_of_ones_is_stock_attention_and_a_zero_is_no_preference() -> None
     per_head=st.booleans(),
     scaling=st.sampled_from([None, 1.0, -0.3]),
     kind=st.sampled_from([None, *PADDINGS]),
+    combine=st.sampled_from(COMBINES),
     chunk=st.sampled_from([1, 20, 2**18]),
     rows=st.integers(1, 9),
 )
@@ -147,6 +201,7 @@ def test_chunked_is_eager_for_all_sizes(
     per_head: bool,
     scaling: float | None,
     kind: str | None,
+    combine: str,
     chunk: int,
     rows: int,
 ) -> None:
@@ -154,12 +209,13 @@ def test_chunked_is_eager_for_all_sizes(
         batch, heads, length_q, length_k, size, value_size, batch if whole_batch else 1, heads if per_head else 1
     )
     attention_mask = paddings(batch, heads, length_q, length_k)[kind] if kind and batch else None
-    expected = lam_attention(*inputs, attention_mask=attention_mask, scaling=scaling, implementation="eager")
+    options: dict[str, Any] = {"combine": combine, "attention_mask": attention_mask, "scaling": scaling}
+    expected = lam_attention(*inputs, **options, implementation="eager")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked, "_CPU_CHUNK", chunk)
         patch.setattr(chunked, "_MIN_ROWS", rows)
         patch.setattr(chunked, "_MAX_MIN_HEADS", 1)
-        actual = lam_attention(*inputs, attention_mask=attention_mask, scaling=scaling, implementation="chunked")
+        actual = lam_attention(*inputs, **options, implementation="chunked")
         assert actual.shape == (batch, heads, length_q, value_size)
         assert_same(actual, expected)
         assert_gradients_same(actual, expected, inputs)
@@ -168,45 +224,51 @@ def test_chunked_is_eager_for_all_sizes(
 
 
 @pytest.mark.parametrize("length_q, length_k", [(1, 1), (1, 7), (7, 1), (257, 129), (511, 513)])
-def test_odd_and_cross_lengths(length_q: int, length_k: int) -> None:
+@pytest.mark.parametrize("combine", COMBINES)
+def test_odd_and_cross_lengths(length_q: int, length_k: int, combine: str) -> None:
     inputs = make_inputs(length_q=length_q, length_k=length_k)
-    actual, expected = lam_attention(*inputs), formula(*inputs, None)
+    actual, expected = lam_attention(*inputs, combine=combine), formula(*inputs, None, combine=combine)
     assert_same(actual, expected)
     assert_gradients_same(actual, expected, inputs)
 
 
 @pytest.mark.parametrize("kind", [None, "per_query"])
+@pytest.mark.parametrize("combine", COMBINES)
 @pytest.mark.usefixtures("small_chunks")
-def test_gradcheck(kind: str | None) -> None:
+def test_gradcheck(kind: str | None, combine: str) -> None:
     inputs = make_inputs(1, 2, 5, 6, 3, dtype=torch.float64)
     attention_mask = paddings(1, 2, 5, 6)[kind] if kind else None
-    assert torch.autograd.gradcheck(lambda *x: lam_attention(*x, attention_mask=attention_mask), inputs)
+    assert torch.autograd.gradcheck(
+        lambda *x: lam_attention(*x, combine=combine, attention_mask=attention_mask), inputs
+    )
 
 
 @pytest.mark.parametrize("needed", NAMES)
+@pytest.mark.parametrize("combine", COMBINES)
 @pytest.mark.usefixtures("small_chunks")
-def test_gradients_of_some_inputs_only(needed: str) -> None:
+def test_gradients_of_some_inputs_only(needed: str, combine: str) -> None:
     inputs = [x.detach().requires_grad_(name == needed) for name, x in zip(NAMES, make_inputs(), strict=True)]
     wanted = [x for x in inputs if x.requires_grad]
-    (expected,) = torch.autograd.grad(formula(*inputs, None).sum(), wanted)
-    (actual,) = torch.autograd.grad(lam_attention(*inputs).sum(), wanted)
+    (expected,) = torch.autograd.grad(formula(*inputs, None, combine=combine).sum(), wanted)
+    (actual,) = torch.autograd.grad(lam_attention(*inputs, combine=combine).sum(), wanted)
     assert_same(actual, expected)
 
 
-def test_a_padding_mask_that_needs_a_gradient_gets_it() -> None:
-    inputs, bias = make_inputs(), torch.randn(2, 1, 13, 13, requires_grad=True)
-    (grad,) = torch.autograd.grad(lam_attention(*inputs, attention_mask=bias).square().sum(), bias)
-    assert grad.abs().sum() > 0
-    with pytest.raises(ValueError, match="attention_mask no gradient"):
-        lam_attention(*inputs, attention_mask=bias, implementation="chunked")
+def test_flex_attention_gives_what_is_added_no_gradient() -> None:
+    inputs = make_inputs()
+    with pytest.raises(ValueError, match="added to the scores no gradient"):
+        lam_attention(*inputs, combine="add", implementation="flex_attention")
+    with torch.no_grad(), pytest.raises(ValueError, match="needs CUDA"):
+        lam_attention(*inputs, combine="add", implementation="flex_attention")
 
 
 def test_weights_reproduce_the_output_and_drop_as_transformers_does() -> None:
     query, key, value, mask = make_inputs()
-    out, weights = lam_attention_with_weights(query, key, value, mask)
+    out, weights = changed_attention_with_weights(query, key, value, factor=mask)
+    assert_same(out, formula(query, key, value, mask, None))
     assert_same(weights.sum(-1), torch.ones(2, 3, 13))
     assert_same(weights @ value, out)
-    _, dropped = lam_attention_with_weights(query, key, value, mask, dropout_p=0.5)
+    _, dropped = changed_attention_with_weights(query, key, value, factor=mask, dropout_p=0.5)
     is_kept = dropped != 0
     assert 0.3 < is_kept.float().mean() < 0.7
     assert_same(dropped[is_kept], 2 * weights[is_kept])
@@ -244,13 +306,14 @@ def test_dropout_follows_the_default_generator() -> None:
     assert not torch.equal(dropout_weights(1, 0.3), dropout_weights(2, 0.3))
 
 
+@pytest.mark.parametrize("combine", COMBINES)
 @pytest.mark.usefixtures("small_chunks")
-def test_backward_drops_what_forward_dropped() -> None:
+def test_backward_drops_what_forward_dropped(combine: str) -> None:
     inputs = make_inputs(1, 2, 5, 6, 3, dtype=torch.float64)
 
     def seeded(*tensors: Tensor) -> Tensor:
         torch.manual_seed(7)
-        return lam_attention(*tensors, dropout_p=0.4, attention_mask=torch.arange(6) < 5)
+        return lam_attention(*tensors, combine=combine, dropout_p=0.4, attention_mask=torch.arange(6) < 5)
 
     assert torch.autograd.gradcheck(seeded, inputs)
 
@@ -260,14 +323,16 @@ def test_backward_drops_what_forward_dropped() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [None, "right", "per_query"])
-def test_compile_is_one_graph_with_gradients(kind: str | None) -> None:
+@pytest.mark.parametrize("combine", COMBINES)
+def test_compile_is_one_graph_with_gradients(kind: str | None, combine: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lam_attention, fullgraph=True, backend="aot_eager", dynamic=True)
     for length in (13, 16, 29):
         inputs = make_inputs(length_q=length, length_k=length)
         attention_mask = paddings(2, 3, length, length)[kind] if kind else None
-        actual = compiled(*inputs, attention_mask=attention_mask)
-        expected = lam_attention(*inputs, attention_mask=attention_mask, implementation="eager")
+        options: dict[str, Any] = {"combine": combine, "attention_mask": attention_mask}
+        actual = compiled(*inputs, **options)
+        expected = lam_attention(*inputs, **options, implementation="eager")
         assert_same(actual, expected)
         assert_gradients_same(actual, expected, inputs)
 
@@ -295,30 +360,30 @@ def test_compile_with_inductor() -> None:
 
 
 class Attention(torch.nn.Module):
-    def __init__(self, implementation: str = "auto") -> None:
+    def __init__(self, **options: str) -> None:
         super().__init__()
-        self.implementation = implementation
+        self.options = options
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, attention_mask: Tensor) -> Tensor:
-        return lam_attention(
-            query, key, value, mask, attention_mask=attention_mask, implementation=self.implementation
-        )
+        return lam_attention(query, key, value, mask, attention_mask=attention_mask, **self.options)
 
 
-@pytest.mark.parametrize("implementation", ["auto", "chunked"])
+@pytest.mark.parametrize("options", [{}, {"implementation": "chunked"}, {"combine": "add"}], ids=str)
 @pytest.mark.parametrize("strict", [True, False])
-def test_export_holds_plain_operators_only(implementation: str, strict: bool) -> None:
+def test_export_holds_plain_operators_only(options: dict[str, str], strict: bool) -> None:
     inputs = [x.detach() for x in make_inputs()]
     attention_mask = paddings(2, 3, 13, 13)["right"]
-    program = torch.export.export(Attention(implementation), (*inputs, attention_mask), strict=strict)
+    program = torch.export.export(Attention(**options), (*inputs, attention_mask), strict=strict)
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets and not [name for name in targets if not name.startswith("aten.")]
-    assert_same(program.module()(*inputs, attention_mask), lam_attention(*inputs, attention_mask=attention_mask))
+    expected = lam_attention(*inputs, attention_mask=attention_mask, **options)
+    assert_same(program.module()(*inputs, attention_mask), expected)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-def test_checkpointing(use_reentrant: bool, dropout_p: float) -> None:
+@pytest.mark.parametrize("combine", COMBINES)
+def test_checkpointing(use_reentrant: bool, dropout_p: float, combine: str) -> None:
     inputs = make_inputs()
 
     def gradients(run: Callable[..., Tensor]) -> tuple[Tensor, ...]:
@@ -328,7 +393,7 @@ def test_checkpointing(use_reentrant: bool, dropout_p: float) -> None:
         return tuple(x.grad for x in leaves if x.grad is not None)
 
     def attend(*tensors: Tensor) -> Tensor:
-        return lam_attention(*tensors, dropout_p=dropout_p)
+        return lam_attention(*tensors, combine=combine, dropout_p=dropout_p)
 
     plain = gradients(attend)
     checkpointed = gradients(lambda *x: checkpoint(attend, *x, use_reentrant=use_reentrant))
@@ -338,14 +403,16 @@ def test_checkpointing(use_reentrant: bool, dropout_p: float) -> None:
 
 
 @pytest.mark.parametrize("implementation", ["eager", "chunked"])
-def test_autocast_follows_the_dtype_of_value(implementation: str) -> None:
+@pytest.mark.parametrize("combine", COMBINES)
+def test_autocast_follows_the_dtype_of_value(implementation: str, combine: str) -> None:
     query, key, value, mask = make_inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         # An identity "query" stays fp32 under autocast, what a Linear makes is bf16.
-        mixed = lam_attention(query, key.bfloat16(), value.bfloat16(), mask, implementation=implementation)
-        full = lam_attention(query, key, value, mask, implementation=implementation)
+        options: dict[str, Any] = {"combine": combine, "implementation": implementation}
+        mixed = lam_attention(query, key.bfloat16(), value.bfloat16(), mask, **options)
+        full = lam_attention(query, key, value, mask, **options)
     assert mixed.dtype == torch.bfloat16 and full.dtype == torch.float32
-    expected = formula(query, key, value, mask, None)
+    expected = formula(query, key, value, mask, None, combine=combine)
     assert_same(mixed, expected)
     assert_same(full, expected)
     grads = torch.autograd.grad(mixed.float().sum(), (query, mask))
@@ -400,22 +467,26 @@ def test_copies_live_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_operators_pass_torchs_own_checks() -> None:
     inputs = make_inputs()
-    arguments = (*inputs, paddings(2, 3, 13, 13)["per_query"], 0.3, 0.2, torch.tensor(5))
-    torch.library.opcheck(chunked._OPERATORS.lam_forward.default, arguments)
+    arguments = (*inputs, None, paddings(2, 3, 13, 13)["per_query"], 0.3, 0.2, torch.tensor(5))
+    operator = chunked._OPERATORS.lam_forward.default
+    torch.library.opcheck(operator, arguments)
+    bias = torch.randn(2, 1, 1, 13, requires_grad=True).expand(2, 1, 13, 13)
+    torch.library.opcheck(operator, (*inputs[:3], None, inputs[3], bias, 0.3, 0.2, torch.tensor(5)))
 
 
 @pytest.mark.parametrize("kind", [None, "right", "full"])
-def test_the_score_matrix_never_exists(kind: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("combine", COMBINES)
+def test_the_score_matrix_never_exists(kind: str | None, combine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "_CPU_CHUNK", 2**14)
     monkeypatch.setattr(chunked, "_MIN_ROWS", 64)
     batch, heads, length = 2, 6, 128
     inputs = make_inputs(batch, heads, length, length, size=4)
     attention_mask = paddings(batch, heads, length, length)[kind] if kind else None
     with LargestTensor() as largest:
-        lam_attention(*inputs, attention_mask=attention_mask).sum().backward()
+        lam_attention(*inputs, combine=combine, attention_mask=attention_mask).sum().backward()
     assert largest.elements <= batch * length * length  # the mask's gradient
     with LargestTensor() as largest:
-        lam_attention(*inputs, attention_mask=attention_mask, implementation="eager")
+        lam_attention(*inputs, combine=combine, attention_mask=attention_mask, implementation="eager")
     assert largest.elements >= batch * heads * length * length
 
 
@@ -447,13 +518,26 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("change, error, message", BAD.values(), ids=BAD)
-@pytest.mark.parametrize("function", [lam_attention, lam_attention_with_weights])
-def test_mistakes_are_named(
-    function: Callable[..., Any], change: dict[str, Any], error: type[Exception], message: str
-) -> None:
+@pytest.mark.parametrize("combine", COMBINES)
+def test_mistakes_are_named(combine: str, change: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments = {name: torch.randn(shape) for name, shape in GOOD.items()} | change
     with pytest.raises(error, match=message):
-        function(*[arguments.pop(name) for name in NAMES], **arguments)
+        lam_attention(*[arguments.pop(name) for name in NAMES], combine=combine, **arguments)
+
+
+@pytest.mark.parametrize("name", ["factor", "addend"])
+@pytest.mark.parametrize("function", [changed_attention, changed_attention_with_weights])
+def test_changes_that_do_not_fit_are_named(function: Callable[..., Any], name: str) -> None:
+    projections = [torch.randn(GOOD[other]) for other in NAMES[:3]]
+    with pytest.raises(ValueError, match=rf"{name} must be broadcastable.*\(2, 1, 5, 5\)"):
+        function(*projections, **{name: torch.randn(2, 1, 5, 5)})
+    with pytest.raises(TypeError, match=f"{name} must be floating"):
+        function(*projections, **{name: torch.ones(2, 1, 5, 7).bool()})
+
+
+def test_an_unknown_combine_lists_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"combine='sum'.*multiply, add"):
+        lam_attention(*make_inputs(), combine="sum")
 
 
 def test_additive_masks_that_look_like_zeros_and_ones_are_not_rejected() -> None:
@@ -473,9 +557,10 @@ def test_implementations_that_cannot_run(implementation: str, message: str) -> N
 
 @pytest.mark.parametrize("kind", [None, "right", "per_query", "per_head"])
 @pytest.mark.parametrize("form", ["bool", "finfo.min"])
+@pytest.mark.parametrize("combine", COMBINES)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_what_flex_attention_is_told_is_the_formula(
-    kind: str | None, form: str, monkeypatch: pytest.MonkeyPatch
+    kind: str | None, form: str, combine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its score function, in torch's own unfused interpretation, which runs without a GPU (forward only)."""
     monkeypatch.setattr(attention, "_compile_flex_attention", lambda: attention.flex_attention)
@@ -483,20 +568,25 @@ def test_what_flex_attention_is_told_is_the_formula(
     attention_mask = allowed = paddings(2, 3, 13, 13)[kind] if kind else None
     if allowed is not None and form == "finfo.min":
         attention_mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
-    actual = attention._attend_flex(attention.check_arguments(*inputs, attention_mask, None, 0.0))
-    assert_same(actual, formula(*inputs, None if allowed is None else ~allowed))
+    monkeypatch.setattr(attention, "flex_obstacle", lambda *_: None)
+    actual = lam_attention(*inputs, combine=combine, attention_mask=attention_mask, implementation="flex_attention")
+    assert_same(actual, formula(*inputs, None if allowed is None else ~allowed, combine=combine))
+
+
+CUDA = [("multiply", "auto"), ("multiply", "chunked"), ("multiply", "flex_attention"), ("add", "auto")]
 
 
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [None, "right", "per_query", "a_sample_of_nothing"])
 @pytest.mark.parametrize("mask_heads", [1, 3])
-@pytest.mark.parametrize("implementation", ["auto", "chunked", "flex_attention"])
-def test_cuda(dtype: torch.dtype, kind: str | None, mask_heads: int, implementation: str) -> None:
+@pytest.mark.parametrize("combine, implementation", CUDA)
+def test_cuda(dtype: torch.dtype, kind: str | None, mask_heads: int, combine: str, implementation: str) -> None:
     inputs = make_inputs(length_q=150, length_k=150, size=32, mask_heads=mask_heads, dtype=dtype, device="cuda")
     attention_mask = paddings(2, 3, 150, 150)[kind].cuda() if kind else None
-    actual = lam_attention(*inputs, attention_mask=attention_mask, implementation=implementation)
-    expected = lam_attention(*inputs, attention_mask=attention_mask, implementation="eager")
+    options: dict[str, Any] = {"combine": combine, "attention_mask": attention_mask}
+    actual = lam_attention(*inputs, **options, implementation=implementation)
+    expected = lam_attention(*inputs, **options, implementation="eager")
     assert_same(actual, expected)
     assert_gradients_same(actual, expected, inputs)
 

@@ -30,6 +30,7 @@ from helpers.locomt_attention import (
     spans,
 )
 from hf_lam.modeling import locomt_blocks_hf_lam as blocks
+from hf_lam.modeling.lam_attention_hf_lam import COMBINES
 from hf_lam.modeling.locomt_attention_hf_lam import attend_eager, locomt_attention, locomt_attention_with_weights
 from hf_lam.modeling.locomt_blocks_hf_lam import attend_blocks
 from hf_lam.modeling.locomt_layout_hf_lam import Layout, sample_layout
@@ -44,16 +45,26 @@ IMPLEMENTATIONS = ("auto", "eager", "blocks", "composed")
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value_size", [SIZE, 3])
-@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("combine", [None, *COMBINES])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_is_the_formula(dtype: torch.dtype, value_size: int, with_mask: bool, implementation: str) -> None:
+def test_is_the_formula(dtype: torch.dtype, value_size: int, combine: str | None, implementation: str) -> None:
     *inputs, mask = inputs_of(dtype=dtype, value_size=value_size)
-    mask = mask if with_mask else None
-    actual = attend(implementation, *inputs, LENGTHS, VIEWS, mask=mask)
+    options: dict[str, Any] = {} if combine is None else {"mask": mask, "combine": combine}
+    actual = attend(implementation, *inputs, LENGTHS, VIEWS, **options)
     assert actual.dtype == dtype and actual.shape == (BATCH, HEADS, LENGTH, value_size)
-    expected = formula(*inputs, spans(LENGTHS), VIEWS, mask)
+    expected = formula(*inputs, spans(LENGTHS), VIEWS, **options)
     assert_same(actual, expected)
-    assert_gradients_same(actual, expected, [*inputs, mask] if with_mask else inputs)
+    assert_gradients_same(actual, expected, inputs if combine is None else [*inputs, mask])
+
+
+def test_the_reference_with_weights_takes_both_kinds_of_mask() -> None:
+    *inputs, mask = inputs_of()
+    for combine in COMBINES:
+        out, weights = locomt_attention_with_weights(*inputs, LENGTHS, VIEWS, mask=mask, combine=combine)
+        assert_same(out, formula(*inputs, spans(LENGTHS), VIEWS, mask, combine=combine))
+        assert_same(weights @ inputs[2], out)
+    with pytest.raises(ValueError, match="combine='sum'"):
+        locomt_attention(*inputs, LENGTHS, VIEWS, mask=mask, combine="sum")
 
 
 FORMS = [
@@ -90,6 +101,7 @@ def test_all_sizes_and_views(data: st.DataObject) -> None:
     value_size = draw(st.sampled_from([size, 2]), label="value size")
     mask_heads = draw(st.sampled_from([None, 1, len(views)]), label="mask heads")
     mask_batch = draw(st.sampled_from([batch, 1]), label="mask batch")
+    combine = draw(st.sampled_from(COMBINES), label="combine")
     scaling = draw(st.sampled_from([None, 1.0, -0.3]), label="scaling")
     kind = draw(st.sampled_from([None, *PADDINGS]), label="padding") if batch else None
     form = draw(st.sampled_from(["bool", "-inf", "finfo.min"]), label="form")
@@ -101,9 +113,10 @@ def test_all_sizes_and_views(data: st.DataObject) -> None:
     allowed = paddings(batch, len(views), sum(lengths), sum(lengths))[kind] if kind else None
     padding = None if allowed is None else as_padding(allowed, form, torch.float32)
     for implementation in ("eager", "blocks", "composed"):
-        actual = attend(implementation, *inputs, lengths, views, mask=mask, attention_mask=padding, scaling=scaling)
+        options: dict[str, Any] = {"mask": mask, "combine": combine, "scaling": scaling}
+        actual = attend(implementation, *inputs, lengths, views, **options, attention_mask=padding)
         assert actual.shape == (batch, len(views), sum(lengths), value_size)
-        expected = formula(*inputs, spans(lengths), views, mask, allowed, scaling)
+        expected = formula(*inputs, spans(lengths), views, **options, allowed=allowed)
         assert_same(actual, expected, implementation)
         assert_gradients_same(actual, expected, [*inputs, mask] if mask_heads else inputs)
 

@@ -23,6 +23,7 @@ from helpers.locomt_attention import (
     random_ids,
     spans,
 )
+from hf_lam.modeling.lam_attention_hf_lam import COMBINES
 from hf_lam.modeling.locomt_attention_hf_lam import attend_annealed, attend_eager
 from hf_lam.modeling.locomt_blocks_hf_lam import attend_blocks
 from hf_lam.modeling.locomt_layout_hf_lam import Layout, sample_layout
@@ -56,23 +57,27 @@ def test_annealing_goes_from_full_attention_to_the_views(
 @pytest.mark.parametrize("kind", [None, "per_head"])
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 40.0, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("with_mask", [False, True])
-def test_annealing_is_its_formula(kind: str | None, penalty: float, dtype: torch.dtype, with_mask: bool) -> None:
+@pytest.mark.parametrize("combine", [None, *COMBINES])
+def test_annealing_is_its_formula(kind: str | None, penalty: float, dtype: torch.dtype, combine: str | None) -> None:
     *inputs, mask = inputs_of(dtype=dtype)
-    mask = mask if with_mask else None
     allowed = torch.ones(BATCH, HEADS, LENGTH, LENGTH, dtype=torch.bool)
     padding = paddings(BATCH, HEADS, LENGTH, LENGTH)[kind] if kind else None
     allowed = allowed if padding is None else allowed & padding
     ids = spans(LENGTHS)[0].tolist()
     seen = torch.tensor([[[(i, j) in view for j in ids] for i in ids] for view in VIEWS]) & allowed
     query, key, value = (x.double() for x in inputs)
-    scores = query @ key.mT * SIZE**-0.5 * (1 if mask is None else mask.double())
+    scores = query @ key.mT * SIZE**-0.5
+    if combine is not None:
+        scores = scores * mask.double() if combine == "multiply" else scores + mask.double()
     is_blind = ~seen.any(-1, keepdim=True)
     scores = scores - penalty * (~seen & ~is_blind)
     exponentials = scores.exp() * allowed
     weights = exponentials / exponentials.sum(-1, keepdim=True).clamp(min=1e-300)
     weights = weights * torch.where(is_blind, torch.tensor(-penalty).exp(), torch.tensor(1.0))
-    call = layout_call(inputs, Layout(tuple(LENGTHS)), mask, padding)
+    if combine is None:
+        call = layout_call(inputs, Layout(tuple(LENGTHS)), None, padding)
+    else:
+        call = layout_call(inputs, Layout(tuple(LENGTHS)), mask, padding, combine=combine)
     out, nothing = annealed(call, penalty)
     assert nothing is None and out.dtype == dtype
     assert_same(out, weights @ value)

@@ -23,6 +23,7 @@ from helpers.locomt_attention import (
     random_ids,
     spans,
 )
+from hf_lam.modeling.lam_attention_hf_lam import COMBINES
 from hf_lam.modeling.locomt_attention_hf_lam import attend_eager, attend_with_weights
 from hf_lam.modeling.locomt_blocks_hf_lam import attend_blocks
 from hf_lam.modeling.locomt_layout_hf_lam import fixed_layout, sample_layout
@@ -65,13 +66,16 @@ def test_segments_that_differ_from_sample_to_sample(
 
 @pytest.mark.parametrize("mask_batch", [1, BATCH])
 @pytest.mark.parametrize("mask_heads", [1, HEADS])
-def test_lams_mask_with_segments_that_differ(mask_batch: int, mask_heads: int) -> None:
+@pytest.mark.parametrize("combine", COMBINES)
+def test_lams_mask_with_segments_that_differ(mask_batch: int, mask_heads: int, combine: str) -> None:
     *inputs, mask = inputs_of(mask_batch=mask_batch, mask_heads=mask_heads)
     ids = random_ids("random")
-    actual = layout_call(inputs, sample_layout(ids, 3), mask)(attend_blocks)
-    expected = formula(*inputs, ids, VIEWS, mask)
-    assert_same(actual, expected)
-    assert_gradients_same(actual, expected, [*inputs, mask])
+    padding = paddings(BATCH, HEADS, LENGTH, LENGTH)["right"]
+    expected = formula(*inputs, ids, VIEWS, mask, padding, combine=combine)
+    for run in (attend_eager, attend_blocks):
+        actual = layout_call(inputs, sample_layout(ids, 3), mask, padding, combine=combine)(run)
+        assert_same(actual, expected)
+        assert_gradients_same(actual, expected, [*inputs, mask])
 
 
 @pytest.mark.parametrize("length", [0, 1, 2])
