@@ -128,6 +128,8 @@ def _shown(kind: str, model: Any, tokenizer: Any) -> str:
     problem = getattr(model.config, "problem_type", None)
     if kind.endswith("ForEmbedding"):
         return "print(embeddings.shape)"
+    if kind.endswith("ForMomentRetrieval"):
+        return "print(model.post_process(outputs, top_k=3)[0].moments)"
     if kind.endswith("ForTokenClassification") and (problem == "regression" or model.config.num_labels == 1):
         return "print(outputs.logits[0].tolist())"
     if kind.endswith("ForTokenClassification") and problem == "multi_label_classification":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ from ..modeling.attention_pass_hf_lam import attend_changed
 from ..modeling.hosts_facts_hf_lam import takes_patches
 from ..modeling.injection_hf_lam import InjectedEncoder, encoders_with, injection_of
 from ..modeling.locomt_hf_lam import LocomtConfig
-from ..modeling.locomt_views_hf_lam import parse_view
+from ..modeling.locomt_views_hf_lam import View, parse_view
 from ..modeling.mechanism_hf_lam import Attended, Attention, ScoreChange, extend_change
 from ..observing import evaluation_mode, observing, run_batches, tokens_of
+from .knapsack import choose
 
 # Most attention weights that the measurement forms at once.
 _CHUNK = 2**22
@@ -130,61 +130,134 @@ def calibrate_views(
         ValueError: if the model does not have attention views in exactly one encoder or has a bottleneck, for a budget
             outside (0, 1] or one that no table can meet, for an unknown candidate, or without any tokens to measure.
     """
+    check_budget(budget)
+    return measure_views(model, batches, candidates).choose_within(budget)
+
+
+def check_budget(budget: Any) -> None:
+    """Raises a `ValueError` for what is no fraction of the attention FLOPs."""
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
         raise ValueError(f"budget must be a fraction of the attention FLOPs in (0, 1], got {budget!r}.")
+
+
+@dataclass(frozen=True)
+class MeasuredViews:
+    """What every candidate keeps of the attention of every head, and what it costs.
+
+    Attributes:
+        config: the views of the model, whose segments the candidates are about.
+        candidates: the views to choose from.
+        pairs: attention mass by pair of segments, `[layer][head][i][j]`, a mean over the query rows.
+        products: pairs of a query and a key by pair of segments, `[i][j]`, summed over the samples.
+        past: the same for the keys before the tokens, which every view shows.
+        samples: how many were measured.
+    """
+
+    config: LocomtConfig
+    candidates: list[str]
+    pairs: list[list[list[list[float]]]]
+    products: list[list[int]]
+    past: int
+    samples: int
+
+    @cached_property
+    def full_cost(self) -> int:
+        """Of one head with the full view, summed over the samples."""
+        return self.past + sum(map(sum, self.products))
+
+    @cached_property
+    def costs(self) -> list[int]:
+        """The same with every candidate."""
+        return [self.cost_of(view) for view in self._views]
+
+    @cached_property
+    def values(self) -> list[list[float]]:
+        """`[layer · heads + head][candidate]`, the mass that is kept."""
+        return [[self.mass_in(view, head) for view in self._views] for head in self.heads]
+
+    @cached_property
+    def heads(self) -> list[list[list[float]]]:
+        """`pairs`, of all layers in one list."""
+        return [head for row in self.pairs for head in row]
+
+    @property
+    def least(self) -> float:
+        """The attention FLOPs of the cheapest table, as a fraction of those of full views."""
+        return min(self.costs) / self.full_cost
+
+    @cached_property
+    def _views(self) -> list[View]:
+        return [parse_view(candidate, self.config.names, self.config.is_global) for candidate in self.candidates]
+
+    def cost_of(self, view: View) -> int:
+        return self.past + sum(self.products[i][j] for i, j in view)
+
+    def mass_in(self, view: View, head: list[list[float]]) -> float:
+        """What one head puts on the pairs of a view; global segments are no part of it."""
+        is_global = self.config.is_global
+        return sum(head[i][j] for i, j in view if not (is_global[i] or is_global[j]))
+
+    def can_meet(self, budget: float) -> bool:
+        """Whether some table takes no more than this fraction of the attention FLOPs of full views."""
+        return min(self.costs) * len(self.heads) <= self._capacity(budget)
+
+    def _capacity(self, budget: float) -> int:
+        """The costs of all heads together that a budget allows."""
+        return int(budget * self.full_cost * len(self.heads) * (1 + 1e-9))
+
+    def choose_within(self, budget: float) -> tuple[LocomtConfig, CalibrationReport]:
+        """The table that keeps the most within a budget, see [`calibrate_views`]."""
+        heads = len(self.heads)
+        if not self.can_meet(budget):
+            raise ValueError(
+                f"no table meets budget={budget}: the cheapest of the candidates {self.candidates} takes "
+                f"{self.least:.4f} of the attention FLOPs of full views. Raise the budget or give cheaper candidates."
+            )
+        choices, upper_bound = choose(self.values, self.costs, self._capacity(budget))
+        local = [i for i, everywhere in enumerate(self.config.is_global) if not everywhere]
+        totals = [sum(head[i][j] for i in local for j in local) for head in self.heads]
+        table = self._by_layer([self.candidates[choice] for choice in choices])
+        kept = [head[choice] for head, choice in zip(self.values, choices, strict=True)]
+        report = CalibrationReport(
+            segments=self.config.names,
+            is_global=self.config.is_global,
+            budget=float(budget),
+            samples=self.samples,
+            views=table,
+            mass_kept=self._by_layer(kept),
+            mass_total=self._by_layer(totals),
+            mass_of_pairs=self.pairs,
+            cost=self._by_layer([self.costs[choice] / self.samples for choice in choices]),
+            full_cost=self.full_cost / self.samples,
+            flops_fraction=sum(self.costs[choice] for choice in choices) / (self.full_cost * heads),
+            kept=sum(kept) / heads,
+            total=sum(totals) / heads,
+            upper_bound=upper_bound / heads,
+            gap=max(0.0, 1 - sum(kept) / upper_bound) if upper_bound > 0 else 0.0,
+        )
+        return replace(self.config, views=[list(row) for row in table], annealing=False), report
+
+    def _by_layer(self, flat: list[Any]) -> list[list[Any]]:
+        per_layer = len(self.pairs[0])
+        return [flat[start : start + per_layer] for start in range(0, len(flat), per_layer)]
+
+
+def measure_views(
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], candidates: Sequence[str] | None
+) -> MeasuredViews:
+    """Run the model on the batches once, see [`calibrate_views`]."""
     base = _encoder_with_views(model)
     config: LocomtConfig = injection_of(base).configs[LocomtConfig.name]
     if isinstance(candidates, str):
         raise TypeError(f"candidates must be a list of views, got the string {candidates!r}; write [{candidates!r}].")
-    names, is_global = config.names, config.is_global
     candidates = ["full", *config.views_of_the_paper] if candidates is None else list(dict.fromkeys(candidates))
     if not candidates:
         raise ValueError("candidates is empty; give at least one view, such as 'self'.")
-    views = [parse_view(candidate, names, is_global) for candidate in candidates]
-
+    for candidate in candidates:
+        parse_view(candidate, config.names, config.is_global)
     mass = _measure(model, base, config, batches)
-    local = [i for i, everywhere in enumerate(is_global) if not everywhere]
     pairs = (mass.pairs / mass.rows).tolist()
-    costs = [mass.past + sum(mass.products[i][j] for i, j in view) for view in views]
-    full_cost = mass.past + sum(map(sum, mass.products))
-    per_layer, heads = len(pairs[0]), [head for row in pairs for head in row]
-    capacity = int(budget * full_cost * len(heads) * (1 + 1e-9))
-    smallest = min(costs) * len(heads)
-    if smallest > capacity:
-        raise ValueError(
-            f"no table meets budget={budget}: the cheapest of the candidates {candidates} takes "
-            f"{smallest / (full_cost * len(heads)):.4f} of the attention FLOPs of full views. Raise the budget or "
-            "give cheaper candidates."
-        )
-    values = [
-        [sum(head[i][j] for i, j in view if not (is_global[i] or is_global[j])) for view in views] for head in heads
-    ]
-    choices, upper_bound = choose(values, costs, capacity)
-
-    def by_layer(flat: list[Any]) -> list[list[Any]]:
-        return [flat[start : start + per_layer] for start in range(0, len(flat), per_layer)]
-
-    table = by_layer([candidates[choice] for choice in choices])
-    kept = [head[choice] for head, choice in zip(values, choices, strict=True)]
-    totals = [sum(head[i][j] for i in local for j in local) for head in heads]
-    report = CalibrationReport(
-        segments=names,
-        is_global=is_global,
-        budget=float(budget),
-        samples=mass.samples,
-        views=table,
-        mass_kept=by_layer(kept),
-        mass_total=by_layer(totals),
-        mass_of_pairs=pairs,
-        cost=by_layer([costs[choice] / mass.samples for choice in choices]),
-        full_cost=full_cost / mass.samples,
-        flops_fraction=sum(costs[choice] for choice in choices) / (full_cost * len(heads)),
-        kept=sum(kept) / len(heads),
-        total=sum(totals) / len(heads),
-        upper_bound=upper_bound / len(heads),
-        gap=max(0.0, 1 - sum(kept) / upper_bound) if upper_bound > 0 else 0.0,
-    )
-    return replace(config, views=[list(row) for row in table], annealing=False), report
+    return MeasuredViews(config, candidates, pairs, mass.products, mass.past, mass.samples)
 
 
 def _encoder_with_views(model: nn.Module) -> Any:
@@ -302,103 +375,3 @@ def _segments_of(attention: Attention) -> Tensor:
         )
     segments = torch.arange(len(layout.lengths), device=device)
     return (layout.ids().to(device).unsqueeze(-1) == segments).float().expand(batch, -1, -1)
-
-
-# --- choosing --------------------------------------------------------------------------------------------------------
-
-
-def choose(values: Sequence[Sequence[float]], costs: Sequence[int], capacity: int) -> tuple[list[int], float]:
-    """One option for every head, with the most value within `capacity`: a multiple-choice knapsack.
-
-    Its linear relaxation is solved exactly: every head starts at its cheapest option and climbs the upper convex hull
-    of (cost, value), always where a unit of cost brings the most, until one step does not fit. That step, taken in
-    part, gives the bound. The rest is filled with steps that fit, then improved by changing one or two heads at a time
-    for as long as that helps.
-
-    Args:
-        values: of every option for each head.
-        costs: of every option, the same for all heads.
-        capacity: at least the cheapest cost times the heads.
-
-    Returns:
-        The index of each head's option, and the largest value that any choice could have.
-    """
-    steps = []
-    choices = []
-    for head, value in enumerate(values):
-        hull = _upper_hull(value, costs)
-        choices.append(hull[0])
-        for low, high in pairwise(hull):
-            steps.append(((value[high] - value[low]) / (costs[high] - costs[low]), head, low, high))
-    steps.sort(key=lambda step: -step[0])  # stable: steps of one head stay in order
-    room = capacity - sum(costs[choice] for choice in choices)
-    climbed = sum(value[choice] for value, choice in zip(values, choices, strict=True))
-    upper_bound = None
-    for efficiency, head, low, high in steps:
-        if costs[high] - costs[low] > room and upper_bound is None:
-            upper_bound = climbed + room * efficiency
-        if choices[head] == low and costs[high] - costs[low] <= room:
-            choices[head] = high
-            room -= costs[high] - costs[low]
-            climbed += values[head][high] - values[head][low]
-    choices = _improve(values, costs, choices, room)
-    kept = sum(value[choice] for value, choice in zip(values, choices, strict=True))
-    return choices, kept if upper_bound is None else max(kept, upper_bound)
-
-
-def _upper_hull(value: Sequence[float], costs: Sequence[int]) -> list[int]:
-    """The options on the upper convex hull of (cost, value), from the cheapest to the most valuable."""
-    hull: list[int] = []
-    for option in sorted(range(len(costs)), key=lambda k: (costs[k], -value[k])):
-        if hull and value[option] <= value[hull[-1]]:
-            continue
-        while len(hull) > 1 and _is_below(hull[-1], hull[-2], option, value, costs):
-            hull.pop()
-        hull.append(option)
-    return hull
-
-
-def _is_below(middle: int, low: int, high: int, value: Sequence[float], costs: Sequence[int]) -> bool:
-    """Whether `middle` lies on or below the line from `low` to `high`."""
-    rise, run = value[high] - value[low], costs[high] - costs[low]
-    return (value[middle] - value[low]) * run <= rise * (costs[middle] - costs[low])
-
-
-def _improve(values: Sequence[Sequence[float]], costs: Sequence[int], choices: Sequence[int], room: int) -> list[int]:
-    """Change one head, or two at once, to other options for as long as the value grows and the costs fit."""
-    choices = list(choices)
-    while True:
-        moves = [(0, 0.0, -1, 0)]  # staying as it is: pairs with it change one head
-        for head, (value, now) in enumerate(zip(values, choices, strict=True)):
-            moves += [(costs[k] - costs[now], value[k] - value[now], head, k) for k in range(len(costs)) if k != now]
-        moves.sort()
-        best_gain, best_pair = 1e-12, None
-        leaders = _leaders(moves)
-        sorted_costs = [move[0] for move in moves]
-        for cost, gain, head, option in moves:
-            count = bisect_right(sorted_costs, room - cost)
-            for other in leaders[count - 1] if count else ():
-                partner = moves[other]
-                if partner[2] != head and gain + partner[1] > best_gain:
-                    best_gain, best_pair = gain + partner[1], ((cost, head, option), (partner[0], *partner[2:]))
-        if best_pair is None:
-            return choices
-        for cost, head, option in best_pair:
-            room -= cost
-            if head >= 0:
-                choices[head] = option
-
-
-def _leaders(moves: list[tuple[int, float, int, int]]) -> list[tuple[int, ...]]:
-    """For each prefix of `moves`, the move that gains the most, and the best one of another head."""
-    first, second = 0, None
-    leaders: list[tuple[int, ...]] = [(0,)]
-    for index in range(1, len(moves)):
-        _, gain, head, _ = moves[index]
-        if gain > moves[first][1]:
-            second = second if head == moves[first][2] else first
-            first = index
-        elif head != moves[first][2] and (second is None or gain > moves[second][1]):
-            second = index
-        leaders.append((first,) if second is None else (first, second))
-    return leaders

@@ -19,6 +19,7 @@ from .fusion_features_hf_lam import FeatureOptions, read_features
 from .injection_hf_lam import check_grid
 from .locomt_hf_lam import baseline_block, find_baseline
 from .mechanism_registry_hf_lam import configs_in, mechanism_block
+from .moment_options_hf_lam import read_moment_options
 from .option_checks_hf_lam import check_host_options, is_count
 
 
@@ -118,6 +119,8 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
             the first modality, and all others.
         projection_dim: numbers of an embedding.
         logit_scale_init_value: the logarithm of what similarities are multiplied by before training, as in CLIP.
+        moments: options of a model that finds moments in a video, such as `{"num_queries": 10}`; see `MomentOptions`.
+            Its `label_modalities` are the clips.
         hf_lam: the mechanisms of the fusion layers, for example `{"locomt": {"views": "half"}}`.
         baseline: one of the papers' baselines in place of `hf_lam`; see the property of that name. It is written down
             as what it means, in `hf_lam` and `num_hidden_layers`.
@@ -135,13 +138,15 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         "AutoModelForSequenceClassification": "HfLamFusionForSequenceClassification",
         "AutoModelForTokenClassification": "HfLamFusionForTokenClassification",
     }
-    alternatives: ClassVar[dict[str, list[str]]] = {"AutoModel": ["HfLamFusionForEmbedding"]}
+    alternatives: ClassVar[dict[str, list[str]]] = {
+        "AutoModel": ["HfLamFusionForEmbedding", "HfLamFusionForMomentRetrieval"]
+    }
     # For transformers before 5.19: it must not try to make one without arguments.
     has_no_defaults_at_init: ClassVar[bool] = True
     # What `Trainer` does not gather in evaluation.
     keys_to_ignore_at_inference = [
         *("hidden_states", "attentions", "token_mask", "modality_ids", "modality_states"),
-        *("logits_per_first", "logits_per_second", "first_model_output", "second_model_output"),
+        *("logits_per_first", "logits_per_second", "first_model_output", "second_model_output", "loss_dict"),
     ]
 
     text_config: Any = None
@@ -167,6 +172,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
     contrast: Any = None
     projection_dim: int = 512
     logit_scale_init_value: float = 2.6592
+    moments: Any = None
     hf_lam: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -204,6 +210,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         self._resolve_sizes()
         self._check_pooling()
         self._check_heads()
+        self.moments = None if self.moments is None else read_moment_options(self.moments)
         if baseline is not None:
             if self.hf_lam is not None:
                 raise ValueError(

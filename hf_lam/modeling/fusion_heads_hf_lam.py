@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput, TokenClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
-from .fusion_model_hf_lam import FusionModel, FusionPreTrainedModel, HfLamFusionModelOutput
+from .fusion_model_hf_lam import FusionModel, FusionPreTrainedModel, HfLamFusionModelOutput, is_sharded
 from .hosts_facts_hf_lam import count_first_tokens
 
 
@@ -74,71 +74,33 @@ def _dropout_of(config: Any) -> float:
 # --- labels of tokens ------------------------------------------------------------------------------------------------
 
 
-class FusionForTokenClassification(FusionPreTrainedModel):
-    """A fusion model with a linear layer on every token of modalities that lie in step.
+class TokensInStep:
+    """A head on the tokens at one place of modalities that lie in step.
 
-    The tokens at one place, of all the labelled modalities that a sample has there, are combined as `config.combine`
-    says: their mean, or one after the other with zeros for those that are not there.
+    The tokens of all the labelled modalities that a sample has there are combined as `config.combine` says: their
+    mean, or one after the other with zeros for those that are not there.
 
     label_modalities: those that are labelled; see the configuration.
     """
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.label_modalities: list[str] = config.labelled_modalities
-        self.fusion = FusionModel(config)
-        self.dropout = nn.Dropout(_dropout_of(config))
-        parts = len(self.label_modalities) if config.combine == "concat" else 1
-        self.classifier = nn.Linear(parts * config.hidden_size, config.num_labels)
-        self.loss_function = token_loss
-        self.post_init()
+    config: Any
+    fusion: FusionModel
+    label_modalities: list[str]
 
-    @can_return_tuple
-    @takes_inputs
-    def forward(self, *args: Any, labels: torch.Tensor | None = None, **kwargs: Any) -> TokenClassifierOutput:
-        """As [`FusionModel.forward`], whose arguments it has, with a loss; the logits are `(B, L, num_labels)`.
+    @property
+    def step_size(self) -> int:
+        """Features of a place."""
+        parts = len(self.label_modalities) if self.config.combine == "concat" else 1
+        return parts * self.config.hidden_size
 
-        `L` is the length of the labelled modalities in this batch, padding included. A text has logits for all of its
-        tokens, as in other models; class tokens of features, and what encoders put before their grid, have none.
+    def in_step(self, outputs: HfLamFusionModelOutput) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is at each place, `(B, L, d)` or `(B, L, m · d)`, and `(B, L)` bool, whether anything is.
 
-        Args:
-            labels: `(B, L)` classes, `(B, L, num_labels)` of zeros and ones for several labels, or `(B, L)` or
-                `(B, L, num_labels)` numbers for regression: what `config.problem_type` says, or else what their dtype
-                and `config.num_labels` say. -100 among whole numbers, and NaN among others, is no label. The loss is
-                the mean over the labels at places where the sample has a token.
-            args: see [`FusionModel.forward`].
-            kwargs: likewise; and `num_items_in_batch`, of how many labels the loss is a share.
+        outputs: of the fusion model, with `output_modality_states=True`.
 
         Raises:
-            ValueError: if the batch has none of the labelled modalities, or if they or the labels differ in length.
+            ValueError: if the labelled modalities differ in length.
         """
-        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        outputs = self.fusion(*args, return_dict=True, output_modality_states=True, **kwargs)
-        hidden_states, is_there = self._in_step(outputs)
-        logits = self.classifier(self.dropout(hidden_states))
-        loss = None
-        if labels is not None:
-            if labels.dim() not in (2, 3) or labels.shape[:2] != logits.shape[:2]:
-                raise ValueError(
-                    f"labels must be of shape {tuple(logits.shape[:2])}, one for each place of "
-                    f"{', '.join(self.label_modalities)}, or one more axis of {self.num_labels}; got "
-                    f"{tuple(labels.shape)}."
-                )
-            none = float("nan") if labels.is_floating_point() else -100
-            lacks = ~is_there if labels.dim() == 2 else ~is_there.unsqueeze(-1)
-            loss = self.loss_function(
-                logits=logits,
-                labels=labels.masked_fill(lacks, none),
-                config=self.config,
-                num_items_in_batch=num_items_in_batch,
-            )
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
-
-    def _in_step(self, outputs: HfLamFusionModelOutput) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is at each place, `(B, L, d)` or `(B, L, m · d)`, and `(B, L)` bool, whether anything is."""
         assert outputs.modality_states is not None and outputs.token_mask is not None
         states = outputs.modality_states
         masks = outputs.token_mask.bool().split([state.shape[1] for state in states.values()], dim=1)
@@ -147,10 +109,10 @@ class FusionForTokenClassification(FusionPreTrainedModel):
             name: self._places(name, states[name], mask_of[name]) for name in self.label_modalities if name in states
         }
         if not places:
-            raise ValueError(
-                f"the batch has none of the modalities that are labelled, {', '.join(self.label_modalities)}; it has "
-                f"{', '.join(states)}."
-            )
+            # Of the same width as others, and in the graph, for processes that have none while others do.
+            parts = self.step_size // self.config.hidden_size
+            nothing = next(iter(states.values()))[:, :0].repeat(1, 1, parts)
+            return nothing, nothing.new_zeros(nothing.shape[:2], dtype=torch.bool)
         lengths = {name: mask.shape[1] for name, (_, mask) in places.items()}
         if any(length != next(iter(lengths.values())) for length in lengths.values()):
             raise ValueError(
@@ -177,6 +139,64 @@ class FusionForTokenClassification(FusionPreTrainedModel):
         return state[:, first:], (mask & (mask.long().cumsum(1) > first))[:, first:]
 
 
+class FusionForTokenClassification(TokensInStep, FusionPreTrainedModel):
+    """A fusion model with a linear layer on what is at each place of modalities that lie in step."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.label_modalities: list[str] = config.labelled_modalities
+        self.fusion = FusionModel(config)
+        self.dropout = nn.Dropout(_dropout_of(config))
+        self.classifier = nn.Linear(self.step_size, config.num_labels)
+        self.loss_function = token_loss
+        self.post_init()
+
+    @can_return_tuple
+    @takes_inputs
+    def forward(self, *args: Any, labels: torch.Tensor | None = None, **kwargs: Any) -> TokenClassifierOutput:
+        """As [`FusionModel.forward`], whose arguments it has, with a loss; the logits are `(B, L, num_labels)`.
+
+        `L` is the length of the labelled modalities in this batch, padding included. A text has logits for all of its
+        tokens, as in other models; class tokens of features, and what encoders put before their grid, have none. A
+        batch without any of the labelled modalities has no places, and a loss of 0.
+
+        Args:
+            labels: `(B, L)` classes, `(B, L, num_labels)` of zeros and ones for several labels, or `(B, L)` or
+                `(B, L, num_labels)` numbers for regression: what `config.problem_type` says, or else what their dtype
+                and `config.num_labels` say. -100 among whole numbers, and NaN among others, is no label. The loss is
+                the mean over the labels at places where the sample has a token.
+            args: see [`FusionModel.forward`].
+            kwargs: likewise; and `num_items_in_batch`, of how many labels the loss is a share.
+
+        Raises:
+            ValueError: if the labelled modalities or the labels differ in length.
+        """
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        outputs = self.fusion(*args, return_dict=True, output_modality_states=True, **kwargs)
+        hidden_states, is_there = self.in_step(outputs)
+        logits = self.classifier(self.dropout(hidden_states))
+        loss = None
+        if labels is not None:
+            if labels.dim() not in (2, 3) or labels.shape[:2] != logits.shape[:2]:
+                raise ValueError(
+                    f"labels must be of shape {tuple(logits.shape[:2])}, one for each place of "
+                    f"{', '.join(self.label_modalities)}, or one more axis of {self.num_labels}; got "
+                    f"{tuple(labels.shape)}."
+                )
+            none = float("nan") if labels.is_floating_point() else -100
+            lacks = ~is_there if labels.dim() == 2 else ~is_there.unsqueeze(-1)
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels.masked_fill(lacks, none),
+                config=self.config,
+                num_items_in_batch=num_items_in_batch,
+            )
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
 def token_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -193,6 +213,8 @@ def token_loss(
         num_items_in_batch: the number of labels in all batches that a step is made of.
         kwargs: not used.
     """
+    if not labels.shape[1]:
+        return logits.float().sum()  # of nothing, 0; labels of no place say nothing of the problem
     if config.problem_type is None:
         if config.num_labels == 1:
             config.problem_type = "regression"
@@ -248,8 +270,8 @@ class Side(NamedTuple):
     """One side of a batch.
 
     output: of the fusion model; None for a batch without this side.
-    embeds: `(B, projection_dim)`, zeros for samples that lack it.
-    is_present: `(B,)` bool, which samples have it.
+    embeds: `(B, projection_dim)`, zeros for samples that lack it; of one sample for a batch without this side.
+    is_present: likewise `(B,)` bool, which samples have it.
     """
 
     output: HfLamFusionModelOutput | None
@@ -311,16 +333,28 @@ class FusionForEmbedding(FusionPreTrainedModel):
             name: {key: value for key in self._arguments(name) if (value := options.pop(key, None)) is not None}
             for name in self.config.modalities
         }
-        sides = [self._embed({name: inputs[name] for name in side}, options) for side in self.sides]
-        given = next((side for side in sides if side is not None), None)
-        if given is None:
+        given = [
+            {name: inputs[name] for name in side if inputs[name] and not self._is_empty(name, inputs[name])}
+            for side in self.sides
+        ]
+        if not any(given):
             raise ValueError(
                 f"no modality was given of those that are compared, {self.sides[0]} with {self.sides[1]}; "
                 "get_embeddings takes any that the model has."
             )
+        device = next(tensor for side in given for has in side.values() for tensor in has.values()).device
+        sides = [
+            self._embed(side, options) if side else self._lacking(names, device)
+            for side, names in zip(given, self.sides, strict=True)
+        ]
+        whole = next(side.embeds for side in sides if side.output is not None)
         # A batch without a side is one of samples that lack it.
-        lacking = Side(None, torch.zeros_like(given.embeds), torch.zeros_like(given.is_present))
-        first, second = (lacking if side is None else side for side in sides)
+        first, second = (
+            side
+            if side.output is not None
+            else Side(None, side.embeds.to(whole).expand_as(whole), side.is_present.expand(len(whole)))
+            for side in sides
+        )
         logits = self.logit_scale.exp() * first.embeds @ second.embeds.T
         loss = None
         if return_loss and self.sides[1]:
@@ -343,19 +377,24 @@ class FusionForEmbedding(FusionPreTrainedModel):
     def _arguments(self, name: str) -> tuple[str, ...]:
         return (*self.config.modality_arguments(name).names, f"has_{name}")
 
-    def _embed(self, side: Mapping[str, Mapping[str, torch.Tensor]], options: Mapping[str, Any]) -> Side | None:
-        """One side of a batch; None if the batch has none of its modalities."""
-        given = {
-            name: arguments for name, arguments in side.items() if arguments and not self._is_empty(name, arguments)
-        }
-        if not given:
-            return None
-        inputs, is_present = self._fill(given)
+    def _embed(self, side: Mapping[str, Mapping[str, torch.Tensor]], options: Mapping[str, Any]) -> Side:
+        """One side of a batch, some of whose modalities the batch has."""
+        inputs, is_present = self._fill(side)
         output = self.fusion(**inputs, **options, return_dict=True)
         embeds = self._project(output.pooler_output)
         if is_present is None:
             return Side(output, embeds, embeds.new_ones(embeds.shape[0], dtype=torch.bool))
         return Side(output, embeds.masked_fill(~is_present.unsqueeze(-1), 0), is_present)
+
+    def _lacking(self, names: Sequence[str], device: torch.device) -> Side:
+        """A side that the batch lacks, as one sample; it is run on nothing where other processes may have it."""
+        weight = self.projection.weight
+        embeds = torch.zeros(1, weight.shape[0], dtype=weight.dtype, device=device)
+        if names and is_sharded(self.fusion):
+            blank = {self.config.modality_arguments(names[0]).values: self.fusion.blank_values(names[0], device)}
+            output = self._project(self.fusion(**blank, return_dict=True).pooler_output)
+            embeds = output.masked_fill(torch.ones_like(output, dtype=torch.bool), 0)
+        return Side(None, embeds, torch.zeros(1, dtype=torch.bool, device=device))
 
     def _is_empty(self, name: str, arguments: Mapping[str, torch.Tensor]) -> bool:
         """Whether vectors were given of which no sample has any."""

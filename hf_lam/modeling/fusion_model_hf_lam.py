@@ -344,7 +344,9 @@ class FusionModel(FusionPreTrainedModel):
             if is_vector is not None:
                 # Whatever padding holds, NaN too, is in no product.
                 values = values.masked_fill(~is_vector.unsqueeze(-1), 0)
-            hidden_states = projection(model(values, self.dtype))
+            # Late fusion of vectors that nothing is done to has no weights of its own.
+            dtype = next((parameter.dtype for parameter in self.parameters()), values.dtype)
+            hidden_states = projection(model(values, dtype))
             return Encoded(getattr(self, f"{name}_positions")(hidden_states, is_vector, **others), is_vector)
         encoded = run_encoder(name, model, values, mask, others)
         # The encoders may lie on other devices than the inputs.
@@ -356,24 +358,23 @@ class FusionModel(FusionPreTrainedModel):
         In data parallel training every process must have a gradient for every parameter, whatever modalities its batch
         has; and where parameters are sharded, every process must run every module.
         """
+        hidden_states = self._encode(name, self.blank_values(name, device), None, {}).hidden_states
+        return hidden_states.masked_fill(torch.ones_like(hidden_states, dtype=torch.bool), 0).sum()
+
+    def blank_values(self, name: str, device: torch.device) -> torch.Tensor:
+        """The smallest input of one modality, of zeros, for one sample."""
         model = self.modality_model(name)
         if isinstance(model, FeatureInput):
-            values = torch.zeros(1, 1, model.config.size, device=device)
-        else:
-            values = blank_input(name, model).to(device)
-        hidden_states = self._encode(name, values, None, {}).hidden_states
-        return hidden_states.masked_fill(torch.ones_like(hidden_states, dtype=torch.bool), 0).sum()
+            return torch.zeros(1, 1, model.config.size, device=device)
+        return blank_input(name, model).to(device)
 
     def _needs_anchor(self, name: str) -> bool:
         parts = (f"{name}_model", f"{name}_projection", f"{name}_positions")
         modules = [getattr(self, part) for part in parts if hasattr(self, part)]
-        parameters = [parameter for module in modules for parameter in module.parameters()]
+        parameters = (parameter for module in modules for parameter in module.parameters())
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return True
-        # Sharded parameters are gathered when their module runs, also without gradients.
-        return any(type(parameter).__name__ == "DTensor" for parameter in parameters) or any(
-            getattr(child, "_is_fsdp_managed_module", False) for module in modules for child in module.modules()
-        )
+        return any(map(is_sharded, modules))
 
     def _pool(self, streams: Mapping[str, Stream], is_present: torch.Tensor) -> torch.Tensor:
         """What the modalities give, `(B, d)` or `(B, m · d)`."""
@@ -392,6 +393,13 @@ class FusionModel(FusionPreTrainedModel):
             counts = counts & (counts.cumsum(1) <= self.class_tokens[name])
         weights = counts.to(stream.hidden_states).unsqueeze(-1)
         return (stream.hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether parameters are gathered when the module runs, also without gradients: every process must run it."""
+    return any(type(parameter).__name__ == "DTensor" for parameter in module.parameters()) or any(
+        getattr(child, "_is_fsdp_managed_module", False) for child in module.modules()
+    )
 
 
 def _blank(values: torch.Tensor, is_present: torch.Tensor) -> torch.Tensor:

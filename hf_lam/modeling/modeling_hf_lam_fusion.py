@@ -29,6 +29,7 @@ from .fusion_heads_hf_lam import (
     HfLamFusionEmbeddingOutput,
 )
 from .fusion_model_hf_lam import FusionModel, FusionPreTrainedModel, HfLamFusionModelOutput
+from .fusion_moments_hf_lam import FusionForMomentRetrieval, HfLamFusionMomentOutput
 from .fusion_sources_hf_lam import (
     check_config_options,
     copy_encoder,
@@ -42,10 +43,12 @@ from .modeling_hf_lam import HfLamMixin, TokenLossMixin
 __all__ = [
     "HfLamFusionEmbeddingOutput",
     "HfLamFusionForEmbedding",
+    "HfLamFusionForMomentRetrieval",
     "HfLamFusionForSequenceClassification",
     "HfLamFusionForTokenClassification",
     "HfLamFusionModel",
     "HfLamFusionModelOutput",
+    "HfLamFusionMomentOutput",
 ]
 
 logger = logging.get_logger(__name__)
@@ -189,4 +192,8 @@ class HfLamFusionForTokenClassification(HfLamFusionMixin, TokenLossMixin, Fusion
 
 
 class HfLamFusionForEmbedding(HfLamFusionMixin, FusionForEmbedding):
+    config_class = HfLamFusionConfig
+
+
+class HfLamFusionForMomentRetrieval(HfLamFusionMixin, FusionForMomentRetrieval):
     config_class = HfLamFusionConfig

@@ -28,7 +28,7 @@ from .media_inputs_hf_lam import (
     input_names,
 )
 from .sample_padding_hf_lam import pad_samples
-from .samples_hf_lam import Given, is_missing, read_samples, row_or_batch
+from .samples_hf_lam import Given, columns_of, is_missing, read_samples, row_or_batch
 from .vectors_hf_lam import VectorOptions, read_vector_options
 
 # Of every modality with an encoder: the part of the processor that reads it, and the argument of its call.
@@ -129,9 +129,9 @@ class HfLamFusionProcessor(ProcessorMixin):
         samples lack: those of every modality that was given, so that batches of `dataset.map(…, batched=True)` fit
         together. In lists, sounds and vectors keep their own lengths; `FusionCollator` pads them.
 
-        A row or a batch of a data set, with columns that are called as the modalities (and `NAME_positions`), may be
-        given alone: `dataset.map(processor, batched=True, fn_kwargs={"padding": True})`, or row by row, which makes
-        the same rows, `dataset.with_transform(processor)`. Its other columns are not looked at.
+        A row or a batch of a data set, or a table of pandas, with columns that are called as the modalities (and
+        `NAME_positions`), may be given alone: `dataset.map(processor, batched=True, fn_kwargs={"padding": True})`, or
+        row by row, which makes the same rows, `dataset.with_transform(processor)`. Other columns are not looked at.
 
         Args:
             text: a string or a list of them; a tuple of two strings is a pair. Here and below, a column of a data set
@@ -185,13 +185,13 @@ class HfLamFusionProcessor(ProcessorMixin):
         }
         arguments = {"text": text, "image": images, "video": videos, "audio": audio}
         values = {name: value for name, value in arguments.items() if value is not _NOT_GIVEN}
-        is_batch = None
-        is_of_columns = isinstance(text, Mapping)
+        is_batch = row_or_batch(text)
+        columns = columns_of(text)
+        is_of_columns = isinstance(columns, Mapping)
         if is_of_columns:
             if len(values) > 1 or features is not None or positions is not None:
                 raise ValueError("a row or a batch of a data set has all modalities; give nothing else beside it.")
-            is_batch = row_or_batch(text)
-            values, positions = self._columns(text)
+            values, positions = self._columns(columns)
         else:
             self._check_names("features", features or {})
             self._check_names("positions", positions or {})

@@ -73,10 +73,17 @@ def read_samples(given: Mapping[str, Given], is_batch: bool | None = None) -> tu
     }, is_batch
 
 
-def row_or_batch(columns: Mapping[str, Any]) -> bool | None:
-    """Whether `datasets` itself says that these are several rows; `None` if it does not say."""
+def row_or_batch(columns: Any) -> bool | None:
+    """Whether the type says that these are several rows: that of `datasets`, or of pandas; `None` if it does not."""
     kinds = {base.__name__ for base in type(columns).__mro__}
-    return True if "LazyBatch" in kinds else False if "LazyRow" in kinds else None
+    return True if kinds & {"LazyBatch", "DataFrame"} else False if "LazyRow" in kinds else None
+
+
+def columns_of(given: Any) -> Any:
+    """A table of pandas as a mapping of its columns; anything else as it is."""
+    if type(given).__name__ == "DataFrame" and hasattr(given, "iloc"):
+        return {name: column.tolist() for name, column in given.items()}
+    return given
 
 
 def _is_batch(kind: str, values: Any) -> bool:
@@ -130,6 +137,6 @@ def _is_column(values: Any) -> bool:
         return True
     if getattr(values, "ndim", 0) != 1 or dtype is None:
         return False
-    is_of_objects = str(dtype) in ("object", "str", "string") or getattr(dtype, "kind", "") == "U"
+    is_of_objects = str(dtype) in ("object", "str", "string", "category") or getattr(dtype, "kind", "") == "U"
     # pandas makes numbers, NaN, of a column without any value.
     return is_of_objects or (hasattr(values, "isna") and bool(values.isna().all()))

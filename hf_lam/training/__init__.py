@@ -16,6 +16,7 @@ from .metrics import (
     regression_metrics,
     retrieval_metrics,
 )
+from .moment_metrics import HighlightDetection, MomentRetrieval, clip_scores, submission_metrics
 from .trainer import HfLamTrainer, HfLamTrainingArguments
 
 __all__ = [
@@ -24,15 +25,19 @@ __all__ = [
     "FusionCollator",
     "HfLamTrainer",
     "HfLamTrainingArguments",
+    "HighlightDetection",
     "MeanAveragePrecision",
     "MechanismLoggingCallback",
+    "MomentRetrieval",
     "ReportingCallback",
     "SttAnnealingCallback",
     "ViewAnnealingCallback",
     "cache_features",
     "classification_metrics",
+    "clip_scores",
     "load_trained_fusion",
     "penalty_at",
     "regression_metrics",
     "retrieval_metrics",
+    "submission_metrics",
 ]

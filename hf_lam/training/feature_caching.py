@@ -63,7 +63,8 @@ def cache_features(
     evaluation mode would have, but for rounding to `dtype`.
 
     What was written stays if the process dies: called again, it goes on there, and the folder ends with the same
-    files. Called with what is complete, it only opens it. Memory does not grow with the data set.
+    files. Called with what is complete, it only opens it, after a look at some rows, which must be the same: at the
+    beginning, and the first of every file. Memory does not grow with the data set.
 
     Args:
         model: a fusion model of any class. Its encoders run in evaluation mode and without gradients, in their own
@@ -190,7 +191,9 @@ class _Encoders:
         made = {}
         for name, width in self.widths.items():
             nothing = np.zeros((0, width), DTYPES[self.dtype])
-            tokens = self._run(name, *batch.inputs[name], batch.number) if name in batch.inputs else {}
+            tokens: dict[int, Any] = {}
+            for rows, inputs in batch.inputs[name]:
+                tokens |= self._run(name, rows, inputs, batch.number)
             made[feature_arguments(name).values] = [tokens.get(row, nothing) for row in range(batch.size)]
         return made
 
@@ -233,8 +236,8 @@ def _fill(
         batches = read_batches(folder, rows, reader, batch_size, num_workers)
         for batch in batches:
             with folder.writing() as writer:
-                for first, dataset in _tables(_shard_from(batch, batches, reader.shard_size), encoders, types):
-                    writer.first = writer.first or first or ""
+                for hashes, dataset in _tables(_shard_from(batch, batches, reader.shard_size), encoders, types):
+                    writer.hashes |= hashes
                     writer.write(dataset)
                     progress.update(len(dataset))
     if folder.is_complete:
@@ -258,24 +261,24 @@ def _shard_from(batch: Batch, others: Iterator[Batch], shard_size: int) -> Itera
 
 def _tables(
     batches: Iterable[Batch], encoders: _Encoders, types: Features | None
-) -> Iterator[tuple[str | None, Dataset]]:
-    """The rows of several batches together, so many that they are worth writing, and the hash of the first."""
-    first: str | None = None
+) -> Iterator[tuple[dict[str, str], Dataset]]:
+    """The rows of several batches together, so many that they are worth writing, and the hashes of some of them."""
+    hashes: dict[str, str] = {}
     kept: list[dict[str, Any]] = []
     features: dict[str, list[np.ndarray]] = {}
     size = 0
     for batch in batches:
-        first = first or batch.first
+        hashes |= {str(row): digest for row, digest in batch.hashes.items()}
         kept += batch.kept
         for column, tokens in encoders(batch).items():
             features.setdefault(column, []).extend(tokens)
             size += sum(array.nbytes for array in tokens)
         size += sum(getattr(value, "nbytes", 0) for row in batch.kept for value in row.values())
         if size >= _WRITTEN:
-            yield first, _table(kept, features, types, encoders)
-            first, kept, features, size = None, [], {}, 0
+            yield hashes, _table(kept, features, types, encoders)
+            hashes, kept, features, size = {}, [], {}, 0
     if kept:
-        yield first, _table(kept, features, types, encoders)
+        yield hashes, _table(kept, features, types, encoders)
 
 
 def _table(

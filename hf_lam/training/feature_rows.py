@@ -14,22 +14,26 @@ from ..modeling.configuration_hf_lam_fusion import ModalityArguments, feature_ar
 from .collators import FusionCollator, has_modality
 from .feature_shards import FeatureFolder
 
+# So many rows of a stream are looked at where there is nothing left to do.
+_OF_A_STREAM = 4
+
 
 class Batch(NamedTuple):
     """Rows that are ready for the encoders.
 
     number: of the first row.
     size: how many rows there are.
-    inputs: of every modality, which of the rows have it, and what the encoder is called with.
+    inputs: of every modality, which of the rows have it, and what the encoder is called with: once for all of them, or
+        where images or videos differ in size, once for each size.
     kept: what else is written of every row.
-    first: the hash of the first row, where a shard begins with it.
+    hashes: of the rows by which the data set is known again, by their numbers in the shard.
     """
 
     number: int
     size: int
-    inputs: dict[str, tuple[list[int], dict[str, torch.Tensor]]]
+    inputs: dict[str, list[tuple[list[int], dict[str, torch.Tensor]]]]
     kept: list[dict[str, Any]]
-    first: str | None
+    hashes: dict[int, str]
 
 
 class RowReader:
@@ -59,12 +63,17 @@ class RowReader:
         inputs = {}
         for name, arguments in self.cached.items():
             rows = [index for index, sample in enumerate(samples) if has_modality(sample, name, arguments)]
-            if rows:
-                given = [{key: samples[row][key] for key in arguments.names if key in samples[row]} for row in rows]
-                inputs[name] = (rows, dict(self.collator(given)))
+            inputs[name] = [
+                (alike, dict(self.collator([_of_modality(samples[row], arguments) for row in alike])))
+                for alike in _alike(name, [(row, samples[row][arguments.values]) for row in rows])
+            ]
         kept = [{key: value for key, value in sample.items() if self._is_kept(key)} for sample in samples]
-        first = None if number % self.shard_size else self._hash(samples[0])
-        return Batch(number, len(samples), inputs, kept, first)
+        hashes = {
+            index % self.shard_size: self._hash(sample)
+            for index, sample in enumerate(samples, number)
+            if _is_known_by(index, self.shard_size)
+        }
+        return Batch(number, len(samples), inputs, kept, hashes)
 
     def hash_row(self, row: Any, index: int) -> str:
         """The hash of what is read of a row."""
@@ -113,6 +122,34 @@ class RowReader:
             raise ValueError(f"keep_columns has {', '.join(lacking)}; the rows have {', '.join(sorted(found))}.")
 
 
+def _of_modality(sample: Mapping[str, Any], arguments: ModalityArguments) -> dict[str, Any]:
+    return {key: sample[key] for key in arguments.names if key in sample}
+
+
+def _alike(name: str, values: Sequence[tuple[int, Any]]) -> list[list[int]]:
+    """Rows that can be in one tensor: all of them, but for images and videos of several sizes, which nobody pads."""
+    groups: dict[tuple[int, ...] | None, list[int]] = {}
+    for row, value in values:
+        shape = _shape_of(value) if name in ("image", "video") else ()
+        groups.setdefault(shape if len(shape) > 2 else None, []).append(row)
+    return list(groups.values())
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    if hasattr(value, "shape"):
+        return tuple(value.shape)
+    return (len(value), *_shape_of(value[0])) if isinstance(value, (list, tuple)) and value else ()
+
+
+def _is_known_by(number: int, shard_size: int) -> bool:
+    """Whether a data set is known again by this row.
+
+    That is the first row of every shard and, in the first shard, the rows 1, 2, 3, 4, 6, 8, 12, 16, 24, and so on.
+    """
+    rest = max(number.bit_length() - 2, 0)
+    return number % shard_size == 0 or (number < shard_size and number >> rest << rest == number)
+
+
 class _Rows(torch.utils.data.Dataset):
     """A data set whose rows come with their numbers."""
 
@@ -143,11 +180,10 @@ def read_batches(
     folder: FeatureFolder, rows: Any, reader: RowReader, batch_size: int, num_workers: int
 ) -> Iterator[Batch]:
     """The batches that are not yet in the folder. None has rows of two shards."""
-    done, shard_size = folder.rows, reader.shard_size
-    starts = {shard * shard_size: shard for shard in range(len(folder.shards))}
+    done, shard_size, hashes = folder.rows, reader.shard_size, folder.hashes
     if has_index(rows):
-        for index, shard in starts.items():
-            folder.check_first(shard, reader.hash_row(rows[index], index))
+        for index, expected in hashes.items():
+            folder.check_row(index, expected, reader.hash_row(rows[index], index))
         numbers = (
             list(range(start, min(start + batch_size, first + shard_size, len(rows))))
             for first in range(done, len(rows), shard_size)
@@ -163,9 +199,9 @@ def read_batches(
         return
     ready: list[tuple[int, Any]] = []
     for index, row in enumerate(rows):
-        if index in starts:
-            folder.check_first(starts[index], reader.hash_row(row, index))
-        if folder.is_complete:
+        if index in hashes:
+            folder.check_row(index, hashes[index], reader.hash_row(row, index))
+        if folder.is_complete and index + 1 >= _OF_A_STREAM:
             return
         if index < done:
             continue

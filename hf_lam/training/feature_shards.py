@@ -23,7 +23,7 @@ from ..modeling.saving_hf_lam import staging
 CACHE_FILE = "feature_cache.json"
 # What the names of folders begin with in which files are written before they take their place.
 _PARTIAL = ".caching."
-_VERSION = 1
+_VERSION = 2
 
 
 class FeatureFolder:
@@ -32,7 +32,7 @@ class FeatureFolder:
     A shard takes its place when it is whole, and is written down then: whenever the process dies, what is written down
     is there. Started again, the folder ends with the same bytes.
 
-    shards: of every shard that is whole, how many rows it has and the hash of its first.
+    shards: of every shard that is whole, how many rows it has, and the hashes of some, by their numbers in it.
     is_complete: whether there are no more to come.
     features: of the rows so far, in Arrow's types; None before there are any.
     """
@@ -79,10 +79,19 @@ class FeatureFolder:
         """How many rows are there."""
         return sum(shard["rows"] for shard in self.shards)
 
-    def check_first(self, shard: int, digest: str) -> None:
-        """Whether a row is the one that the first features of a shard were made of; a `ValueError` if it is not."""
-        if self.shards[shard]["first"] != digest:
-            row = sum(other["rows"] for other in self.shards[:shard])
+    @property
+    def hashes(self) -> dict[int, str]:
+        """Of some rows of the data set that the features were made of, by their numbers."""
+        size = self.identity["shard_size"]
+        return {
+            number * size + int(row): digest
+            for number, shard in enumerate(self.shards)
+            for row, digest in shard["hashes"].items()
+        }
+
+    def check_row(self, row: int, expected: str, found: str) -> None:
+        """Whether a row is the one that its features were made of; a `ValueError` if it is not."""
+        if found != expected:
             raise ValueError(
                 f"row {row} of the data set is not the one that the features in {str(self.path)!r} were made of. "
                 "Give another output_dir for another data set. Rows that are made anew each time, with random crops "
@@ -98,7 +107,7 @@ class FeatureFolder:
             yield writer
         os.replace(writer.path, self._file(number))
         self.features = writer.features
-        self.shards.append({"rows": writer.rows, "first": writer.first})
+        self.shards.append({"rows": writer.rows, "hashes": writer.hashes})
         self._write_down()
 
     def finish(self, columns: list[str]) -> None:
@@ -150,13 +159,13 @@ class ShardWriter:
     path: of the file.
     features: of its columns.
     rows: how many there are.
-    first: the hash of the first row, which the caller sets.
+    hashes: of some rows, by their numbers, which the caller adds.
     """
 
     def __init__(self, folder: Path, name: str, features: Features | None) -> None:
         self.features = features
         self.rows = 0
-        self.first = ""
+        self.hashes: dict[str, str] = {}
         self._folder, self._name, self._attempt = folder, name, 0
         self._writer: pa.RecordBatchStreamWriter | None = None
 

@@ -22,6 +22,7 @@ CLASSES = [
     modeling_hf_lam_fusion.HfLamFusionForSequenceClassification,
     modeling_hf_lam_fusion.HfLamFusionForTokenClassification,
     modeling_hf_lam_fusion.HfLamFusionForEmbedding,
+    modeling_hf_lam_fusion.HfLamFusionForMomentRetrieval,
 ]
 
 

@@ -265,6 +265,9 @@ VECTORS_CASES = [
         options={"label_modalities": ["clips"]},
     ),
     VectorsCase("HfLamFusionForEmbedding", "AutoModel", "lam_shared_rank", options={"projection_dim": 8}),
+    VectorsCase(
+        "HfLamFusionForMomentRetrieval", "AutoModel", "lam_shared_rank", options={"label_modalities": ["clips"]}
+    ),
     *(
         VectorsCase("HfLamFusionForSequenceClassification", "AutoModelForSequenceClassification", "half", encoder)
         for encoder in ("whisper", "wav2vec2", "siglip2_vision", "vjepa2", "dinov3_vit")

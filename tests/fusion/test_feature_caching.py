@@ -264,13 +264,13 @@ def test_what_was_whole_stays_and_the_files_are_the_same(
     dataset, _ = cache_features(model, kind(source), tmp_path / "cache", **options)
     assert files_of(tmp_path / "cache") == files_of(tmp_path / "whole")
     assert (tmp_path / "cache" / "data-00000.arrow").stat().st_mtime_ns == written
-    if kind is Rows:  # the first rows of the two shards, and those that were not there
-        assert source.read == 2 + 4
+    if kind is Rows:  # the rows 0, 1, 2 and 3, by which the data are known, and those that were not there
+        assert source.read == 4 + 4
     assert [row["labels"] for row in dataset] == [row["labels"] for row in rows]
     # What is complete is only opened.
     read = source.read
     cache_features(model, kind(source), tmp_path / "cache", **options)
-    assert source.read <= read + 4 and files_of(tmp_path / "cache") == files_of(tmp_path / "whole")
+    assert source.read <= read + 6 and files_of(tmp_path / "cache") == files_of(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -424,6 +424,12 @@ def test_folders_of_something_else_are_refused(tmp_path: Path, tokenizer: Any, m
     changed = [*rows[:3], {**rows[3], "labels": 2}, *rows[4:]]
     with pytest.raises(ValueError, match="row 3 of the data set is not the one that the features"):
         cache_features(model, changed, folder, **options)
+    for number in (1, 2):  # as of another column of labels, which may begin like the first
+        changed = [{**row, "labels": 7} if row is rows[number] else row for row in rows]
+        with pytest.raises(ValueError, match=f"row {number} of the data set is not the one that the features"):
+            cache_features(model, changed, folder, **options)
+        with pytest.raises(ValueError, match=f"row {number} of the data set is not the one that the features"):
+            cache_features(model, Stream(changed), folder, **options)
     with pytest.raises(ValueError, match="are of text, image, and those of text are wanted"):
         cache_features(model, rows, folder, modalities=["text"], **options)
     with pytest.raises(ValueError, match="with dtype='float16', and now it is 'float32'"):
@@ -628,6 +634,27 @@ def test_every_encoder_can_be_cached(tmp_path: Path, tokenizer: Any, name: str) 
         found = features_model(**FusionCollator()([dataset[number]]))
         torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found.pooler_output, expected.pooler_output, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("dinov2", [(3, 16, 16), (3, 24, 12), (3, 16, 16)]),
+        ("vjepa2", [(4, 3, 16, 16), (2, 3, 16, 16), (8, 3, 16, 16)]),
+    ],
+    ids=["images", "videos"],
+)
+def test_sizes_of_a_batch_may_differ(tmp_path: Path, name: str, shapes: Any) -> None:
+    """No collator pads them, and they need not be in one tensor here."""
+    row, generator = ENCODERS[name], np.random.default_rng(0)
+    model = HfLamFusionModel.from_modality_pretrained(**{row.modality: row.make()}, baseline="late")
+    key = INPUT_NAMES[row.modality]
+    rows: list[Any] = [{key: generator.standard_normal(shape).astype(np.float32)} for shape in shapes]
+    rows[2][key] = rows[2][key].tolist()
+    dataset, _ = cache_features(model, rows, tmp_path / "cache", dtype=torch.float32, batch_size=3)
+    for found, given in zip(dataset[f"{row.modality}_features"], rows, strict=True):
+        expected = model(**{key: torch.tensor(given[key])[None]}).last_hidden_state[0]
+        torch.testing.assert_close(torch.as_tensor(found), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_images_may_be_larger_than_the_encoder_was_made_for(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from helpers.processes import ROOT
 from hf_lam import (
     HfLamFusionConfig,
     HfLamFusionForEmbedding,
+    HfLamFusionForMomentRetrieval,
     HfLamFusionForSequenceClassification,
     HfLamFusionForTokenClassification,
     LocomtConfig,
@@ -247,6 +248,17 @@ def test_both_sides_of_an_embedding_model_count(mechanisms):
     # A batch of one side alone.
     alone = cost(model, first)
     assert (alone.segments, len(alone.layers)) == ({**LENGTHS, "image": 0, "video": 0}, 2)
+
+
+def test_the_decoder_of_a_model_that_finds_moments_counts():
+    model = make_vector_fusion(HfLamFusionForMomentRetrieval, hf_lam="half", label_modalities=["clips"])
+    model.requires_grad_(False)  # torch's counter stumbles over a parameter that is given to a layer
+    inputs = make_vectors()
+    report = cost(model, inputs)
+    assert report.agrees
+    assert report.flops == counted_by_torch(model, inputs)
+    assert report.flops > cost(model.fusion, inputs).flops
+    assert report.attention == cost(model.fusion, inputs).attention
 
 
 @pytest.mark.parametrize("labelled", [["clips", "words"], ["clips", "text"], ["summary", "words"]])

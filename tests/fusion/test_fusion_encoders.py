@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fusion.write_table import PAGE, write_page
 from helpers.fusion_encoders import ENCODERS, FusionEncoder
@@ -409,3 +410,29 @@ def test_sounds_of_any_length_are_exported_once(name: str) -> None:
     values = nn.functional.pad(values, (0, 0, 0, 6) if name == "wav2vec2_bert" else (0, 6))
     others = {"audio_values": values, "audio_mask": nn.functional.pad(mask, (0, 6), value=1)}
     assert max_difference(program.module()(others), model(**others).last_hidden_state) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENCODERS)
+def test_exported_and_compiled_once_for_batches_of_any_size(name: str) -> None:
+    """With samples that lack the modality, and one of a batch alone."""
+    row = ENCODERS[name]
+    model = make_beside(row).requires_grad_(False)
+
+    def batch(size: int) -> dict[str, Tensor]:
+        places = torch.arange(size)
+        inputs = {key: value[places % 2] for key, value in row.batch().items()}
+        return {**inputs, f"has_{row.modality}": places % 4 != 3, "clips_features": CLIPS[places % 2]}
+
+    inputs = batch(4)
+    shapes = {key: {0: torch.export.Dim.AUTO} for key in inputs}
+    run = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False).module()
+    for size in (5, 1):
+        found = run(**batch(size)).pooler_output
+        assert max_difference(found, model(**batch(size)).pooler_output) < 1e-5, size
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for size in (6, 7, 9):
+        assert max_difference(compiled(**batch(size)).pooler_output, model(**batch(size)).pooler_output) < 1e-5, size
+    assert len(counter.graphs) == 1

@@ -130,6 +130,18 @@ def test_vectors_may_have_any_dtype(dtype: torch.dtype) -> None:
     assert torch.equal(model(clips_features=values).logits, model(clips_features=values.float()).logits)
 
 
+def test_late_fusion_of_vectors_as_they_are_has_weights_in_its_head_alone() -> None:
+    as_it_is = {"size": 8, "project": False, "norm": False, "positions": None}
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_labels": 3}
+    config = hf_lam.HfLamFusionConfig(features={"a": as_it_is, "b": as_it_is}, baseline="late", **sizes)
+    model = hf_lam.HfLamFusionForSequenceClassification(config).eval()
+    assert not list(model.base_model.parameters())
+    vectors = [torch.randn(2, 5, 8), torch.randn(2, 3, 8)]
+    logits = model(a_features=vectors[0], b_features=vectors[1]).logits
+    pooled = torch.stack([x.mean(1) for x in vectors]).mean(0)
+    torch.testing.assert_close(logits, model.classifier(pooled))
+
+
 def test_one_vector_a_sample_and_modalities_in_any_order() -> None:
     features = {"summary": {"size": 10, "class_tokens": 1}, "clips": 10}
     model = make(features, pooling={"summary": "cls"})

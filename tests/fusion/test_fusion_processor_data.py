@@ -152,6 +152,17 @@ def test_map_makes_the_same_rows_of_rows_and_of_batches(mixed, gaps) -> None:
     assert_same(batch, expected)
 
 
+def test_map_takes_tables_and_their_columns(mixed) -> None:
+    given = {name: columns(text=[0, 1], clips=[2, 4])[name] for name in ("text", "clips", "clips_positions")}
+    given["text"][5] = ""
+    data = Dataset.from_dict(given)
+    expected = data.map(mixed, batched=True, batch_size=2, remove_columns=list(given))
+    made = data.with_format("pandas").map(mixed, batched=True, batch_size=2, remove_columns=list(given))
+    assert made.with_format(None).to_dict() == expected.to_dict()
+    texts = pd.Series(given["text"], dtype="category")
+    assert mixed(text=texts, features={"clips": given["clips"]})["has_text"] == expected["has_text"][:]
+
+
 def test_a_row_by_its_arguments_has_all_columns_too(mixed) -> None:
     """As people write it: a lambda with the names, where `None` is a sample that lacks the modality."""
     given = columns(**GAPS[2])
@@ -172,6 +183,7 @@ def test_whatever_stands_for_nothing_is_missing(mixed, nothing: Any) -> None:
         cells = [np.array([*map(np.array, x), None], object)[:-1] if isinstance(x, list) and x else x for x in values]
         tables[name] = pd.Series(cells, dtype=object)
     assert_same(call(mixed, tables, return_tensors="pt", padding=True), expected)
+    assert_same(mixed(pd.DataFrame(tables), return_tensors="pt", padding=True), expected)
     for i in range(6):
         row = {name: values[i] for name, values in filled.items()}
         made = mixed(row)

@@ -312,7 +312,7 @@ def is_spread_over_devices(subject: Subject, folder: Path) -> None:
 
 def compiles(subject: Subject, folder: Path) -> None:
     """Without a graph break where the stock model does."""
-    inputs = {key: value for key, value in subject.inputs.items() if key != "labels"}
+    inputs = {key: value for key, value in subject.inputs.items() if not key.endswith("labels")}
     torch._dynamo.reset()
     with torch.no_grad():
         try:
@@ -327,7 +327,7 @@ def compiles(subject: Subject, folder: Path) -> None:
 
 
 def exports(subject: Subject, folder: Path) -> None:
-    inputs = {key: value for key, value in subject.inputs.items() if key != "labels"}
+    inputs = {key: value for key, value in subject.inputs.items() if not key.endswith("labels")}
     try:
         torch.export.export(subject.stock, (), inputs, strict=False)
     except Exception as error:

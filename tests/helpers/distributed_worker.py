@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from helpers.checkpointing import checkpoint_activations
+from helpers.fusion_heads import head_inputs, make_head, token_labels
 from helpers.fusion_models import make_fusion, make_fusion_inputs
 from helpers.hosts import mechanisms, set_mixing
 from helpers.lam_models import make_lam, make_samples, stacked, weights_of
@@ -91,6 +93,10 @@ FUSION_CASES: dict[str, tuple[str, bool | None, tuple[str, ...]]] = {
 }
 
 
+# Heads of fusion models that lack in one process what they compare or label.
+HEAD_CASES = ("token", "embedding")
+
+
 def make_loop_model(name: str) -> Any:
     stock_class, host, lam, use_reentrant = LOOP_CASES[name]
     model = make_lam(stock_class, host, lam).train().double()
@@ -147,14 +153,40 @@ def fusion_shares(step: int, vectors: tuple[str, ...]) -> list[dict[str, torch.T
     return [{key: x.double() if x.is_floating_point() else x for key, x in share.items()} for share in shares]
 
 
+def make_head_loop_model(head: str) -> Any:
+    return make_head(head, "lam_half").double()
+
+
+def head_shares(head: str, step: int) -> list[dict[str, torch.Tensor]]:
+    """What the two processes see in a step: the first has nothing of one side, or nothing that has labels."""
+    batch = BATCH // 2
+    shares = [head_inputs(batch, 2 * step + rank) for rank in range(2)]
+    texts = ("input_ids", "attention_mask")
+    shares[0] = {key: value for key, value in shares[0].items() if (key in texts) == (head == "token")}
+    if head == "token":
+        labels = token_labels(batch, seed=step)
+        shares[0]["labels"], shares[1]["labels"] = labels[:, :0], labels
+    shares[1]["has_text"] = torch.arange(batch) != step
+    return [{key: x.double() if x.is_floating_point() else x for key, x in share.items()} for share in shares]
+
+
+def train_head(model: Any, head: str, wrap: Callable[[Any], nn.Module] = lambda model: model) -> torch.Tensor:
+    """As `train_fusion`, with a head of `HEAD_CASES`."""
+    return train_shares(wrap(model), partial(head_shares, head))
+
+
 def train_fusion(model: Any, wrap: Callable[[Any], nn.Module] = lambda model: model) -> torch.Tensor:
     """`train_loop` for processes whose batches have different modalities; one process alone sees both batches."""
-    network = wrap(model)
     vectors = tuple(model.config.features or ())
+    return train_shares(wrap(model), lambda step: fusion_shares(step, vectors))
+
+
+def train_shares(network: nn.Module, shares_of: Callable[[int], list[dict[str, torch.Tensor]]]) -> torch.Tensor:
+    """`train_loop` on what the processes see in each step."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     losses = []
     for step in range(STEPS):
-        shares = fusion_shares(step, vectors)
+        shares = shares_of(step)
         if dist.is_initialized():
             shares = [shares[dist.get_rank()]]
         loss = torch.stack([network(**share).loss for share in shares]).mean()
@@ -234,6 +266,10 @@ def run_fsdp(folder: Path) -> None:
         model = make_fusion_loop_model(name)
         losses = train_fusion(model, lambda model: shard(model, mechanisms_apart=False))
         save_gathered(model, losses, folder / name)
+    for head in HEAD_CASES:
+        model = make_head_loop_model(head)
+        losses = train_head(model, head, lambda model: shard(model, mechanisms_apart=False))
+        save_gathered(model, losses, folder / head)
     # Every process runs every encoder, also where nothing needs its gradient; else they would wait for each other.
     model = make_fusion_loop_model(next(iter(FUSION_CASES)))
     model.fusion.image_model.requires_grad_(False)

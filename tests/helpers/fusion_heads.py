@@ -11,6 +11,7 @@ from helpers.hosts import CONFIGS, perturb_mechanisms
 from hf_lam import (
     HfLamFusionConfig,
     HfLamFusionForEmbedding,
+    HfLamFusionForMomentRetrieval,
     HfLamFusionForSequenceClassification,
     HfLamFusionForTokenClassification,
     LamConfig,
@@ -21,6 +22,7 @@ HEADS: dict[str, Any] = {
     "sequence": HfLamFusionForSequenceClassification,
     "token": HfLamFusionForTokenClassification,
     "embedding": HfLamFusionForEmbedding,
+    "moments": HfLamFusionForMomentRetrieval,
 }
 MECHANISMS: dict[str, Any] = {
     "none": None,
@@ -43,6 +45,7 @@ def head_config(mechanism: str = "none", **options: Any) -> HfLamFusionConfig:
         "intermediate_size": 37,
         "num_labels": 3,
         "projection_dim": 8,
+        "moments": {"num_queries": 4, "dropout": 0.0},
         "initializer_range": 0.1,
         "hf_lam": MECHANISMS[mechanism],
     }
@@ -87,3 +90,14 @@ def token_labels(batch: int = 2, classes: int = 3, seed: int = 2) -> Tensor:
     labels = torch.randint(0, classes, (batch, LENGTH), generator=torch.Generator().manual_seed(seed))
     labels[1::2, SHORT:] = -100
     return labels
+
+
+def moment_labels(batch: int = 2, seed: int = 3) -> dict[str, Tensor]:
+    """Two windows in every second sample, one in the others; people's scores of the clips in them."""
+    generator = torch.Generator().manual_seed(seed)
+    spans = torch.rand(batch, 2, 2, generator=generator) * 0.5 + 0.25
+    spans[1::2, 1] = torch.nan
+    scores = torch.full((batch, LENGTH), -1.0)
+    scores[:, 1:3] = torch.tensor([3.0, 9.0])
+    scores[1::2, SHORT:] = torch.nan
+    return {"span_labels": spans, "saliency_labels": scores}

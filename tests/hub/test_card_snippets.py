@@ -33,6 +33,7 @@ from helpers.lam_models import make_lam
 from hf_lam import (
     HfLamFusionConfig,
     HfLamFusionForEmbedding,
+    HfLamFusionForMomentRetrieval,
     HfLamFusionForSequenceClassification,
     HfLamFusionForTokenClassification,
     HfLamFusionModel,
@@ -212,6 +213,7 @@ HEADS: dict[str, tuple[Any, dict[str, Any], str]] = {
     ),
     "tokens": (HfLamFusionForTokenClassification, {"label_modalities": ["text"]}, r"\['LABEL_\d'.*\]"),
     "embedding": (HfLamFusionForEmbedding, {"projection_dim": 8}, r"torch\.Size\(\[1, 8\]\)"),
+    "moments": (HfLamFusionForMomentRetrieval, LABELS, r"\[(Moment\(start=\S+, end=\S+, score=\S+\)(, )?){3}\]"),
 }
 
 

@@ -13,11 +13,14 @@ import hf_lam
 from helpers.distributed_worker import (
     BATCH,
     FUSION_CASES,
+    HEAD_CASES,
     LOOP_CASES,
     TRAINER_CASES,
     make_fusion_loop_model,
+    make_head_loop_model,
     make_loop_model,
     train_fusion,
+    train_head,
     train_loop,
     train_with_trainer,
 )
@@ -99,6 +102,15 @@ def test_fsdp2_with_different_modalities_equals_one_process(name: str, fsdp: Pat
     assert_same_weights(losses, {"losses": expected.pop("losses")}, tolerance=1e-10)
     loaded = hf_lam.HfLamFusionForSequenceClassification.from_pretrained(fsdp / name, dtype=torch.float64)
     assert_same_weights(weights_of(loaded), expected, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("head", HEAD_CASES)
+def test_fsdp2_with_a_process_that_lacks_a_side_or_all_labels(head: str, fsdp: Path) -> None:
+    model = make_head_loop_model(head)
+    losses = train_head(model, head)
+    assert_same_weights(load_file(fsdp / head / "losses.safetensors"), {"losses": losses}, tolerance=1e-10)
+    loaded = type(model).from_pretrained(fsdp / head, dtype=torch.float64)
+    assert_same_weights(weights_of(loaded), weights_of(model), tolerance=1e-10)
 
 
 @pytest.mark.parametrize("name", TRAINER_CASES)

@@ -18,6 +18,7 @@ from helpers.verification import HASHES
 from hf_lam import (
     HfLamFusionConfig,
     HfLamFusionForEmbedding,
+    HfLamFusionForMomentRetrieval,
     HfLamFusionForSequenceClassification,
     HfLamFusionForTokenClassification,
     HfLamFusionProcessor,
@@ -43,6 +44,9 @@ def made(case: str) -> tuple[Any, Any]:
     if case == "places":
         model = make_vector_fusion(HfLamFusionForTokenClassification, hf_lam="half", label_modalities=["clips"])
         return model, HfLamFusionProcessor(features=vectors)
+    if case == "moments":
+        model = make_vector_fusion(HfLamFusionForMomentRetrieval, hf_lam="lam_shared_rank", label_modalities=["clips"])
+        return model, HfLamFusionProcessor(features=vectors)
     if case == "embedding":
         return HfLamFusionForEmbedding(fusion_config(("text", "image"), hf_lam="lam_half")), None
     if case == "whisper":
@@ -61,6 +65,7 @@ CASES = {
     "classes": (["someone/bert"], ["locomt", "multimodal", "text", "features"], "AutoModelForSequenceClassification"),
     "places": ([], ["locomt", "multimodal", "features"], "AutoModelForTokenClassification"),
     "embedding": ([], ["lam", "locomt", "multimodal", "text", "image"], "AutoModel"),
+    "moments": ([], ["lam", "multimodal", "features"], "AutoModel"),
     "whisper": (["someone/whisper"], ["multimodal", "audio", "features"], "AutoModelForSequenceClassification"),
     "wav2vec2": (["someone/wav2vec2"], ["multimodal", "audio", "features"], "AutoModelForSequenceClassification"),
 }

@@ -19,6 +19,7 @@ from helpers.verification import WEIGHTS, edit, told
 from hf_lam import (
     HfLamFusionConfig,
     HfLamFusionForEmbedding,
+    HfLamFusionForMomentRetrieval,
     HfLamFusionForSequenceClassification,
     HfLamFusionForTokenClassification,
     HfLamFusionModel,
@@ -43,6 +44,9 @@ MADE: dict[str, Callable[[], Any]] = {
     "vectors_and_encoders": lambda: make_vector_fusion(encoders=TWO, hf_lam="bottleneck"),
     "tokens": lambda: make_vector_fusion(HfLamFusionForTokenClassification, TWO, "half", label_modalities=["words"]),
     "embedding": lambda: HfLamFusionForEmbedding(fusion_config(hf_lam="half", contrast=[["text"], ["audio"]])),
+    "moments": lambda: make_vector_fusion(
+        HfLamFusionForMomentRetrieval, hf_lam="lam_shared_rank", label_modalities=["clips"]
+    ),
     "regression": lambda: HfLamFusionForSequenceClassification(fusion_config(TWO, problem_type="regression")),
     "late": lambda: make_vector_fusion(num_hidden_layers=0),
     **{name: lambda name=name: with_encoder(name) for name in ("whisper", "wav2vec2", "siglip2_vision", "vjepa2")},

@@ -18,7 +18,8 @@ import hf_lam
 from helpers.hosts import first_output, make_host, make_inputs, max_difference, perturb_mechanisms
 from hf_lam import LamConfig, LocomtConfig, SttConfig
 from hf_lam.locomt import calibration
-from hf_lam.locomt.calibration import CalibrationReport, calibrate_views, choose
+from hf_lam.locomt.calibration import CalibrationReport, calibrate_views
+from hf_lam.locomt.knapsack import choose
 from hf_lam.modeling.locomt_views_hf_lam import parse_view, view_cost
 from hf_lam.modeling.padding_hf_lam import valid_tokens
 
