@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
@@ -38,13 +40,16 @@ from hf_lam import (
 )
 from hf_lam.mechanism_options import json_object
 from hf_lam.modeling.hosts_hf_lam import max_length_of
+from hf_lam.modeling.injection_hf_lam import initialize_weights
 from hf_lam.modeling.mechanism_registry_hf_lam import mechanism_block
 from hf_lam.modeling.processing_hf_lam import PARTS
 from hf_lam.training import FusionCollator, cache_features, load_trained_fusion
 from hf_lam.training.arguments import MediaArguments, ModelArguments
 from hf_lam.training.columns import check_column
 from hf_lam.training.data import find_column, limited
+from hf_lam.training.feature_models import encoded_modalities, make_features_model
 from hf_lam.training.finetuning import Uncached, before_training, make_trainer, open_task, run
+from hf_lam.training.frame_processors import FrameProcessor
 from hf_lam.training.fusion_rows import FusionRows
 from hf_lam.training.label_positions import labels_positions
 from hf_lam.training.labels import Labels
@@ -58,6 +63,7 @@ from hf_lam.training.vectors import (
     find_sizes,
     read_vector_columns,
 )
+from hf_lam.training.widening import widen_like
 
 # Of every modality with an encoder: the feature of `datasets` and the usual names of its column, and what loads its
 # part of a processor.
@@ -70,7 +76,7 @@ COLUMNS: dict[str, tuple[Any, tuple[str, ...]]] = {
 LOADERS: dict[str, Any] = {
     "text": AutoTokenizer,
     "image": AutoImageProcessor,
-    "video": AutoImageProcessor,
+    "video": FrameProcessor,
     "audio": AutoFeatureExtractor,
 }
 
@@ -92,6 +98,13 @@ class FusionArguments(ModelArguments):
     image_model: str | None = field(default=None, metadata={"help": "That of the images."})
     video_model: str | None = field(default=None, metadata={"help": "That of the videos."})
     audio_model: str | None = field(default=None, metadata={"help": "That of the audio, such as an AST."})
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Resize images to so many pixels a side; for a new model with an encoder that takes any size, "
+            "such as DINOv2. Default as its processor says."
+        },
+    )
     features: str | None = field(
         default=None,
         metadata={
@@ -135,6 +148,18 @@ class FusionArguments(ModelArguments):
         default=False, metadata={"help": "Random weights; only the configurations are taken from the checkpoints."}
     )
 
+    def trains_layers(self) -> bool:
+        return self.model_name_or_path is None and self.fusion_options().get("fusion_from") is None
+
+    def of_saved_model(self, folder: str) -> FusionArguments:
+        # Of its vectors, where they are in the data; of its encoders, where the test data are cached.
+        columns = {
+            name: {"column": source.column, "positions_column": source.positions_column}
+            for name, source in self.vector_columns().items()
+        }
+        features = json.dumps(columns) if columns else None
+        return replace(super().of_saved_model(folder), features=features, cache_features=self.cache_features)
+
     def check_source(self) -> None:
         encoders, vectors = self.encoders(), self.vector_columns()
         is_saved = self.model_name_or_path is not None
@@ -145,6 +170,10 @@ class FusionArguments(ModelArguments):
             )
         if is_saved and self.fusion_config is not None:
             raise ValueError("--fusion_config is for a new model; change a saved one with --config_overrides.")
+        if self.image_size is not None and (self.image_model is None or self.processor_name_or_path is not None):
+            raise ValueError("--image_size is for the images of an --image_model, as its own processor makes them.")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"--image_size must be at least 1, got {self.image_size}.")
         if is_saved and self.standardize_features:
             raise ValueError("--standardize_features is for a new model; a saved one has a processor that knows.")
         for name, source in vectors.items():
@@ -263,22 +292,40 @@ def load_fusion(
         else:
             loaded[name] = load_pretrained(AutoModel, source, arguments, of_model=False)
     columns, wanted = arguments.vector_columns(), arguments.fusion_options()
-    options = {**wanted, **labels.config_options, "hf_lam": arguments.mechanisms() or None}
+    attached = None if arguments.control else arguments.mechanisms() or None
+    options = {**wanted, **labels.config_options, "hf_lam": attached}
     options["features"] = {name: {"size": size, **columns[name].options} for name, size in sizes.items()} or None
     head: Any = HfLamFusionForTokenClassification if labels.is_per_position else HfLamFusionForSequenceClassification
-    if not loaded:
+    if loaded:
+        model = head.from_modality_pretrained(**loaded, **options, dtype=torch.float32)
+        # For the model card.
+        model.config.name_or_path = next(iter(arguments.encoders().values()))
+    else:
         model = head(HfLamFusionConfig(**options))
-        return model, [model.base_model_prefix]
-    model = head.from_modality_pretrained(**loaded, **options, dtype=torch.float32)
-    # For the model card.
-    model.config.name_or_path = next(iter(arguments.encoders().values()))
     base = model.base_model
     names = [f"{name}_projection" for name in model.config.modalities]
     new = [name for name in names if isinstance(getattr(base, name), nn.Linear)]
     new += [f"{name}_{part}" for name in sizes for part in ("model", "positions")]
     if wanted.get("fusion_from") is None and len(base.encoder.layers):
         new.append("encoder")
-    return model, [f"{model.base_model_prefix}.{name}" for name in new]
+    new = [f"{model.base_model_prefix}.{name}" for name in new]
+    draw_apart(model, [*new, "classifier"])
+    if arguments.control:
+        model = widen_like(model, arguments.mechanisms())
+    return model, new if loaded else [model.base_model_prefix]
+
+
+def draw_apart(model: Any, names: Sequence[str]) -> None:
+    """Draw the first weights of some parts anew, each by the seed and its name.
+
+    So it starts from the same weights under the same seed whatever other modalities and fusion layers a model has.
+    """
+    seed = torch.initial_seed()
+    for name in names:
+        for path, module in model.get_submodule(name).named_modules():
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(zlib.crc32(f"{seed} {name} {path}".encode()))
+                initialize_weights(model, module)
 
 
 def load_saved(arguments: FusionArguments, labels: Labels, is_trained: bool) -> Any:
@@ -300,13 +347,13 @@ def load_saved(arguments: FusionArguments, labels: Labels, is_trained: bool) -> 
             f"{arguments.model_name_or_path!r} has mechanisms already, "
             f"{', '.join(sorted(set(config.hf_lam) - {'version'}))}; leave out --mechanism."
         )
+
     # What `convert` is to stock models, `inject` is to a fusion model, which saves its mechanisms itself.
-    plain = replace(arguments, mechanism=[], mechanism_config=None)
-    model: Any = load_model(plain, auto_class_of(labels), config, is_trained)
-    if mechanisms:
-        model.config.hf_lam = mechanism_block(mechanisms)
-        inject(model, *mechanisms)
-    return model
+    def attach(model: Any, *configs: Any) -> Any:
+        model.config.hf_lam = mechanism_block(configs)
+        return inject(model, *configs)
+
+    return load_model(arguments, auto_class_of(labels), config, is_trained, attach)
 
 
 def auto_class_of(labels: Labels) -> Any:
@@ -322,8 +369,10 @@ def load_processor(arguments: FusionArguments, config: Any, scales: Mapping[str,
     if source is not None:
         processor: Any = load_pretrained(AutoProcessor, source, arguments)
     else:
+        side = {"height": arguments.image_size, "width": arguments.image_size}
+        resizing = {"image": {"size": side, "do_center_crop": False}} if arguments.image_size is not None else {}
         parts = {
-            PARTS[name]: load_pretrained(LOADERS[name], path, arguments, of_model=False)
+            PARTS[name]: load_pretrained(LOADERS[name], path, arguments, of_model=False, **resizing.get(name, {}))
             for name, path in arguments.encoders().items()
         }
         features = {
@@ -420,7 +469,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             label_modalities=config.labelled_modalities if labels.is_per_position else None,
         )
         uncached = None
-        if task.arguments.cache_features is not None:
+        if task.arguments.cache_features is not None and task.training.check_only:
+            make_features_model(model, encoded_modalities(model))
+        elif task.arguments.cache_features is not None:
             folder = task.arguments.cache_features
             with task.training.main_process_first(desc="caching features"):
                 cached, part = cache_features(model, splits, folder, processor=processor, device=task.training.device)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,8 @@ _OF_TRAINING = (
     "harden",
     "annealing_end",
     "cache_features",
+    "control",
+    "calibrate_views_on",
 )
 
 # How many samples of a stream are shuffled, unless it is said.
@@ -106,6 +109,24 @@ class ModelArguments:
     harden: bool = field(
         default=False, metadata={"help": "After training, drop the queries and keys of an annealed mixture."}
     )
+    control: bool = field(
+        default=False,
+        metadata={
+            "help": "In place of the mechanisms, feed-forward layers that are wider by as many parameters as these "
+            "would add: what a mechanism is compared with."
+        },
+    )
+    calibrate_views_on: str | None = field(
+        default=None,
+        metadata={
+            "help": "A folder with a trained model of the same task: each head gets the view that keeps most of the "
+            "attention of this model on the training data, within --views_budget."
+        },
+    )
+    views_budget: float = field(
+        default=0.5,
+        metadata={"help": "What calibrated views may take of the attention FLOPs of full ones, in (0, 1]."},
+    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
     token: str | None = field(
@@ -131,8 +152,38 @@ class ModelArguments:
             raise ValueError(f"--lora_rank must be at least 1, got {self.lora_rank}; leave it out for no LoRA.")
         if self.lora_rank is not None and self.freeze_host:
             raise ValueError("--lora_rank adapts the host, which --freeze_host would keep as it is; use one of them.")
+        self._check_control()
+        if not 0 < self.views_budget <= 1:
+            raise ValueError(f"--views_budget is a fraction in (0, 1], got {self.views_budget}.")
         if self.annealing_end is not None and not 0 < self.annealing_end <= 1:
             raise ValueError(f"--annealing_end is a fraction of the steps in (0, 1], got {self.annealing_end}.")
+
+    def _check_control(self) -> None:
+        """Raises a `ValueError` for what the control of a mechanism cannot be combined with."""
+        if not self.control:
+            return
+        if not self.mechanism:
+            raise ValueError("--control adds as many parameters as mechanisms would: name them with --mechanism.")
+        # All of a feed-forward layer trains, or nothing of it: there is no way to train its new units alone.
+        reasons = {
+            "lora_rank": "LoRA keeps the feed-forward layers as they are",
+            "freeze_host": "" if self.trains_layers() else "it keeps the feed-forward layers as they are",
+            "harden": "there is no mixture to harden",
+            "annealing_end": "there is nothing to anneal",
+            "calibrate_views_on": "there are no views",
+        }
+        for option, reason in reasons.items():
+            if reason and getattr(self, option) not in (None, False):
+                raise ValueError(f"--control has no use for --{option}: {reason}. Leave one of them out.")
+
+    def trains_layers(self) -> bool:
+        """Whether the layers that mechanisms are put into train with --freeze_host, too."""
+        return False
+
+    def of_saved_model(self: ModelT, folder: str) -> ModelT:
+        """What uses the model that a run with these arguments left in a folder, as it is."""
+        hub = {"cache_dir": self.cache_dir, "token": self.token, "trust_remote_code": self.trust_remote_code}
+        return type(self)(model_name_or_path=folder, **hub)  # type: ignore[arg-type]
 
     def check_source(self) -> None:
         """Raises a `ValueError` if it is not said which model."""
@@ -143,7 +194,7 @@ class ModelArguments:
         """Raises a `ValueError` for a path of no folder, which would be taken for a name on the Hub."""
         for option in fields(self):
             source = getattr(self, option.name)
-            if source is None or not option.name.endswith(("_name_or_path", "_model")):
+            if source is None or not option.name.endswith(("_name_or_path", "_model", "_views_on")):
                 continue
             path = os.path.expanduser(source)
             if looks_local(source) and not os.path.isdir(path):
@@ -331,25 +382,67 @@ class MediaArguments(DataArguments):
     )
 
 
+@dataclass
+class RunArguments(HfLamTrainingArguments):
+    """How a script trains, and what it writes down of that."""
+
+    check_only: bool = field(
+        default=False,
+        metadata={
+            "help": "Do all that comes before the first step, and run the model once; then write check.json into "
+            "--output_dir and end."
+        },
+    )
+    record_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Write run.json and batch.safetensors into --output_dir: what the model costs, what it started "
+            "from, in which order it saw the data. The same command with --do_predict then predicts the test data "
+            "without training again."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("check_only", "record_run"):
+            if getattr(self, name) and not self.do_train:
+                raise ValueError(f"--{name} is for training; give --do_train.")
+
+
 def parse_arguments(
     model_class: type[ModelT], data_class: type[DataT], description: str, arguments: list[str] | None = None
-) -> tuple[ModelT, DataT, HfLamTrainingArguments]:
+) -> tuple[ModelT, DataT, RunArguments]:
     """The command line as dataclasses; a single argument that ends in .json or .yaml is a file with all of them.
 
     Raises:
         ValueError: for arguments that cannot work, before anything is loaded.
     """
-    kinds: Any = (model_class, data_class, HfLamTrainingArguments)
+    kinds: Any = (model_class, data_class, RunArguments)
     parser = HfArgumentParser(kinds, description=description.split("\n\n")[0])
     given = sys.argv[1:] if arguments is None else arguments
     if len(given) == 1 and given[0].endswith((".json", ".yaml", ".yml")):
         given = _command_line(given[0])
-    model, data, training = parser.parse_args_into_dataclasses(given, look_for_args_file=False)
+    model, data, training, *others = parser.parse_args_into_dataclasses(
+        given, return_remaining_strings=True, look_for_args_file=False
+    )
+    _refuse_unknown(others[-1], [f"--{option.name}" for kind in kinds for option in fields(kind)])
     _check_together(model, data, training)
     return model, data, training
 
 
-def _check_together(model: ModelArguments, data: DataArguments, training: HfLamTrainingArguments) -> None:
+def _refuse_unknown(given: list[str], known: list[str]) -> None:
+    """Raises a `ValueError` for what is no option, with the nearest one there is."""
+    for text in given:
+        name = text.partition("=")[0]
+        if name.startswith("--"):
+            near = get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else " --help lists those there are."
+            raise ValueError(f"there is no option {name}.{hint}")
+    if given:
+        raise ValueError(f"{given[0]!r} belongs to no option; a value with spaces needs quotes.")
+
+
+def _check_together(model: ModelArguments, data: DataArguments, training: RunArguments) -> None:
     if not (training.do_train or training.do_eval or training.do_predict):
         raise ValueError("there is nothing to do: give --do_train, --do_eval or --do_predict.")
     wanted = {"train": training.do_train, "validation": training.do_eval, "test": training.do_predict}
@@ -371,7 +464,10 @@ def _check_together(model: ModelArguments, data: DataArguments, training: HfLamT
         )
     if model.teacher_model is None:
         for option in fields(training):
-            if option.name.startswith("distillation_") and getattr(training, option.name) != option.default:
+            if (
+                option.name.startswith(("distillation_", "hidden_distillation_"))
+                and getattr(training, option.name) != option.default
+            ):
                 raise ValueError(f"--{option.name} is for learning from a --teacher_model, which is not given.")
     if training.push_to_hub and not training.do_train:
         raise ValueError("--push_to_hub pushes what was trained; give --do_train.")

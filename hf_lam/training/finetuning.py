@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from transformers.utils import logging
 
 from ..modeling.injection_hf_lam import injected_encoders
-from .arguments import DataArguments, ModelArguments, parse_arguments
+from .arguments import DataArguments, ModelArguments, RunArguments, parse_arguments
+from .calibrating import calibrate_for
 from .checkpoints import last_checkpoint
 from .columns import AnyDataset
 from .data import load_data
@@ -28,14 +29,15 @@ from .labels import Labels
 from .metrics import classification_metrics, regression_metrics
 from .model_card import write_model_card
 from .models import finished, load_config, load_teacher, mechanism_callbacks, prepare_for_training
-from .predictions import POSITIONS, CollatorWithSources, PredictingTrainer, logits_and_sources
+from .predictions import POSITIONS, CollatorWithSources, logits_and_sources
+from .recording import CHECK_FILE, RecordingTrainer, check_run, hash_starts, is_finished, settings_of, write_record
 from .sources import SOURCE, Place, Sources
 from .trainer import HfLamTrainer, HfLamTrainingArguments, wants_fsdp
 
 logger = logging.get_logger(__name__)
 
-# What a run leaves behind that was stopped before its first checkpoint.
-_LEFTOVERS = ("runs",)
+# What a run leaves behind that was stopped before its first checkpoint, or that only looked whether it could begin.
+_LEFTOVERS = ("runs", CHECK_FILE)
 
 # What makes another model of the trained one, before it is saved.
 _CHANGING = ("lora_rank", "harden", "cache_features")
@@ -69,16 +71,18 @@ class Task:
     checkpoint: what training goes on from; None from the start.
     sources: of every split, where its samples come from.
     is_held_out: whether the split validation is a part of the training data.
+    settings: the options that decide which model comes out.
     """
 
     arguments: Any
     data: Any
-    training: HfLamTrainingArguments
+    training: RunArguments
     splits: dict[str, AnyDataset]
     labels: Labels
     checkpoint: str | None
     sources: dict[str, Sources] = field(default_factory=dict)
     is_held_out: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def open_task(
@@ -88,6 +92,8 @@ def open_task(
     arguments: list[str] | None = None,
 ) -> Task:
     """Read the command line, look into the output folder, load the data and find their classes.
+
+    If the folder has what this very command has trained (`--record_run`), only the test data are left to predict.
 
     Args:
         model_class: `ModelArguments` or a class that adds to them.
@@ -99,10 +105,25 @@ def open_task(
         ValueError: for what cannot work.
     """
     model, data, training = parse_arguments(model_class, data_class, description, arguments)
+    settings = settings_of(model, data, training)
+    if is_finished(model, data, training):
+        model = model.of_saved_model(str(training.output_dir))
+        training.do_train = training.do_eval = training.push_to_hub = False
+        training.eval_strategy = IntervalStrategy.NO
     checkpoint = start(training)
     config = None if model.from_scratch or model.model_name_or_path is None else load_config(model)
     loaded = load_data(data, model, training, checkpoint=config)
-    return Task(model, data, training, loaded.splits, loaded.labels, checkpoint, loaded.sources, loaded.is_held_out)
+    return Task(
+        model,
+        data,
+        training,
+        loaded.splits,
+        loaded.labels,
+        checkpoint,
+        loaded.sources,
+        loaded.is_held_out,
+        settings,
+    )
 
 
 def start(training: HfLamTrainingArguments) -> str | None:
@@ -166,11 +187,11 @@ def make_trainer(
     splits: Mapping[str, AnyDataset],
     processor: Any,
     collator: Any,
-) -> HfLamTrainer:
+) -> RecordingTrainer:
     """The trainer of a run.
 
     Args:
-        task: what `open_task` gave: freezing, LoRA, annealing and the teacher are done as it says.
+        task: what `open_task` gave: freezing, LoRA, annealing, calibration and the teacher are done as it says.
         model: what `load_model` gave.
         auto_class: of transformers, which a teacher is loaded with.
         splits: those of the task, ready for the collator. Samples of the split test may say where they come from.
@@ -192,13 +213,16 @@ def make_trainer(
         )
     _check_metric(training, task.labels)
     collator = CollatorWithSources(collator)
+    if arguments.calibrate_views_on is not None:
+        calibrate_for(model, arguments, auto_class, splits["train"], collator, training)
     shown = next(splits[split] for split in ("train", "validation", "test") if split in splits)
     samples = collator(list(islice(shown, _LOGGED_SAMPLES))) if injected_encoders(model) else {}
     unused = ("labels", SOURCE, POSITIONS)
     callbacks = mechanism_callbacks(model, arguments, {key: x for key, x in samples.items() if key not in unused})
     teacher = load_teacher(arguments, auto_class)
     labels = task.labels
-    trainer = PredictingTrainer(
+    starts = hash_starts(model) if training.record_run and training.do_train else {}
+    trainer = RecordingTrainer(
         model=prepare_for_training(model, arguments) if training.do_train else model,
         args=training,
         train_dataset=splits.get("train"),
@@ -211,6 +235,9 @@ def make_trainer(
     )
     # A run without mechanisms is what others are compared with.
     trainer.take_loss_for_a_mean()
+    trainer.starts = starts
+    if starts:
+        trainer.record_order()
     return trainer
 
 
@@ -225,12 +252,16 @@ _ERRORS = ("mse", "mae")
 
 def _check_metric(training: HfLamTrainingArguments, labels: Labels) -> None:
     """The metric that the best model is chosen by, if one was named, must be one of those that are computed."""
-    name, known = training.metric_for_best_model, ["loss", *_METRICS[labels.problem_type]]
+    name, known = training.metric_for_best_model, _metrics_of(labels)
     if name is not None and name.removeprefix("eval_") not in known:
         raise ValueError(f"--metric_for_best_model {name!r}: choose one of {', '.join(known)}.")
     if name is not None and name.removeprefix("eval_") in _ERRORS:
         # `TrainingArguments` takes everything but a loss for something of which more is better.
         training.greater_is_better = False
+
+
+def _metrics_of(labels: Labels) -> list[str]:
+    return ["loss", *_METRICS[labels.problem_type]]
 
 
 def _is_sharded(training: HfLamTrainingArguments) -> bool:
@@ -282,7 +313,7 @@ class Uncached(NamedTuple):
 
 
 def run(
-    trainer: HfLamTrainer,
+    trainer: RecordingTrainer,
     task: Task,
     splits: Mapping[str, AnyDataset],
     name: str,
@@ -303,12 +334,19 @@ def run(
     training: Any = trainer.args
     metrics: dict[str, float] = {}
     results: dict[str, float] = {}
+    known = _metrics_of(task.labels)
+    if training.check_only:
+        with before_training():
+            check_run(trainer, known)
+        return metrics
     # From now on: with --push_to_hub, saving the model pushes it.
     trainer.write_card = partial(write_model_card, trainer=trainer, task=task, task_name=name, results=results)
     if training.do_train:
         steps = _steps_of(task.checkpoint)
         result = trainer.train(resume_from_checkpoint=task.checkpoint)
-        result.metrics["trainable_parameters"] = trainer.get_num_trainable_parameters()
+        trained = trainer.get_num_trainable_parameters()
+        result.metrics["trainable_parameters"] = trained
+        names = _trained_names(trainer.model, task.arguments)
         model = finished(trainer.model, task.arguments)
         if model is not trainer.model:  # adapters were merged
             trainer.model = trainer.model_wrapped = model
@@ -346,7 +384,20 @@ def run(
             trainer.push_to_hub()
         else:
             trainer.create_model_card()
+        if training.record_run:
+            # After the push: samples are in it.
+            shown = splits if uncached is None else uncached.splits
+            facts = {"trainable_parameters": trained, "trained": names, "starts": trainer.starts, "metrics": known}
+            samples = shown.get("validation", shown["train"])
+            write_record(trainer, saved, samples, {**facts, "settings": task.settings})
     return metrics
+
+
+def _trained_names(model: Any, arguments: ModelArguments) -> list[str]:
+    """The parameters of the saved model that were trained; none where it has other ones, merged of those."""
+    if arguments.lora_rank is not None:
+        return []
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def _steps_of(checkpoint: str | None) -> int:

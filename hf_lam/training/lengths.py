@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..modeling.configuration_hf_lam_fusion import ENCODER_ARGUMENTS, FEATURES, OTHER_NAMES
 from ..modeling.samples_hf_lam import is_missing
@@ -56,6 +57,31 @@ class Lengths(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, range]:
         # As long, and with nothing in it.
         return {self.name: range(self.lengths[index])}
+
+
+class SeededLengthSampler(LengthGroupedSampler):
+    """Groups samples by length in an order that only the seed and the epoch decide.
+
+    `Trainer`'s draws from the generator that dropout and new weights draw from, too: models that differ in either
+    would see the data in other orders, from the first epoch or the second one on.
+
+    Args:
+        sampler: of `Trainer`.
+        seed: of the data.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
+        super().__init__(sampler.batch_size, lengths=sampler.lengths)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        # Two seeds have no epoch in common, as they would with their sum.
+        self.generator = torch.Generator().manual_seed((self.seed * 2**32 + self.epoch) % 2**63)
+        return super().__iter__()
 
 
 def _count_samples(dataset: Any, name: str) -> list[int] | None:

@@ -214,7 +214,14 @@ def _hyperparameters(trainer: HfLamTrainer, task: Task) -> str:
         "LoRA": f"rank {arguments.lora_rank}, merged into the weights" if arguments.lora_rank else None,
         "Distillation": f"from {_link(teacher)}, weight {training.distillation_weight}, "
         f"temperature {training.distillation_temperature}"
+        + (f", hidden states with weight {hidden:g}" if (hidden := training.hidden_distillation_weight) else "")
         if teacher
+        else None,
+        "Control": f"feed-forward layers wider by as many parameters as {', '.join(arguments.mechanism)} would add"
+        if arguments.control
+        else None,
+        "Views": f"calibrated on {_link(arguments.calibrate_views_on)}, budget {arguments.views_budget:g}"
+        if arguments.calibrate_views_on
         else None,
         "Annealed until": f"{arguments.annealing_end:g} of the steps" if arguments.annealing_end else None,
         "Hardened": "after training" if arguments.harden else None,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, TrainerCallback
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from ..conversion import convert
 from ..loading import loading
@@ -18,8 +19,10 @@ from ..modeling.injection_hf_lam import injected_encoders
 from ..parameters import body_around, freeze_host, head_parameters
 from .annealing import ANNEALING_CALLBACKS, check_hardening, harden
 from .arguments import ModelArguments
+from .frame_processors import FrameProcessor
 from .labels import Labels
 from .mechanism_logging import MechanismLoggingCallback
+from .widening import widen_like
 
 
 def load_pretrained(
@@ -61,9 +64,15 @@ def load_config(arguments: ModelArguments, labels: Labels | None = None) -> PreT
 
 
 def load_model(
-    arguments: ModelArguments, auto_class: Any, config: PreTrainedConfig, is_trained: bool = True
+    arguments: ModelArguments,
+    auto_class: Any,
+    config: PreTrainedConfig,
+    is_trained: bool = True,
+    attach: Callable[..., Any] = convert,
 ) -> PreTrainedModel:
     """The model of `config`, from its checkpoint or from random weights, with the mechanisms that were asked for.
+
+    With `--control`, it has what these are compared with.
 
     Whatever the mechanisms are, a new head starts from the same weights under the same seed. Weights are in fp32.
 
@@ -72,6 +81,7 @@ def load_model(
         auto_class: of transformers, such as `AutoModelForSequenceClassification`.
         config: what `load_config` gave.
         is_trained: whether the model will be trained, and may begin with a head that is not.
+        attach: `attach(model, *configs)` gives the model with mechanisms.
 
     Raises:
         ValueError: if the checkpoint does not fit the classes of the data, or lacks weights that nothing will train.
@@ -87,7 +97,7 @@ def load_model(
             if is_trained:
                 model = load_pretrained(auto_class, name, arguments, **options)
             else:
-                model = _whole(auto_class, name, arguments, **options)
+                model = load_whole(auto_class, name, arguments, **options)
         except RuntimeError as error:
             if "ignore_mismatched_sizes" not in str(error):
                 raise
@@ -96,7 +106,9 @@ def load_model(
                 "or --config_overrides. --ignore_mismatched_sizes makes what does not fit, such as the head, anew."
             ) from error
     mechanisms = arguments.mechanisms()
-    return convert(model, *mechanisms) if mechanisms else model
+    if arguments.control:
+        return widen_like(model, mechanisms)
+    return attach(model, *mechanisms) if mechanisms else model
 
 
 def load_image_processor(arguments: ModelArguments, config: PreTrainedConfig) -> Any:
@@ -111,7 +123,7 @@ def load_image_processor(arguments: ModelArguments, config: PreTrainedConfig) ->
     """
     name = str(arguments.processor_name_or_path or arguments.model_name_or_path)
     try:
-        processor = load_pretrained(AutoImageProcessor, name, arguments)
+        processor = load_pretrained(FrameProcessor, name, arguments)
     except ImportError as error:
         raise ImportError(
             f"the image processor of {name!r} cannot be used here: {' '.join(str(error).split())} Another one of the "
@@ -254,10 +266,10 @@ def load_teacher(arguments: ModelArguments, auto_class: Any) -> PreTrainedModel 
     """
     if arguments.teacher_model is None:
         return None
-    return _whole(auto_class, arguments.teacher_model, arguments, of_model=False)
+    return load_whole(auto_class, arguments.teacher_model, arguments, of_model=False)
 
 
-def _whole(auto_class: Any, name: str, arguments: ModelArguments, **options: Any) -> Any:
+def load_whole(auto_class: Any, name: str, arguments: ModelArguments, **options: Any) -> Any:
     """A model that is used as it is; a `ValueError` if its checkpoint lacks weights, such as those of the head."""
     model, info = load_pretrained(auto_class, name, arguments, output_loading_info=True, **options)
     missing = sorted(info["missing_keys"])

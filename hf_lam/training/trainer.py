@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
 from huggingface_hub import EvalResult
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax, logsigmoid
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import HubStrategy, has_length, unwrap_peft_model
 from transformers.utils import logging
 
@@ -29,9 +30,19 @@ from ..modeling.hosts_hf_lam import read_whole_modules
 from ..modeling.injection_hf_lam import injected_encoders, injection_of
 from ..modeling.layers_hf_lam import container_of
 from ..modeling.modeling_hf_lam import HfLamMixin, rename_legacy_keys
+from ..observing import fused_tokens_of
 from .callbacks import ReportingCallback
 from .checkpoints import last_checkpoint
-from .lengths import Lengths
+from .distillation import (
+    at_labels,
+    check_teacher,
+    distillation_loss,
+    find_tokens,
+    hidden_distillation_loss,
+    hidden_states_of,
+    takes_labels,
+)
+from .lengths import Lengths, SeededLengthSampler
 from .streams import WholePassCallback, position_in
 
 logger = logging.get_logger(__name__)
@@ -46,6 +57,7 @@ class HfLamTrainingArguments(TrainingArguments):
             schedule.
         distillation_weight: the share of the teacher's term in the loss, in [0, 1].
         distillation_temperature: what the logits of both are divided by in that term.
+        hidden_distillation_weight: of a term for the hidden states, which is added to the loss; 0 for none.
         hub_strategy: `"end"`, with which the model is pushed once. The others push checkpoints on the way, which hold
             pickles, and the weights without the code that loads them.
 
@@ -62,6 +74,13 @@ class HfLamTrainingArguments(TrainingArguments):
     )
     distillation_temperature: float = field(
         default=2.0, metadata={"help": "What the logits of model and teacher are divided by in the teacher's term."}
+    )
+    hidden_distillation_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a term that is added to the loss: how far the hidden states of all layers are from the "
+            "teacher's, which then has as many layers, of the same width. 0 for none."
+        },
     )
 
     hub_strategy: str = field(
@@ -84,6 +103,11 @@ class HfLamTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"distillation_temperature must be positive and finite, got {self.distillation_temperature}."
             )
+        if not 0 <= self.hidden_distillation_weight < math.inf:
+            raise ValueError(
+                "hidden_distillation_weight must be finite and not below 0, got "
+                f"{self.hidden_distillation_weight}; 0 leaves hidden states alone."
+            )
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
             raise ValueError(
                 f"hub_strategy {str(self.hub_strategy)!r} would push checkpoints on the way, with pickles and without "
@@ -92,50 +116,15 @@ class HfLamTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, is_multi_label: bool = False
-) -> Tensor:
-    """How far a model's probabilities are from its teacher's, with both softened by a temperature.
-
-    `T² · KL(softmax(teacher / T) ‖ softmax(student / T))`, the mean over the batch (Hinton, Vinyals & Dean,
-    "Distilling the Knowledge in a Neural Network", arXiv 1503.02531). `T²` keeps the gradients at the size of those
-    of the task.
-
-    Args:
-        student_logits: `(B, C)`, any floating dtype; computed in fp32.
-        teacher_logits: `(B, C)`.
-        temperature: `T`.
-        is_multi_label: every class is a decision of its own, with `sigmoid(logits / T)`; the mean is over the classes
-            too.
-
-    Returns:
-        A number in fp32, 0 where the logits are equal, or there are none.
-
-    Raises:
-        ValueError: if the logits are not of one shape `(B, C)`.
-    """
-    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            "distillation compares logits of one shape (batch, labels), got "
-            f"{tuple(student_logits.shape)} from the model and {tuple(teacher_logits.shape)} from the teacher."
-        )
-    student, teacher = student_logits.float() / temperature, teacher_logits.float() / temperature
-    if is_multi_label:
-        student, teacher = (torch.stack([logsigmoid(x), logsigmoid(-x)], dim=-1) for x in (student, teacher))
-        student, teacher = student.flatten(0, 1), teacher.flatten(0, 1)
-    else:
-        student, teacher = log_softmax(student, dim=-1), log_softmax(teacher, dim=-1)
-    total = kl_div(student, teacher, reduction="sum", log_target=True)
-    return temperature**2 * total / max(student.shape[0], 1)
-
-
 class HfLamTrainer(Trainer):
     """transformers' `Trainer` for models with mechanisms; others are trained exactly as by `Trainer`.
 
     - `mechanism_learning_rate` puts the parameters that hf_lam added into parameter groups of their own, with the key
       `is_mechanism` and the other options of the groups that they come from.
-    - With a `teacher`, the training loss is `(1 − w) · task + w · distillation_loss(…)`; the loss in evaluations stays
-      that of the task. `w` and the temperature are `distillation_weight` and `distillation_temperature`.
+    - With a `teacher`, the training loss is `(1 − w) · task + w · distillation_loss(…) + h ·
+      hidden_distillation_loss(…)`; the loss in evaluations stays that of the task. `w`, `h` and the temperature are
+      `distillation_weight`, `hidden_distillation_weight` and `distillation_temperature`. A model without labels, such
+      as an encoder alone, learns from the hidden states only.
     - `state.total_flos` is three times what `hf_lam.cost` counts in a forward pass (the backward pass takes two),
       without the teacher's. `Trainer`'s own number takes every pixel for a token, and does not see what views save.
       One sample stands for its batch. Where parameters are sharded (FSDP, DeepSpeed), a sample of the size that the
@@ -143,27 +132,32 @@ class HfLamTrainer(Trainer):
     - Callbacks of hf_lam that add to the logs come before those that write them (TensorBoard, …).
     - A checkpoint of a stock model is restored in full, also where its file has names of older releases (ViT).
     - Training ends with an error at a loss that is NaN or infinite; `Trainer` goes on, and logs it as 0.
-    - Samples without a text have the length 0 where batches are grouped by length.
+    - Where batches are grouped by length, samples without a text have the length 0, and the order is that of the seed
+      (`data_seed`, or else `seed`) and the epoch, whatever dropout and new weights have drawn before.
     - Labels that are NaN are not counted where a loss is a share of all labels of a step.
 
     Args:
         *args: what `Trainer` takes; `args` may be plain `TrainingArguments`, which have the defaults of
             [`HfLamTrainingArguments`].
-        teacher: a model with the same labels, which classifies samples or tokens, as the model does. It is put into
-            evaluation mode and on the device of the training, its parameters get no gradients, and it is neither saved
-            nor wrapped. It gets the inputs that its `forward` names, without the labels.
+        teacher: a model with the same labels, which classifies samples or tokens, as the model does; for hidden
+            states, one of as many layers of the same width, with the same tokens. It is put into evaluation mode and
+            on the device of the training, its parameters get no gradients, and it is neither saved nor wrapped. It
+            gets the inputs that its `forward` names, without the labels.
         **kwargs: likewise.
 
     Raises:
         TypeError: if the teacher is not a transformers model.
         ValueError: if the teacher shares parameters with the model (one that `hf_lam.convert` was given does), or has
-            other labels; for a `mechanism_learning_rate` without mechanisms that train, or with an optimizer whose
+            other labels, or another number or width of layers where hidden states are compared; for a
+            `mechanism_learning_rate` without mechanisms that train, or with an optimizer whose
             groups are not made here.
         RuntimeError: while training, for a loss that is NaN or infinite.
     """
 
     # Writes the model card into a folder, instead of `Trainer`, also when the model is pushed.
     write_card: Callable[[str], None] | None = None
+
+    _length_sampler: SeededLengthSampler | None = None
 
     def __init__(self, *args: Any, teacher: PreTrainedModel | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -180,7 +174,7 @@ class HfLamTrainer(Trainer):
         self._check_mechanism_learning_rate()
         self.teacher = teacher
         if teacher is not None:
-            _check_teacher(unwrap_peft_model(self.model), teacher)
+            check_teacher(unwrap_peft_model(self.model), teacher, self._option("hidden_distillation_weight"))
             teacher.eval().requires_grad_(False)
             if getattr(teacher, "hf_device_map", None) is None:
                 self._move_model_to_device(teacher, self.args.device)
@@ -268,19 +262,36 @@ class HfLamTrainer(Trainer):
         """`Trainer.compute_loss`, and in training the teacher's share of it."""
         if self.teacher is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        ours: Any = unwrap_peft_model(self.accelerator.unwrap_model(model))
         for_teacher, labels = self._inputs_of(self.teacher, inputs), inputs.get("labels")
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        hidden_weight, loss = self._option("hidden_distillation_weight"), None
+        asked = {"output_hidden_states": True} if hidden_weight else {}
+        fused_of: Any = fused_tokens_of(ours.base_model) if hidden_weight else nullcontext([])
+        with fused_of as fused:
+            if takes_labels(ours):
+                loss, outputs = super().compute_loss(model, {**inputs, **asked}, True, num_items_in_batch)
+            else:
+                outputs = model(**inputs, **asked)
         with torch.no_grad(), self.accelerator.autocast():
-            teacher_logits = self.teacher(**for_teacher).logits
-        # Known after the first loss at the latest, where a model tells it from its labels.
-        is_multi_label = unwrap_peft_model(self.model).config.problem_type == "multi_label_classification"
-        pair = _at_labels(outputs.logits, teacher_logits, labels)
-        term = distillation_loss(*pair, self._option("distillation_temperature"), is_multi_label)
+            taught = self.teacher(**for_teacher, **asked)
+        share = 1.0
         if self.compute_loss_func is not None:
             # Its loss is one share of the accumulated batch already, and `training_step` divides no more.
-            term = term / self.current_gradient_accumulation_steps
+            share = 1 / self.current_gradient_accumulation_steps
         weight = self._option("distillation_weight")
-        loss = (1 - weight) * loss + weight * term
+        if loss is not None and weight:
+            # Known after the first loss at the latest, where a model tells it from its labels.
+            is_multi_label = ours.config.problem_type == "multi_label_classification"
+            pair = at_labels(outputs.logits, taught.logits, labels)
+            term = distillation_loss(*pair, self._option("distillation_temperature"), is_multi_label)
+            loss = (1 - weight) * loss + weight * share * term
+        if hidden_weight:
+            theirs = hidden_states_of(taught)
+            length = theirs[0].shape[1]
+            counts = fused[0].counts if fused else find_tokens(ours, inputs, length)
+            term = hidden_distillation_loss(hidden_states_of(outputs, length), theirs, counts)
+            term = hidden_weight * share * term
+            loss = term if loss is None else loss + term
         return (loss, outputs) if return_outputs else loss
 
     def _inputs_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,9 +354,12 @@ class HfLamTrainer(Trainer):
     # --- batches of texts of one length ------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return super()._get_train_sampler(
-            self._measured(self.train_dataset if train_dataset is None else train_dataset)
-        )
+        dataset = self._measured(self.train_dataset if train_dataset is None else train_dataset)
+        sampler = super()._get_train_sampler(dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            sampler = self._length_sampler = SeededLengthSampler(sampler, seed)
+        return sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return super()._get_eval_sampler(self._measured(eval_dataset))
@@ -442,6 +456,9 @@ class HfLamTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return None
+        if self._length_sampler is not None:
+            # Resumed in several processes, data loaders do not hand it on to the sampler.
+            self._length_sampler.set_epoch(kwargs["epoch"])
         return super()._run_epoch(*args, **kwargs)
 
     # --- what is saved and pushed ------------------------------------------------------------------------------------
@@ -537,52 +554,3 @@ def _without_nan(batch: Any) -> Any:
     if not isinstance(labels, Tensor) or not labels.is_floating_point():
         return batch
     return {**batch, "labels": torch.where(labels.isnan(), -100, 0)}
-
-
-def _at_labels(student: Tensor, teacher: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The logits of both as `(N, C)`: of tokens, those that have a label."""
-    if student.ndim != 3 or student.shape != teacher.shape or labels is None:
-        return student, teacher
-    is_known = ~labels.isnan() if labels.is_floating_point() else labels != -100
-    is_known = is_known.all(-1) if is_known.ndim == 3 else is_known
-    return student[is_known], teacher[is_known]
-
-
-def _check_teacher(student: Any, teacher: Any) -> None:
-    if not isinstance(teacher, PreTrainedModel):
-        raise TypeError(
-            f"the teacher must be a transformers model (a PreTrainedModel), got {type(teacher).__name__}; of a PEFT "
-            "model, give what merge_and_unload() returns."
-        )
-    # 0 is the address of what has no memory yet.
-    addresses = [{parameter.data_ptr() for parameter in model.parameters()} - {0} for model in (student, teacher)]
-    if addresses[0] & addresses[1]:
-        raise ValueError(
-            "the teacher shares parameters with the model, so it would change with it. hf_lam.convert does that with "
-            "a loaded model: load the teacher once more, or give convert a copy.deepcopy of it."
-        )
-    if "labels" not in inspect.signature(type(student).forward).parameters:
-        raise ValueError(
-            f"a teacher is for classification, and {type(student).__name__} has no labels. Leave the teacher out, or "
-            "train a head that has classes."
-        )
-    ours: Any = student.config
-    theirs: Any = teacher.config
-    if ours.num_labels != theirs.num_labels:
-        raise ValueError(
-            f"the teacher has {theirs.num_labels} labels and the model {ours.num_labels}; they must be the same."
-        )
-    is_multi_label = ours.problem_type == "multi_label_classification"
-    if ours.problem_type == "regression" or (ours.num_labels == 1 and not is_multi_label):
-        raise ValueError(
-            f"a teacher is for classification, the model has {ours.num_labels} label and problem_type="
-            f"{ours.problem_type!r}, which is regression."
-        )
-    for index in range(ours.num_labels):
-        # The names that a configuration has if it was given none say nothing.
-        names = [(config.id2label or {}).get(index, f"LABEL_{index}") for config in (ours, theirs)]
-        if f"LABEL_{index}" not in names and names[0].lower() != names[1].lower():
-            raise ValueError(
-                f"label {index} is {names[1]!r} for the teacher and {names[0]!r} for the model; they must have the "
-                "same labels in the same order. Set id2label and label2id of the one whose names are wrong."
-            )

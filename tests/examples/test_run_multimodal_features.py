@@ -373,7 +373,9 @@ def test_cached_features_train_the_whole_model(
     assert fast["eval_loss"] == pytest.approx(slow["eval_loss"], rel=2e-2)
     trained, expected = (load_file(tmp_path / x / "model.safetensors") for x in ("fast", "slow"))
     assert trained.keys() == expected.keys()
-    assert max(float((trained[key] - expected[key]).abs().max()) for key in trained) < 2e-2
+    differences = torch.cat([(trained[key] - expected[key]).abs().flatten() for key in trained])
+    # Adam moves a weight whose gradient is about 0 to one side or the other by the learning rate.
+    assert (differences > 2e-3).float().mean() < 1e-3
     assert AutoConfig.from_pretrained(tmp_path / "fast").features is None
     assert (tmp_path / "fast" / "README.md").is_file() and (tmp_path / "fast" / "predictions.csv").is_file()
     # What is saved takes texts and pictures, and gives what was reported of the cached ones.

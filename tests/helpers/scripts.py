@@ -24,14 +24,15 @@ def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess[str
 @contextmanager
 def script_module(name: str) -> Iterator[ModuleType]:
     """`examples/{name}.py` as a module, with its folder on the path as when it runs."""
-    sys.path.insert(0, str(EXAMPLES))
+    path = EXAMPLES / f"{name}.py"
+    sys.path.insert(0, str(path.parent))
     try:
-        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
+        sys.modules[path.stem] = module
         spec.loader.exec_module(module)
         yield module
     finally:
-        sys.path.remove(str(EXAMPLES))
-        sys.modules.pop(name, None)
+        sys.path.remove(str(path.parent))
+        sys.modules.pop(path.stem, None)

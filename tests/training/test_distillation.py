@@ -24,7 +24,7 @@ from helpers.lam_models import (
     weights_of,
 )
 from hf_lam import LamConfig
-from hf_lam.training.trainer import distillation_loss
+from hf_lam.training.distillation import distillation_loss
 
 
 def test_distillation_loss_is_hintons() -> None:

@@ -1,0 +1,93 @@
+"""A run of a script of one's own, as `hf-lam compare` asks for it: tried, trained, written down, tested in the end.
+
+training = parse(...)                                  # RunArguments, beside options of one's own
+settings = {"layers": 4, "seed": training.seed}        # what decides the model
+done = is_recorded(training, settings)
+model = load(training.output_dir) if done else make_model(...)
+trainer = RecordingTrainer(model=model, args=training, ...)
+run_recorded(trainer, ["accuracy"], settings, test)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from .arguments import RunArguments
+from .recording import RECORD_FILE, RecordingTrainer, check_run, hash_starts, write_record
+
+
+def is_recorded(training: RunArguments, settings: Mapping[str, Any]) -> bool:
+    """Whether the output folder has the finished run of this very command, so that only its test data are left.
+
+    Raises:
+        ValueError: if it has a run with other settings.
+    """
+    path = Path(str(training.output_dir), RECORD_FILE)
+    if not (training.do_train and training.do_predict and path.is_file()):
+        return False
+    its, ours = json.loads(path.read_text(encoding="utf-8"))["settings"], json.loads(json.dumps(settings))
+    differing = sorted(name for name in its.keys() | ours.keys() if its.get(name) != ours.get(name))
+    if differing:
+        raise ValueError(
+            f"--output_dir {str(path.parent)!r} has a finished run with another {', '.join(differing)}; choose "
+            "another folder."
+        )
+    return True
+
+
+def run_recorded(
+    trainer: RecordingTrainer,
+    metrics: Sequence[str],
+    settings: Mapping[str, Any],
+    test: Any = None,
+    finish: Callable[[Any], Any] | None = None,
+) -> dict[str, float]:
+    """Do what the arguments of a trainer say: `check_only`, or train, evaluate, save, record, and predict.
+
+    Args:
+        trainer: with the model as it starts; or, if `is_recorded` said so, as the run left it.
+        metrics: the names of those that an evaluation gives, without `eval_`.
+        settings: what decides the model that comes out, for JSON.
+        test: the data of `do_predict`; its metrics begin with `predict_`.
+        finish: changes the trained model in place before it is evaluated and saved, such as `hf_lam.harden`.
+
+    Returns:
+        All metrics.
+
+    Raises:
+        ValueError: if the model cannot be trained on the data, with `check_only`; as from `is_recorded`.
+    """
+    training: Any = trainer.args
+    if training.check_only:
+        check_run(trainer, [*metrics])
+        return {}
+    found: dict[str, float] = {}
+
+    def keep(part: str, values: dict[str, float]) -> None:
+        trainer.save_metrics(part, values)
+        found.update(values)
+
+    if training.do_train and not is_recorded(training, settings):
+        model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+        trainer.starts = hash_starts(model)
+        trainer.record_order()
+        keep("train", trainer.train().metrics)
+        trained = trainer.get_num_trainable_parameters()
+        if finish is not None:
+            finish(model)
+        if training.do_eval:
+            keep("eval", trainer.evaluate())
+        trainer.save_state()
+        trainer.save_model()
+        if training.record_run:
+            facts = {"trainable_parameters": trained, "starts": trainer.starts, "metrics": [*metrics]}
+            samples: Any = trainer.eval_dataset or trainer.train_dataset
+            write_record(trainer, model, samples, {**facts, "settings": dict(settings)})
+    if training.do_predict and test is not None:
+        keep("predict", trainer.evaluate(test, metric_key_prefix="predict"))
+    return found
