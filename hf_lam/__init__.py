@@ -15,11 +15,13 @@ from .registering import register
 
 # The names below again, for whoever reads the types.
 if TYPE_CHECKING:
+    from .comparing import compare
     from .conversion import convert
     from .flops import cost
     from .hub import push, verify
     from .injecting import inject
     from .locomt.calibration import calibrate_views
+    from .locomt.fronts import calibrate_front
     from .locomt.views import set_views
     from .mechanism_files import load_mechanism, save_mechanism
     from .mechanism_options import import_mechanism
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     )
     from .modeling.modeling_hf_lam_fusion import (
         HfLamFusionForEmbedding,
+        HfLamFusionForMomentRetrieval,
         HfLamFusionForSequenceClassification,
         HfLamFusionForTokenClassification,
         HfLamFusionModel,
@@ -77,6 +80,7 @@ __all__ = [
     "HfLamBertModel",
     "HfLamFusionConfig",
     "HfLamFusionForEmbedding",
+    "HfLamFusionForMomentRetrieval",
     "HfLamFusionForSequenceClassification",
     "HfLamFusionForTokenClassification",
     "HfLamFusionModel",
@@ -102,7 +106,9 @@ __all__ = [
     "SttAttention2d",
     "SttConfig",
     "__version__",
+    "calibrate_front",
     "calibrate_views",
+    "compare",
     "convert",
     "cost",
     "fit_synthesizers",
@@ -125,11 +131,13 @@ __all__ = [
 
 # Where the names are, but those of models and configurations (`_module_of`).
 _NAMES = {
+    "comparing": ("compare",),
     "conversion": ("convert",),
     "flops": ("cost",),
     "hub": ("push", "verify"),
     "injecting": ("inject",),
     "locomt.calibration": ("calibrate_views",),
+    "locomt.fronts": ("calibrate_front",),
     "locomt.views": ("set_views",),
     "mechanism_files": ("load_mechanism", "save_mechanism"),
     "mechanism_options": ("import_mechanism",),

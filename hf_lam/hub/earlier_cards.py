@@ -138,14 +138,19 @@ def card_in(folder: str | Path) -> CardContent:
         belongs = card.weights == weights_of(path.parent)
     else:
         written = path.stat().st_mtime_ns
-        belongs = all(file.stat().st_mtime_ns <= written for file in path.parent.glob("*.safetensors"))
+        belongs = all(file.stat().st_mtime_ns <= written for file in weight_files(path.parent))
     return card if belongs else card.of_another_model()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weights in a folder, of a model or an adapter, but no other tensors, such as a batch that a run recorded."""
+    return sorted(folder.glob("*model*.safetensors"))
 
 
 def weights_of(folder: Path) -> str:
     """A hash of the weights in a folder."""
     whole = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         whole.update(f"{path.name} {sha256_of(path)}\n".encode())
     return whole.hexdigest()
 

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from ..modeling import modeling_hf_lam, modeling_hf_lam_fusion
 from . import processors
 from .cards import METRIC_NAMES
+from .earlier_cards import weight_files
 from .names import heads_of
 from .processor_checks import check_processor_files, try_processor
 from .processors import UnavailableError
@@ -101,7 +102,7 @@ def copy_results(source: Path, folder: Path, is_described: bool) -> tuple[list[M
     """
     found: dict[str, Any] = {}
     notes = []
-    saved = max((path.stat().st_mtime_ns for path in source.glob("*.safetensors") if not is_described), default=0)
+    saved = max((path.stat().st_mtime_ns for path in weight_files(source) if not is_described), default=0)
     for name in _RESULT_FILES:
         path = source / name
         if path.is_file() and path.stat().st_mtime_ns < saved:

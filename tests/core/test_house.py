@@ -43,7 +43,7 @@ CORE = [
         )
     ),
     *(path for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"),
-    *(path for folder in ("flops", "cli", "hub") for path in sorted((PACKAGE / folder).glob("*.py"))),
+    *(path for folder in ("flops", "cli", "hub", "comparing") for path in sorted((PACKAGE / folder).glob("*.py"))),
     *(
         PACKAGE / "training" / f"{name}.py"
         for name in ("arguments", "finetuning", "mechanism_logging", "models", "trainer")
@@ -125,6 +125,7 @@ def test_all_of_the_core_is_there() -> None:
         "cli",
         "hub",
         "training",
+        "comparing",
         "visualization",
     }
 
@@ -149,6 +150,7 @@ LAYERS = (
     ("locomt", "stt", "flops", "visualization"),
     ("hub",),
     ("training",),
+    ("comparing",),
     ("",),  # `hf_lam/__init__.py`, of which commands are users like any other
     ("cli", "demo"),
 )
