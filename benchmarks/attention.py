@@ -255,7 +255,7 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
         "device": device,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        **{key: getattr(args, key) for key in ("batch", "heads", "size", "masks", "dtype", "rounds", "warmup")},
+        **{key: getattr(args, key) for key in ("batch", "heads", "size", "dtype", "rounds", "warmup")},
     }
 
 
@@ -362,7 +362,12 @@ def main() -> None:
     if args.memory_of:
         print(peak_of_one_forward(args.memory_of, args))
         return
-    results: dict[str, Any] = {"environment": environment(args), "times": [], "memory_mib": {}, "views": []}
+    results: dict[str, Any] = {
+        "environment": environment(args) | {"masks": args.masks},
+        "times": [],
+        "memory_mib": {},
+        "views": [],
+    }
     results |= {"layers": [], "growth": []}
     print("  ".join(f"{key}={value}" for key, value in results["environment"].items()))
     for name in args.mechanism:

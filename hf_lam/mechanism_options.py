@@ -90,8 +90,8 @@ def _find(option: str, text: str) -> list[str]:
     if ":" in text:
         return _import_class(option, text)
     raise ValueError(
-        f"{option} {text}: choose from {', '.join(mechanism_names())}; or say where a mechanism of your own is "
-        "registered, path/to/file.py or package.module:ConfigClass."
+        f"{option} {text}: choose from {', '.join(sorted(mechanism_names()))}; or say where a mechanism of your own "
+        "is registered, path/to/file.py or package.module:ConfigClass."
     )
 
 

@@ -174,15 +174,13 @@ def make_video(rng: np.random.Generator, count: int) -> tuple[list[tuple[int, in
     stretches: list[tuple[int, int, int]] = []
     start, before = 0, -1
     while start < length:
-        if wanted and wanted[-1] != before:
-            label = int(wanted.pop())
-        else:
-            label = int(rng.integers(len(DIGITS) * len(DIRECTIONS)))
-            if label == before or label in asked:
-                continue
+        others = [place for place, label in enumerate(wanted) if label != before]
+        label = int(wanted.pop(others[-1]) if others else rng.integers(len(DIGITS) * len(DIRECTIONS)))
+        if label == before or (not others and label in asked):
+            continue
         low, high = STRETCHES[int(rng.choice(len(STRETCHES), p=HOW_OFTEN))]
-        # What is asked for must fit in.
-        room = length - start - 2 * len(wanted)
+        # What is wanted must fit in, and a stretch or two between equal ones.
+        room = length - start - 2 * len(wanted) - 4
         end = start + max(2, min(int(rng.integers(low, high + 1)), room))
         stretches.append((start, min(end, length), label))
         start, before = end, label

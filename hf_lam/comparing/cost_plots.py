@@ -16,7 +16,14 @@ from ..visualization.scatter import (
     name_axes,
     tidy,
 )
-from .plot_parts import capitalized, draw_reference_lines, group_styles, left_out_said, seeds_said
+from .plot_parts import (
+    capitalized,
+    draw_reference_lines,
+    group_styles,
+    keep_within_percent,
+    left_out_said,
+    seeds_said,
+)
 from .summaries import RowSummary, Summary, unit_of_flops, where_timed
 
 if TYPE_CHECKING:
@@ -88,7 +95,7 @@ def draw_metric_over_cost(summary: Summary, cost: str) -> Figure | None:
             axis.remove()
             continue
         drawn.append((axis, cell, _draw_panel(axis, summary, cell, is_joined)))
-    name_axes([axis for axis, _, _ in drawn], columns, f"{unit} of {PLOTTED_COSTS[cost][1]}", summary.metric.name)
+    name_axes([axis for axis, _, _ in drawn], columns, f"{unit} of {PLOTTED_COSTS[cost][1]}", summary.metric.axis_name)
     freeze_layout(figure)
     for axis, cell, front in drawn:
         _label(axis, summary, cell, front)
@@ -171,6 +178,7 @@ def _draw_panel(axis: Axes, summary: Summary, panel: _Panel, is_joined: bool) ->
     )
     baseline = next((mark.row for mark in every if mark.row.is_baseline), None)
     draw_reference_lines(axis, summary, None if is_joined else baseline)
+    keep_within_percent(axis, summary.metric)
     if panel.enlarged is not None:
         low, high = panel.enlarged
         room = 0.02 * (max(values) - min(values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,14 @@ from ..visualization.scatter import (
     name_axes,
     tidy,
 )
-from .plot_parts import capitalized, draw_reference_lines, group_styles, left_out_said, seeds_said
+from .plot_parts import (
+    capitalized,
+    draw_reference_lines,
+    group_styles,
+    keep_within_percent,
+    left_out_said,
+    seeds_said,
+)
 from .summaries import Point, RowSummary, Summary
 
 if TYPE_CHECKING:
@@ -29,8 +37,10 @@ _MOST_CURVES = 7
 _PANELS_IN_A_LINE = 4
 _WIDTH, _HEIGHT = 6.2, 3.8
 _PANEL_WIDTH, _PANEL_HEIGHT = 2.1, 1.6
-# Of the gap between two numbers of a varied option, how far rows are moved apart so that their bars do not overlap.
-_DODGE = 0.16
+# How far rows are moved apart at most so that their bars do not overlap: of the gap between two numbers of a varied
+# option, and of the axis.
+_DODGE, _WIDEST_DODGE = 0.16, 0.05
+_MOVED = " Rows are drawn side by side."
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ def draw_learning_curves(summary: Summary, point: Point) -> Figure | None:
     name = metric.key.partition("_")[2]
     label = f"validation {name}" + ", %" * metric.is_percent
     curves = _read_curves(point, f"eval_{name}", metric.scale)
+    is_metric = bool(curves)
     if not curves:
         label, curves = "training loss", _read_curves(point, "loss", 1.0)
     if not curves:
@@ -61,8 +72,8 @@ def draw_learning_curves(summary: Summary, point: Point) -> Figure | None:
     caption = f"{capitalized(label.removesuffix(', %'))} over steps of training: {mean}{spread}."
     title = ": ".join(part for part in (summary.title, point.title) if part)
     if len(curves) <= _MOST_CURVES:
-        return _draw_together(summary, curves, label, caption, title)
-    return _draw_apart(summary, curves, label, caption, title)
+        return _draw_together(summary, curves, label, caption, title, is_metric)
+    return _draw_apart(summary, curves, label, caption, title, is_metric)
 
 
 def _read_curves(point: Point, key: str, scale: float) -> list[_Curve]:
@@ -87,7 +98,9 @@ def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _draw_together(summary: Summary, curves: Sequence[_Curve], label: str, caption: str, title: str) -> Figure:
+def _draw_together(
+    summary: Summary, curves: Sequence[_Curve], label: str, caption: str, title: str, is_metric: bool
+) -> Figure:
     styles = group_styles(summary)
     groups = [curve.row.group for curve in curves]
     right = label_width(groups) + 0.25
@@ -96,6 +109,8 @@ def _draw_together(summary: Summary, curves: Sequence[_Curve], label: str, capti
     for curve in curves:
         _draw_curve(panel, curve, styles[curve.row.group])
     tidy(panel)
+    if is_metric:
+        keep_within_percent(panel, summary.metric)
     panel.locator_params(axis="x", integer=True)
     panel.set_xlabel("step", fontsize=9)
     panel.set_ylabel(label, fontsize=9)
@@ -105,7 +120,9 @@ def _draw_together(summary: Summary, curves: Sequence[_Curve], label: str, capti
     return figure
 
 
-def _draw_apart(summary: Summary, curves: Sequence[_Curve], label: str, caption: str, title: str) -> Figure:
+def _draw_apart(
+    summary: Summary, curves: Sequence[_Curve], label: str, caption: str, title: str, is_metric: bool
+) -> Figure:
     lines = -(-len(curves) // _PANELS_IN_A_LINE)
     caption = f"{caption} Black: {summary.baseline}, the baseline. Every panel has a scale of its own."
     figure = captioned_figure(_PANEL_WIDTH * _PANELS_IN_A_LINE + 0.4, _PANEL_HEIGHT * lines + 0.4, caption, title)
@@ -117,6 +134,8 @@ def _draw_apart(summary: Summary, curves: Sequence[_Curve], label: str, caption:
             panel.plot(baseline.x, baseline.mean, color=REFERENCE_COLOUR, linewidth=0.9)
         _draw_curve(panel, own, styles[own.row.group])
         tidy(panel)
+        if is_metric:
+            keep_within_percent(panel, summary.metric)
         panel.tick_params(labelsize=7, labelbottom=True)
         panel.locator_params(axis="x", integer=True, nbins=5)
         panel.set_title(own.row.group, fontsize=8)
@@ -144,10 +163,14 @@ def draw_metric_over_option(summary: Summary, option: str) -> Figure | None:
     def read(row: RowSummary) -> _Bar | None:
         return None if row.mean is None else (row.mean, row.deviation or 0.0, row.deviation or 0.0)
 
+    def draw_lines(panel: Axes, summary: Summary, baseline: RowSummary | None) -> None:
+        draw_reference_lines(panel, summary, baseline)
+        keep_within_percent(panel, summary.metric)
+
     name = capitalized(summary.metric.name.removesuffix(", %"))
     bars = "; bars are the standard deviation over seeds" if any(row.deviation for row in summary.rows) else ""
-    caption = f"{name} over {option}: mean of {seeds_said(summary.rows)}{bars}.{left_out_said(summary.rows)}"
-    return _draw_over_option(summary, option, read, summary.metric.name, caption, draw_reference_lines)
+    caption = f"{name} over {option}: mean of {seeds_said(summary.rows)}{bars}.{_MOVED}{left_out_said(summary.rows)}"
+    return _draw_over_option(summary, option, read, summary.metric.axis_name, caption, draw_lines)
 
 
 def draw_difference_over_option(summary: Summary, option: str) -> Figure | None:
@@ -167,10 +190,12 @@ def draw_difference_over_option(summary: Summary, option: str) -> Figure | None:
     name = capitalized(summary.metric.name.removesuffix(", %"))
     caption = (
         f"{name} of each row less that of {summary.baseline} (dashed) with the same seed, over {option}: mean of "
-        f"{seeds_said(summary.rows)}; bars are intervals of 95 %."
+        f"{seeds_said(summary.rows)}; bars are intervals of 95 %.{_MOVED}"
     )
     unit = ", percentage points" if summary.metric.is_percent else ""
-    return _draw_over_option(summary, option, read, f"difference from {summary.baseline}{unit}", caption, draw_zero)
+    better = "" if summary.metric.greater_is_better else " (less is better)"
+    label = f"difference from {summary.baseline}{unit}{better}"
+    return _draw_over_option(summary, option, read, label, caption, draw_zero)
 
 
 # A value, and how far its bar reaches below and above it.
@@ -248,11 +273,12 @@ def _draw_over_option(
 
 
 def _dodged(at: float, number: int, curves: int, places: Sequence[float], is_log: bool) -> float:
-    """Where the bar of a curve is drawn: moved by a part of the smallest gap between places."""
-    share = _DODGE * ((number + 0.5) / curves - 0.5)
-    if is_log:
-        return at * min(high / low for low, high in pairwise(places)) ** share
-    return at + share * min(high - low for low, high in pairwise(places))
+    """Where the bar of a curve is drawn: a little beside its place."""
+    scaled = [math.log(place) if is_log else place for place in places]
+    gap = min(high - low for low, high in pairwise(scaled))
+    width = min(_DODGE * gap, _WIDEST_DODGE * (scaled[-1] - scaled[0]))
+    shift = width * ((number + 0.5) / curves - 0.5)
+    return at * math.exp(shift) if is_log else at + shift
 
 
 def _as_key(value: Any) -> Any:

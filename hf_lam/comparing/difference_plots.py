@@ -14,7 +14,7 @@ from ..visualization.scatter import (
     name_axes,
     tidy,
 )
-from .plot_parts import capitalized
+from .plot_parts import capitalized, left_out_said
 from .statistics import BETTER, FEWEST_SEEDS, TOO_FEW_SEEDS, WORSE, Difference, note_on_chance
 from .summaries import Point, Summary
 
@@ -40,17 +40,20 @@ def draw_differences(summary: Summary) -> Figure | None:
     columns = min(len(points), _MOST_PANELS_IN_A_LINE)
     lines = -(-len(points) // columns)
     panel_width = 5.0 if columns == 1 else 3.2
+    # Where most rows differ little, those that differ much would leave no room to see it: they are named at the edge.
+    found = [list(_differences(point).values()) for point in points]
+    shown = crowded_range([0.0, *(difference.mean or 0.0 for of_point in found for difference in of_point)])
+    if shown is not None and not shown[0] <= 0 <= shown[1]:
+        shown = None
+    # A panel of nothing but numbers would be none.
+    if any(all(_is_far(difference, shown) for difference in of_point) for of_point in found):
+        shown = None
     figure = captioned_figure(
         label_width(names) + 0.5 + panel_width * columns,
         (_ROW * len(names) + 0.9) * lines,
-        _caption(summary),
+        _caption(summary, shown),
         summary.title,
     )
-    # Where most rows differ little, those that differ much would leave no room to see it: they are named at the edge.
-    means = [difference.mean or 0.0 for point in points for difference in _differences(point).values()]
-    shown = crowded_range([0.0, *means])
-    if shown is not None and not shown[0] <= 0 <= shown[1]:
-        shown = None
     axes = list(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat)
     for panel, point in zip(axes, points, strict=False):
         _draw_panel(panel, point, names, shown)
@@ -78,9 +81,8 @@ def _draw_panel(panel: Axes, point: Point, names: list[str], shown: tuple[float,
         if difference is None or difference.mean is None:
             continue
         colour = _COLOURS.get(difference.says, QUIET_COLOUR)
-        far = None if shown is None or shown[0] <= difference.mean <= shown[1] else difference.mean > shown[1]
-        if far is not None:
-            _name_far(panel, place, difference, far, colour)
+        if _is_far(difference, shown):
+            _name_far(panel, place, difference, colour)
             continue
         heights = [place + 0.22 * (seed % 5 - 2) / 2 for seed in range(len(difference.values))]
         panel.plot(difference.values, heights, ".", color=colour, markersize=4.5, alpha=0.45, markeredgewidth=0)
@@ -95,8 +97,14 @@ def _draw_panel(panel: Axes, point: Point, names: list[str], shown: tuple[float,
     panel.tick_params(axis="y", length=0)
 
 
-def _name_far(panel: Axes, place: int, difference: Difference, is_right: bool, colour: str) -> None:
-    """What lies outside of the panel, in numbers at its edge."""
+def _is_far(difference: Difference, shown: tuple[float, float] | None) -> bool:
+    return shown is not None and difference.mean is not None and not shown[0] <= difference.mean <= shown[1]
+
+
+def _name_far(panel: Axes, place: int, difference: Difference, colour: str) -> None:
+    """What lies outside of the panel, which holds 0, in numbers at its edge."""
+    assert difference.mean is not None
+    is_right = difference.mean > 0
     said = f"{difference.mean:+.4g}".replace("-", "−")
     if difference.low is not None and difference.high is not None:
         said += f" [{difference.low:+.4g}, {difference.high:+.4g}]".replace("-", "−")
@@ -111,7 +119,7 @@ def _name_far(panel: Axes, place: int, difference: Difference, is_right: bool, c
     )
 
 
-def _caption(summary: Summary) -> str:
+def _caption(summary: Summary, shown: tuple[float, float] | None) -> str:
     found = [difference for point in summary.points for difference in _differences(point).values()]
     counts = sorted({len(difference.seeds) for difference in found})
     seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
@@ -128,5 +136,8 @@ def _caption(summary: Summary) -> str:
     if len(judged) < len(found):
         rest = "Thin lines, Student's intervals, are of" if judged else "There are"
         said += f" {rest} {TOO_FEW_SEEDS}: fewer than {FEWEST_SEEDS}."
+    if any(_is_far(difference, shown) for difference in found):
+        said += " In numbers: further away."
+    said += left_out_said(summary.rows)
     chance = note_on_chance(found)
     return said if chance is None else f"{said} {capitalized(chance)}"

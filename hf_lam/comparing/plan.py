@@ -178,8 +178,8 @@ def command_of(
         row: which row.
         seed: which seed.
         folder: where the run writes.
-        folder_of: the folder of the run of another row with the same seed; None if there are none yet, and options
-            that need one are left out.
+        folder_of: the folder of the run of another row with the same seed; None if there are none yet: of an option
+            that needs one, that of the other row is taken, as of a model that is trained further, or it is left out.
         extra: options over those of the row, by their dotted names; None leaves one out.
 
     Raises:
@@ -195,10 +195,18 @@ def command_of(
     for name, value in extra.items():
         options = merge(options, nested(name, value, options))
     if folder_of is None:
-        options = {name: value for name, value in options.items() if not rows_in(value)}
+        options = {name: _without_run(name, value, row, rows) for name, value in options.items()}
     run = Run(seed, folder_of_row)
     filled = {name: fill(value, plan.folder, run) for name, value in options.items()}
     return command_line({"output_dir": str(folder), "seed": seed, "record_run": True} | filled)
+
+
+def _without_run(option: str, value: Any, row: Row, rows: Mapping[str, Row]) -> Any:
+    """The value of an option before there are runs: what the run that it names begins with, or None."""
+    while names := rows_in(value):
+        row = rows[row.targets[names[0]]]
+        value = row.options.get(option)
+    return value
 
 
 # --- The keys of a plan ----------------------------------------------------------------------------------------------

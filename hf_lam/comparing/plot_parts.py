@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..visualization.scatter import QUIET_COLOUR, REFERENCE_COLOUR, Style, styles_for
-from .summaries import RowSummary, Summary
+from .summaries import Metric, RowSummary, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Chance is drawn as a line if what is measured keeps this share of the axis; otherwise it is named at its edge.
 _LEAST_SHARE = 0.5
+# So that a mark at the end is whole.
+_BEYOND_PERCENT = 2.0
 
 
 def group_styles(summary: Summary) -> Mapping[str, Style]:
@@ -57,6 +59,13 @@ def draw_reference_lines(panel: Axes, summary: Summary, baseline: RowSummary | N
         fontsize=7,
         color=QUIET_COLOUR,
     )
+
+
+def keep_within_percent(panel: Axes, metric: Metric) -> None:
+    """End the axis of a metric in percent a little beyond 0 and 100, whatever a standard deviation reaches."""
+    if metric.is_percent:
+        low, high = panel.get_ylim()
+        panel.set_ylim(max(low, -_BEYOND_PERCENT), min(high, 100 + _BEYOND_PERCENT))
 
 
 def seeds_said(rows: Sequence[RowSummary]) -> str:

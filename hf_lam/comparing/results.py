@@ -34,7 +34,8 @@ def assemble(
         test: whether the test data were asked for.
     """
     # Metrics of some of the runs are none of the comparison.
-    tested = test or (bool(records) and all(record.is_tested for record in records.values()))
+    are_tested = [records[run.folder].is_tested for run in runs if run.folder in records]
+    tested = test or (bool(are_tested) and all(are_tested))
     rows = []
     for row in plan.rows:
         of_row = [run for run in runs if run.row.name == row.name]
@@ -61,6 +62,7 @@ def assemble(
             "baseline": plan.baseline,
             "seeds": list(plan.seeds),
             "tested": tested,
+            "tested_runs": sum(are_tested),
         },
         "versions": versions(),
         "rows": rows,

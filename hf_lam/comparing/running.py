@@ -107,22 +107,24 @@ def _check_stored(plan: Plan, output: Path, runs: Sequence[Run], test: bool) -> 
     Raises:
         ValueError: if a finished run had other settings, or is to be tested and its model is gone.
     """
-    known, others, gone = [], [], []
+    known, gone = [], []
+    others: dict[str, list[str]] = {}
     for run in [*runs, *runs_of_search(plan, output)]:
         record = read_record(run.folder)
         if record is not None:
             run = replace(run, found=record.settings["found"])
             changed = differences(record.settings, settings_of(plan, run))
             if changed:
-                others.append(f"{run.label}: {changed}")
+                others.setdefault(changed, []).append(run.label)
             if test and not (record.is_tested or record.has_model):
                 gone.append(run.label)
             _check_stored_metric(plan, run, record)
         known.append(run)
     if others:
+        alike = [f"{_some(labels)}: {changed}" for changed, labels in others.items()]
         raise ValueError(
-            f"{str(output)!r} has finished runs with other settings: {_some(others)}. Choose another --output_dir, or "
-            f"remove what differs in it."
+            f"{str(output)!r} has finished runs with other settings. {'. '.join(alike[:_NAMES_SHOWN])}. Choose "
+            "another --output_dir, or remove what differs in it."
         )
     known = known[: len(runs)]
     gone = [run.label for run in known if run.label in gone]

@@ -126,8 +126,9 @@ def note_on_chance(differences: Sequence[Difference]) -> str | None:
     if len(judged) < 2:
         return None
     apart = sum(difference.is_told_apart for difference in judged)
+    verb = "leaves" if apart == 1 else "leave"
     expected = len(judged) * (1 - _LEVEL)
     return (
-        f"{apart} of {len(judged)} intervals leave out 0; without any real difference, "
+        f"{apart} of {len(judged)} intervals {verb} out 0; without any real difference, "
         f"{expected:.2g} would do so by chance (1 of 20)."
     )

@@ -36,6 +36,11 @@ class Metric:
     def is_percent(self) -> bool:
         return self.scale == 100
 
+    @property
+    def axis_name(self) -> str:
+        """What an axis of it is called, which says so if less is better."""
+        return self.name if self.greater_is_better else f"{self.name} (less is better)"
+
 
 @dataclass(frozen=True)
 class RowSummary:

@@ -251,9 +251,12 @@ def _milliseconds(row: RowSummary, name: str) -> str | None:
 def _notes(summary: Summary, results: Mapping[str, Any]) -> Iterator[str]:
     rows = summary.rows
     if not results["plan"]["tested"]:
-        yield "Of the validation data; the test data have not been touched."
+        touched, of = results["plan"]["tested_runs"], sum(len(row.runs) for row in rows)
+        used = f"were used for {touched} of {of} runs: --test does the others" if touched else "have not been touched"
+        yield f"Of the validation data; the test data {used}."
     if any(row.deviation is not None for row in rows):
-        yield "The metric is mean ± standard deviation over n seeds."
+        less = "" if summary.metric.greater_is_better else "; less is better"
+        yield f"The metric is mean ± standard deviation over n seeds{less}."
     yield from _notes_on_differences(summary)
     if results.get("search"):
         yield _note_on_search(results["search"], rows)
@@ -265,9 +268,12 @@ def _notes(summary: Summary, results: Mapping[str, Any]) -> Iterator[str]:
     if stepless:
         names = ", ".join(stepless)
         yield f"No training step of {names} is timed: what was saved is not what was trained, but merged of it."
+    untimed: dict[str, list[str]] = {}
     for row in rows:
         if row.times.get("error"):
-            yield f"{row.name} could not be timed: {row.times['error']}"
+            untimed.setdefault(str(row.times["error"]), []).append(row.name)
+    for reason, its in untimed.items():
+        yield f"Not timed: {', '.join(its)}: {reason}"
     yield from _notes_on_failures(rows)
 
 
@@ -296,7 +302,20 @@ def _note_on_search(search: Sequence[Mapping[str, Any]], rows: Sequence[RowSumma
     options = ", ".join(dict.fromkeys(option for row in rows for option in row.found)) or "What was searched"
     values = ", ".join(dict.fromkeys(_text(entry["value"]) for entry in search))
     seeds = ", ".join(map(str, dict.fromkeys(seed for entry in search for seed in entry["seeds"])))
-    return f"{options}: chosen for each row among {values} on validation data, with seeds {seeds}."
+    said = f"{options}: chosen for each row among {values} on validation data, with seeds {seeds}."
+    ends = _at_an_end(search, rows)
+    if not ends:
+        return said
+    of = "all rows" if len(ends) == len(rows) else ", ".join(ends)
+    return f"{said} Of {of} it is the smallest or the largest of these: what lies beyond may be better."
+
+
+def _at_an_end(search: Sequence[Mapping[str, Any]], rows: Sequence[RowSummary]) -> list[str]:
+    """The rows for which a search between numbers, three of them or more, has found the least or the greatest."""
+    values = [entry["value"] for entry in search]
+    if len(set(map(repr, values))) < 3 or not all(type(value) in (int, float) for value in values):
+        return []
+    return [row.name for row in rows if any(value in (min(values), max(values)) for value in row.found.values())]
 
 
 def _notes_on_failures(rows: Sequence[RowSummary]) -> Iterator[str]:

@@ -47,10 +47,11 @@ def time_rows(
     """Time the models of some runs, in turn: in every round each model once, so that a busy machine slows all alike.
 
     One model is in memory at a time, and is loaded again in every round. There it is called once for nothing, and then
-    a few times; the figure of a round is the median of these. An inference is a forward pass without labels. A
-    training step is a forward pass in training mode, the backward pass and a step of AdamW, of those parameters that
-    the run trained, in the precision that the model was saved in; a model without a loss has the mean square of its
-    output. The learning rate is 0: a model that drifts away becomes slow by its tiny numbers.
+    a few times; the figure of a round is the quickest of these, since other work on the machine only adds to them, and
+    to a short call either nothing or several milliseconds. An inference is a forward pass without labels. A training
+    step is a forward pass in training mode, the backward pass and a step of AdamW, of those parameters that the run
+    trained, in the precision that the model was saved in; a model without a loss has the mean square of its output.
+    The learning rate is 0: a model that drifts away becomes slow by its tiny numbers.
 
     On a GPU if there is one, where otherwise `threads` of the processor work.
 
@@ -94,7 +95,8 @@ def time_rows(
                     row.prepare_training()
                     found[name]["step_ms"].append(_milliseconds(row.step, device))
             except Exception as error:  # the other rows can still be timed
-                errors[name] = f"{type(error).__name__}: {error}"
+                kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                errors[name] = f"{kind}{error}"
         report(f"round {number + 1} of {rounds}")
     rows: dict[str, Any] = {}
     for name, of_row in found.items():
@@ -112,7 +114,7 @@ class _Row:
     def __init__(self, folder: Path, device: torch.device) -> None:
         path = folder / BATCH_FILE
         if not path.is_file():
-            raise ValueError(f"{str(folder)!r} has no {BATCH_FILE}; --record_run writes it.")
+            raise ValueError(f"its run has left no {BATCH_FILE}, which --record_run writes.")
         self.model = _load_model(folder).to(device).eval()
         self.batch: dict[str, Tensor] = {name: tensor.to(device) for name, tensor in load_file(path).items()}
         self.inputs = {name: tensor for name, tensor in self.batch.items() if name != "labels"}
@@ -156,7 +158,7 @@ def _load_model(folder: Path) -> Any:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     names = config.get("architectures") or []
     if len(names) != 1:
-        raise ValueError(f"{str(folder)!r} names {names or 'no class'} in its config.json, and not one class.")
+        raise ValueError(f"its config.json names {names or 'no class'}, and not one class.")
     if names[0].startswith("HfLam"):
         if not set(config.get("hf_lam") or {}) <= {"version", *mechanism_names()}:
             _import_mechanisms(folder)
@@ -168,7 +170,7 @@ def _load_model(folder: Path) -> Any:
     found: Any = getattr(transformers, names[0], None)
     is_model = isinstance(found, type) and issubclass(found, nn.Module)
     if not is_model:
-        raise ValueError(f"{names[0]!r}, which {str(folder)!r} names, is no class of hf_lam or of transformers.")
+        raise ValueError(f"{names[0]!r}, which its config.json names, is no class of hf_lam or of transformers.")
     return found.from_pretrained(folder, use_safetensors=True)
 
 
@@ -187,7 +189,7 @@ def _trained_names(folder: Path) -> set[str] | None:
 
 
 def _milliseconds(call: Callable[[], None], device: torch.device) -> float:
-    """The median of a few calls, after one that does not count."""
+    """The quickest of a few calls, after one that does not count."""
 
     def timed() -> float:
         if device.type == "cuda":
@@ -202,7 +204,7 @@ def _milliseconds(call: Callable[[], None], device: torch.device) -> float:
     times = [timed()]
     while sum(times) < _SECONDS_A_VISIT and len(times) < _MOST_CALLS:
         times.append(timed())
-    return 1e3 * statistics.median(times)
+    return 1e3 * min(times)
 
 
 def _summary(values: list[float]) -> dict[str, float]:

@@ -86,9 +86,14 @@ class _Worker:
             error, status, failed = *_message_of(end), False
         except BaseException as problem:
             traceback.print_exc()
-            error, status, failed = f"{type(problem).__name__}: {problem}", 1, True
+            error, status, failed = _said(problem), 1, True
         is_whole = self.state is not None and self.state.put_back()
         return {"error": error, "status": status, "is_spent": failed or not is_whole}
+
+
+def _said(problem: BaseException) -> str:
+    """An exception as the last line of a traceback has it; some, such as `MemoryError`, have no message."""
+    return f"{type(problem).__name__}: {problem}".removesuffix(": ")
 
 
 def _message_of(end: SystemExit) -> tuple[str | None, int]:

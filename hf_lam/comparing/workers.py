@@ -236,7 +236,9 @@ def error_in(log: Path, status: int) -> str:
         after = _NEXT_MESSAGE.search(message)
         return _short(message[: after.start()] if after else message)
     raised = [found[1] for found in _EXCEPTION.finditer(text) if not _OF_THE_LAUNCHER.search(found[1])]
-    return _short(raised[-1] if raised else f"it ended with exit status {status}: {text.rpartition(chr(10))[2]}")
+    last = text.rpartition("\n")[2]
+    said = f"it ended with exit status {status}" + (f": {last}" if last else ", and said nothing")
+    return _short(raised[-1] if raised else said)
 
 
 def _short(message: str) -> str:

@@ -60,7 +60,8 @@ def load_model(folder: Path) -> Any:
     if name not in names:
         raise ValueError(
             f"{str(folder)!r} holds a model of class {name}, not one of {', '.join(names) or 'the HfLam… classes'}. "
-            "Convert it with hf_lam.convert first."
+            "Convert it with hf_lam.convert first; one of transformers is uploaded by its own push_to_hub, or by hf "
+            "upload."
         )
     module = modeling_hf_lam_fusion if hasattr(modeling_hf_lam_fusion, name) else modeling_hf_lam
     return getattr(module, name).from_pretrained(folder)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.detr.modeling_detr import DetrDecoderLayer, DetrMLPPredictionHead
@@ -196,7 +197,7 @@ class FusionForMomentRetrieval(TokensInStep, FusionPreTrainedModel):
         outputs = self.fusion(*args, return_dict=True, output_modality_states=True, **kwargs)
         clips, is_clip = self.in_step(outputs)
         scores = self.saliency(clips).squeeze(-1)
-        layers = self._decode(outputs)
+        layers = self._decode(outputs, is_clip)
         loss, losses = None, None
         if span_labels is not None or saliency_labels is not None:
             self._check_labels(scores, span_labels, saliency_labels)
@@ -229,22 +230,25 @@ class FusionForMomentRetrieval(TokensInStep, FusionPreTrainedModel):
                 f"{', '.join(self.label_modalities)}, got {tuple(saliency_labels.shape)}."
             )
 
-    def _decode(self, outputs: HfLamFusionModelOutput) -> list[tuple[Tensor, Tensor]]:
+    def _decode(self, outputs: HfLamFusionModelOutput, is_clip: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Logits and spans, `(B, Q, 2)` both, after every layer of the decoder."""
         assert outputs.last_hidden_state is not None and outputs.token_mask is not None
-        states = self.decoder(outputs.last_hidden_state, self._clip_positions(outputs), outputs.token_mask.bool())
+        places = self._clip_positions(outputs, is_clip)
+        states = self.decoder(outputs.last_hidden_state, places, outputs.token_mask.bool())
         return [(self.classifier(state), self.span_predictor(state).sigmoid()) for state in states]
 
-    def _clip_positions(self, outputs: HfLamFusionModelOutput) -> Tensor:
-        """What is added to the keys, `(B, tokens, d)`: the places of clips; nothing for other tokens."""
-        states, mask = outputs.modality_states, outputs.token_mask
-        assert states is not None and mask is not None
+    def _clip_positions(self, outputs: HfLamFusionModelOutput, is_clip: Tensor) -> Tensor:
+        """What is added to the keys, `(B, tokens, d)`: the places of clips; nothing for other tokens.
+
+        A clip has one place in all modalities, also where one of them lacks another clip.
+        """
+        assert outputs.modality_states is not None
+        places = (is_clip.cumsum(1) - 1).clamp(min=0)
         pieces = []
-        masks = mask.split([state.shape[1] for state in states.values()], dim=1)
-        for (name, state), counts in zip(states.items(), masks, strict=True):
+        for name, state in outputs.modality_states.items():
             if name in self.label_modalities:
-                places = (counts.cumsum(1) - 1).clamp(min=0)
-                pieces.append(sinusoidal_positions(places, state.shape[-1]).to(state.dtype))
+                of_tokens = pad(places, (state.shape[1] - places.shape[1], 0))  # class tokens lie at 0
+                pieces.append(sinusoidal_positions(of_tokens, state.shape[-1]).to(state.dtype))
             else:
                 pieces.append(torch.zeros_like(state))
         return torch.cat(pieces, dim=1)
@@ -289,11 +293,12 @@ class FusionForMomentRetrieval(TokensInStep, FusionPreTrainedModel):
         for name, values in vectors.items():
             inputs[self.config.modality_arguments(name).values] = torch.as_tensor(values).unsqueeze(0)
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
-        was_training = self.training
+        in_training = [module for module in self.modules() if module.training]  # a frozen encoder may be in eval mode
         try:
             outputs = self.eval()(**inputs, return_dict=True)
         finally:
-            self.train(was_training)
+            for module in in_training:
+                module.training = True
         return self.post_process(outputs, top_k)[0]
 
     def _only_one(self, is_of_clips: bool, argument: str) -> str:

@@ -130,6 +130,8 @@ def saliency_loss(scores: Tensor, labels: Tensor, margin: float) -> Tensor:
         margin: between the two scores of a pair.
     """
     scores, labels = scores.float(), labels.float()
+    if not labels.shape[1]:
+        return scores.sum()  # of nothing, 0
     is_relevant, is_other = labels >= 0, labels == -1
     has_relevant = is_relevant.any(1)
     known = labels.nan_to_num(-1.0)
@@ -160,8 +162,9 @@ def moment_losses(
         saliency_labels: `(B, L)`; None for no loss of scores.
         options: the weights.
     """
-    losses: dict[str, Any] = {}
-    total: Any = 0
+    losses: dict[str, Tensor] = {}
+    # Nothing of each: parallel training needs a gradient for every parameter, whatever labels a batch has.
+    total: Any = sum(x[:, :0].float().sum() for x in (*layers[-1], saliency_scores))
     if span_labels is not None:
         for layer, (logits, spans) in enumerate(layers):
             suffix = "" if layer == len(layers) - 1 else f"_{layer}"

@@ -81,6 +81,8 @@ def additive(attention_mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
     else:
         limit = max(lowest, torch.finfo(attention_mask.dtype).min)
         addend = attention_mask.to(dtype).clamp(min=lowest)
+        if limit > lowest:  # the least number of a smaller dtype, which here would be one among others
+            addend = addend.masked_fill(attention_mask <= limit, lowest)
     return addend, addend.detach().amax(-1, keepdim=True) <= limit
 
 

@@ -58,8 +58,8 @@ class ModelArguments:
         metadata={
             # Given twice, argparse would keep the last one and forget the first.
             "action": "extend",
-            "help": f"What the attention gets: {', '.join(mechanism_names())}, or a mechanism of your own by where it "
-            "is registered: path/to/file.py or package.module:ConfigClass, which is imported. May be repeated.",
+            "help": f"What the attention gets: {', '.join(sorted(mechanism_names()))}, or one of your own by "
+            "where it is registered, path/to/file.py or package.module:ConfigClass, imported. May be repeated.",
         },
     )
     mechanism_config: str | None = field(
@@ -462,7 +462,8 @@ def _check_together(model: ModelArguments, data: DataArguments, training: RunArg
             "--harden is for the end of the annealing, and the model of --load_best_model_at_end may be from before "
             "it; use one of them."
         )
-    if model.teacher_model is None:
+    # What is only tried may have a teacher that is still to be trained.
+    if model.teacher_model is None and not training.check_only:
         for option in fields(training):
             if (
                 option.name.startswith(("distillation_", "hidden_distillation_"))

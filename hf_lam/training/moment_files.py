@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..modeling.moment_options_hf_lam import MomentOptions
-from .moment_metrics import clip_scores
+from .moment_metrics import clip_scores, count_clips
 
 # What a line has, by the names of QVHighlights.
 KEYS = ("qid", "query", "vid", "duration", "relevant_windows", "relevant_clip_ids", "saliency_scores")
@@ -171,7 +173,7 @@ def _scores(
     values: Mapping[str, Any], duration: float, clip_length: float
 ) -> tuple[tuple[int, ...] | None, np.ndarray | None]:
     given, ids = values["saliency_scores"], values["relevant_clip_ids"]
-    clips = int(duration / clip_length)
+    clips = count_clips(duration, clip_length)
     if given is None:
         return None, None
     if ids is None:
@@ -237,12 +239,15 @@ def _load(folder: Path, stem: str) -> np.ndarray:
         # Never an array of objects, which is a pickle.
         loaded = np.load(path, allow_pickle=False)
         if not isinstance(loaded, np.ndarray):
-            names = [key for key in _ARRAYS if key in loaded.files] or loaded.files
-            if len(names) > 1 and names[0] not in _ARRAYS:
-                raise ValueError(f"it holds the arrays {', '.join(names)}, and none is called {' or '.join(_ARRAYS)}")
-            loaded = loaded[names[0]]
+            with loaded as archive:
+                names = [key for key in _ARRAYS if key in archive.files] or archive.files
+                if len(names) > 1 and names[0] not in _ARRAYS:
+                    raise ValueError(
+                        f"it holds the arrays {', '.join(names)}, and none is called {' or '.join(_ARRAYS)}"
+                    )
+                loaded = archive[names[0]]
         vectors = loaded.astype(np.float64)
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
     if vectors.ndim == 1:
         vectors = vectors[None]

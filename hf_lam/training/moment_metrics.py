@@ -95,6 +95,11 @@ Args:
         return highlight_metrics(predictions, references)
 
 
+def count_clips(duration: float, clip_length: float) -> int:
+    """The whole clips of a video, lengths in seconds."""
+    return math.floor(duration / clip_length + 1e-6)  # 0.3 s are three clips of 0.1 s, and 0.3 / 0.1 is less than 3
+
+
 def clip_scores(
     duration: float,
     relevant_clip_ids: Sequence[int],
@@ -112,7 +117,7 @@ def clip_scores(
     Raises:
         ValueError: if a clip is not in the video, or scores and clips are not as many.
     """
-    clips = int(duration / clip_length)
+    clips = count_clips(duration, clip_length)
     scores = np.asarray(saliency_scores, dtype=float)
     if scores.ndim != 2 or len(scores) != len(relevant_clip_ids):
         raise ValueError(
@@ -262,13 +267,20 @@ def _interpolated_precision(scores: np.ndarray, marks: np.ndarray) -> np.ndarray
 
 
 def submission_metrics(
-    submission: Sequence[Mapping[str, Any]], annotations: Sequence[Mapping[str, Any]]
+    submission: Sequence[Mapping[str, Any]],
+    annotations: Sequence[Mapping[str, Any]],
+    *,
+    clip_length: float = 2.0,
 ) -> dict[str, float]:
     """The metrics of a file of predictions for a file of annotations, both as their lines.
 
+    Those of moments, if every line has windows, and those of highlights, if every line has scores.
+
     Args:
         submission: `qid`, with `pred_relevant_windows` or `pred_saliency_scores` or both.
-        annotations: `qid`, `relevant_windows`, `duration`, `relevant_clip_ids`, `saliency_scores`.
+        annotations: `qid`, with `relevant_windows`; or with `duration`, `relevant_clip_ids` and `saliency_scores`; or
+            both.
+        clip_length: seconds of a clip.
 
     Raises:
         ValueError: if the queries of the two are not the same.
@@ -283,12 +295,17 @@ def submission_metrics(
         )
     pairs = [(line, wanted[query]) for query, line in by_query.items()]
     metrics: dict[str, float] = {}
-    if all("pred_relevant_windows" in ours for ours, _ in pairs):
+    if _have(pairs, "pred_relevant_windows", "relevant_windows"):
         windows = [ours["pred_relevant_windows"] for ours, _ in pairs]
         metrics |= moment_metrics(windows, [line["relevant_windows"] for _, line in pairs])
-    if all("pred_saliency_scores" in ours for ours, _ in pairs):
+    if _have(pairs, "pred_saliency_scores", "saliency_scores"):
         graded = [
-            clip_scores(line["duration"], line["relevant_clip_ids"], line["saliency_scores"]) for _, line in pairs
+            clip_scores(line["duration"], line["relevant_clip_ids"], line["saliency_scores"], clip_length)
+            for _, line in pairs
         ]
         metrics |= highlight_metrics([ours["pred_saliency_scores"] for ours, _ in pairs], graded)
     return metrics
+
+
+def _have(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], predicted: str, true: str) -> bool:
+    return all(ours.get(predicted) is not None and line.get(true) is not None for ours, line in pairs)

@@ -49,7 +49,7 @@ def plot_moments(
     moments = retrieved.moments[:most]
     rows = len(moments) + (windows is not None)
     figure = figure_class(figsize=(7.0, 1.9 + 0.28 * rows), layout="constrained", dpi=150)
-    figure.suptitle(query, fontsize=10)
+    figure.suptitle(query, fontsize=10, parse_math=False)  # dollars are dollars
     curve, bars = figure.subplots(2, 1, sharex=True, height_ratios=[1.4, 0.28 * rows + 0.1])
     edges = [index * clip_length for index in range(len(saliency) + 1)]
     curve.stairs(saliency, edges, color=_SCORES, linewidth=1.4, baseline=None)

@@ -182,6 +182,25 @@ def test_rows_name_those_of_the_same_point(tmp_path: Path) -> None:
     assert "--on" not in command_of(plan, row, 0, Path("x"), None, {})
 
 
+def test_what_goes_on_from_a_run_is_tried_with_what_that_begins_with(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path,
+        """
+arguments: {model: base}
+rows:
+  full: {}
+  further: {model: "{row:full}", mechanism: lam}
+  last: {model: "{row:further}", teacher: "{row:full}"}
+""",
+    )
+    row = row_of(plan, "last")
+    assert {"--model=base", "--teacher"}.intersection(
+        word if word.startswith("--model") else word.partition("=")[0]
+        for word in command_of(plan, row, 0, Path("x"), None, {})
+    ) == {"--model=base"}
+    assert {"--model=runs/further", "--teacher=runs/full"} <= set(line_of(plan, "last"))
+
+
 def test_some_rows_come_with_those_they_need_and_the_baseline(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, NEEDING, rows=["one"])
     assert list(dict.fromkeys(row.group for row in plan.rows)) == ["plain", "full", "lam, rank=8", "one"]

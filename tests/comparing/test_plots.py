@@ -220,10 +220,41 @@ def test_differences_have_a_dot_for_every_seed_and_the_interval() -> None:
 
 def test_a_difference_far_from_the_others_is_a_number_at_the_edge() -> None:
     means = {"full": 0.765, **{f"row_{index}": 0.765 + index / 1000 for index in range(5)}, "audio": 0.55}
-    (panel,) = draw_differences(summary_of(make_rows(means))).axes
+    rows = [*make_rows(means), make_row("gone", {0: None}, errors={0: "it failed"})]
+    figure = draw_differences(summary_of(rows))
+    (panel,) = figure.axes
+    assert "In numbers: further away. Without gone: no run gave the metric." in caption_of(figure)
+    assert "In numbers" not in caption_of(draw_differences(summary_of(make_rows())))
     (far,) = labels_in(panel)
     assert re.fullmatch(r"◀ −21\.\d+ \[−\d+\.\d+, −\d+\.\d+\]", far)
     assert panel.get_xlim()[0] > -3
+
+
+def test_no_panel_of_differences_is_numbers_alone() -> None:
+    rows = [
+        make_row(f"{name}, n={n}", draw_values(mean, 0.0005, SEEDS, 1), point={"n": n}, group=name)
+        for n, lift in ((1, 0.001), (2, 0.3))
+        for name, mean in (("full", 0.5), ("lam", 0.5 + lift), ("late", 0.5 + lift))
+    ]
+    for panel in draw_differences(summary_of(rows)).axes:
+        assert not labels_in(panel) and any(line.get_marker() == "D" for line in panel.lines)
+
+
+def test_an_axis_says_if_less_is_better() -> None:
+    rows = [
+        make_row(f"{name}, n={n}", draw_values(1.5, 0.1, SEEDS, n), metric="mse", point={"n": n}, group=name)
+        for n in (60, 240)
+        for name in ("full", "lam")
+    ]
+    summary = summary_of(rows, metric="mse", greater_is_better=False, chance=None)
+    over_option = draw_metric_over_option(summary, "n")
+    for figure in (draw_metric_over_cost(summary, "flops"), over_option, draw_difference_over_option(summary, "n")):
+        assert figure.axes[0].get_ylabel().endswith("(less is better)")
+    # Rows side by side are near the number that they belong to.
+    places = [x for line in over_option.axes[0].lines for x in line.get_xdata() if line.get_marker() in "*os"]
+    assert places and all(min(abs(x - 60), abs(x - 240)) < 4 for x in places)
+    greater = summary_of(rows, metric="mse", chance=None)
+    assert "better" not in draw_metric_over_cost(greater, "flops").axes[0].get_ylabel()
 
 
 def test_few_seeds_are_said_to_be_few() -> None:
@@ -244,6 +275,27 @@ def test_few_learning_curves_share_a_panel_and_many_have_one_each() -> None:
     many = summary_of(make_rows({f"row_{index}": 0.7 for index in range(9)}, seeds=2))
     panels = draw_learning_curves(many, many.points[0]).axes
     assert [panel.get_title() for panel in panels] == [f"row_{index}" for index in range(9)]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "score"])
+def test_an_axis_in_percent_ends_at_100_whatever_the_spread(metric: str) -> None:
+    values = {0: 1.0, 1: 1.0, 2: 0.4}  # 80 ± 35 %
+    rows = [make_row(name, values, metric=metric, point={"n": n}) for n in (1, 2) for name in ("full", "lam")]
+    for row in rows:
+        for run in row["runs"]:
+            run["curve"] = [{"step": step, f"eval_{metric}": values[run["seed"]]} for step in (1, 2)]
+    summary = summary_of(rows, metric=metric)
+    figures = [
+        draw_metric_over_cost(summary, "flops"),
+        draw_learning_curves(summary, summary.points[0]),
+        draw_metric_over_option(summary, "n"),
+    ]
+    for panel in [panel for figure in figures for panel in figure.axes]:
+        low, high = panel.get_ylim()
+        if metric == "accuracy":
+            assert 100 < high <= 102 and low < 50, "chance is seen"
+        else:
+            assert high > 1.1
 
 
 def test_without_evaluations_the_curve_is_the_loss() -> None:

@@ -67,6 +67,7 @@ def test_every_row_is_run_with_every_seed_after_the_rows_it_uses(tmp_path: Path)
 
 ENDS = {
     "raise": "RuntimeError: it broke in OUTPUT_DIR/runs/raise/seed-1",
+    "memory": "MemoryError",
     "message": "no luck",
     "status": "the data are bad\n  in line 3",
     "kill": "the process was ended by SIGKILL; is there enough memory?",
@@ -86,7 +87,7 @@ def test_a_run_that_fails_says_why_and_the_others_go_on(tmp_path: Path, capsys: 
     expected = {name: [None, error] for name, error in {"full": None, **ENDS, "user": of_user}.items()}
     assert errors_of(results) == expected
     said = capsys.readouterr().err
-    assert "8 of 18 runs failed" in said and "raise RuntimeError(" in said  # the end of its log
+    assert "9 of 20 runs failed" in said and "raise RuntimeError(" in said  # the end of its log
     assert os.listdir(tmp_path / "out" / "runs" / "raise" / "seed-1") == ["log.txt"]
     traced(tmp_path)
     until.touch()
@@ -113,10 +114,14 @@ def test_a_second_start_takes_what_is_finished(tmp_path: Path) -> None:
 def test_runs_with_other_settings_are_refused(tmp_path: Path) -> None:
     run(fake_plan(tmp_path, {**ROWS, "user": {"uses": "{row:full}"}}), tmp_path)
     traced(tmp_path)
-    with pytest.raises(ValueError, match=r"late, seed 0: value 0.6, now 0.7; late, seed 1: .*another --output_dir"):
+    with pytest.raises(
+        ValueError, match=r"late, seed 0; late, seed 1: value 0.6, now 0.7\. Choose another --output_dir"
+    ):
         run(fake_plan(tmp_path, {**ROWS, "late": {"value": 0.7}}), tmp_path)
     changed = {"full": {"value": 0.4}, "user": {"uses": "{row:full}"}}
-    with pytest.raises(ValueError, match=r"user, seed 0: options of rows that it uses.full.value 0.5, now 0.4"):
+    with pytest.raises(
+        ValueError, match=r"user, seed 0; user, seed 1: options of rows that it uses.full.value 0.5, now 0.4"
+    ):
         run(fake_plan(tmp_path, changed), tmp_path)
     with pytest.raises(ValueError, match=r"metric.*no eval_bleu"):
         run(fake_plan(tmp_path, ROWS, metric="bleu"), tmp_path)
@@ -327,11 +332,15 @@ def test_a_run_is_done_again_for_one_that_uses_its_model(tmp_path: Path) -> None
 def test_test_data_are_used_once_at_the_end(tmp_path: Path) -> None:
     until = tmp_path / "mended"
     bad = {"value": 0.2, "end": "bad_test", "until": str(until)}
-    plan = fake_plan(tmp_path, {**ROWS, "user": {"value": 0.3, "uses": "{row:full}"}, "bad": bad}, seeds=[3])
+    # Runs of a search are never tested.
+    search = {"sleep": [0.0], "seeds": [7]}
+    rows = {**ROWS, "user": {"value": 0.3, "uses": "{row:full}"}, "bad": bad}
+    plan = fake_plan(tmp_path, rows, seeds=[3], search=search)
     results = run(plan, tmp_path, test=True)
     runs = [f"{name}/seed-3" for name in ("full", "late", "user", "bad")]
-    assert traced(tmp_path) == [*runs, *(f"{line} test" for line in runs)]
-    assert results["plan"]["tested"] is True
+    done = traced(tmp_path)
+    assert len(done) == 12 and done[4:] == [*runs, *(f"{line} test" for line in runs)]
+    assert results["plan"]["tested"] is True and results["plan"]["tested_runs"] == 3
     assert metric_of(results, "late", "predict_accuracy") == [0.3]
     assert metric_of(results, "late") == [0.6 + 0.03]
     assert "predict_runtime" not in results["rows"][0]["runs"][0]["metrics"]
@@ -359,6 +368,8 @@ def test_metrics_of_a_test_that_was_not_finished_are_none_of_the_results(tmp_pat
     results = run(fake_plan(tmp_path, ROWS, seeds=1), tmp_path)
     assert results["plan"]["tested"] is False
     assert metric_of(results, "full", "predict_accuracy") == [None]
+    # It is not said that nobody has seen them.
+    assert "the test data were used for 1 of 2 runs" in (tmp_path / "out" / "results.md").read_text()
 
 
 # --- times -----------------------------------------------------------------------------------------------------------

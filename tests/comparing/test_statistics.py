@@ -138,6 +138,7 @@ def test_how_many_intervals_miss_by_chance() -> None:
     assert note_on_chance([apart, few]) is None
     said = note_on_chance([*[apart] * 3, *[not_apart] * 17, few])
     assert said is not None and said.startswith("3 of 20 intervals leave out 0; ") and " 1 would do so" in said
+    assert (note_on_chance([apart, *[not_apart] * 4]) or "").startswith("1 of 5 intervals leaves out 0; ")
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ LOGS = {
     "torchrun": (FROM_TORCHRUN.format(rank=""), "--views_budget must be above 0, got -1.0.\nRuntimeError: too small"),
     "rank": (FROM_TORCHRUN.format(rank="[rank1]: ").partition("\n")[2], "RuntimeError: too small"),
     "words": ("hello\nworld\n", "it ended with exit status 3: world"),
-    "nothing": ("", "it ended with exit status 3: "),
+    "nothing": ("", "it ended with exit status 3, and said nothing"),
 }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nan
 from helpers.fusion_heads import LENGTH, SHORT, head_config, head_inputs, make_head, moment_labels, take
 from helpers.outputs import outputs_of
 from hf_lam import HfLamFusionConfig, HfLamFusionForMomentRetrieval
+from hf_lam.modeling.fusion_features_hf_lam import sinusoidal_positions
 from hf_lam.modeling.moment_losses_hf_lam import (
     Matched,
     generalized_iou,
@@ -157,6 +158,19 @@ def test_the_places_of_clips_matter_to_the_decoder_alone_where_features_have_non
     assert (first["pred_spans"] - second["pred_spans"]).abs().max() > 1e-4
 
 
+def test_a_clip_has_one_place_in_all_modalities() -> None:
+    """Also where one of them lacks a clip before it; class tokens are no clips."""
+    features = {"clips": {"size": 5, "class_tokens": 1}, "sound": {"size": 7, "class_tokens": 1}}
+    model, inputs = make_head("moments", features=features), head_inputs()
+    inputs["sound_mask"][0, 2] = 0
+    outputs = model.fusion(**inputs, output_modality_states=True)
+    of_text, *of_streams = model._clip_positions(outputs, model.in_step(outputs)[1]).split(LENGTH, dim=1)
+    expected = sinusoidal_positions(torch.tensor([0, 0, 1, 2, 3, 4]), 32)
+    assert not of_text.any()
+    for places in of_streams:
+        torch.testing.assert_close(places[0], expected)
+
+
 def test_queries_start_apart() -> None:
     torch.manual_seed(0)
     model = HfLamFusionForMomentRetrieval(head_config()).eval()
@@ -193,6 +207,24 @@ def test_every_layer_has_a_loss_unless_it_is_said_otherwise() -> None:
     }
 
 
+@pytest.mark.parametrize("names", [["span_labels"], ["saliency_labels"], ["span_labels", "saliency_labels"]])
+@pytest.mark.parametrize("moments", [{"lw_saliency": 0.0}, {"aux_loss": False}, {"dec_layers": 1}])
+def test_every_parameter_has_a_gradient_whatever_labels_there_are(moments: dict[str, Any], names: list[str]) -> None:
+    model = make_head("moments", moments=moments)
+    labels = moment_labels()
+    model(**head_inputs(), **{name: labels[name] for name in names}).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_batch_without_clips_has_a_loss() -> None:
+    model, inputs = make_head("moments", combine="concat"), head_inputs()
+    query = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    outputs = model(**query, span_labels=torch.full((2, 1, 2), nan), saliency_labels=torch.zeros(2, 0))
+    outputs.loss.backward()
+    assert outputs.loss_dict["loss_saliency"] == 0 and outputs.loss > 0
+    assert all(len(found.saliency) == 0 for found in model.post_process(outputs))
+
+
 def test_padding_has_no_label() -> None:
     model, inputs, labels = make_head("moments"), head_inputs(), moment_labels()
     expected = model(**inputs, **labels).loss
@@ -222,7 +254,9 @@ def test_retrieve_from_one_video() -> None:
     assert len(model.retrieve(clips, words).moments) == 4
     from_arrays = model.retrieve({"video": clips.numpy()}, {"words_features": words[None]}, top_k=2)
     assert from_arrays.moments == found.moments
-    assert model.train().retrieve(np.asarray(clips), words, top_k=2).moments == found.moments and model.training
+    model.train().fusion.eval()
+    assert model.retrieve(np.asarray(clips), words, top_k=2).moments == found.moments
+    assert model.training and model.decoder.training and not model.fusion.training
 
 
 def test_retrieve_by_a_text() -> None:

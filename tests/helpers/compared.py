@@ -67,6 +67,7 @@ def make_results(rows: Sequence[Mapping[str, Any]], **plan: Any) -> dict[str, An
         "baseline": rows[0]["group"],
         "seeds": [run["seed"] for run in rows[0]["runs"]],
         "tested": False,
+        "tested_runs": 0,
         **plan,
     }
     return {"format": 1, "plan": said, "versions": {}, "rows": list(rows), "search": []}

@@ -44,6 +44,8 @@ def main(arguments):
     time.sleep(given.sleep)
     if ends and given.end == "raise":
         raise RuntimeError(f"it broke in {output}")
+    if ends and given.end == "memory":
+        raise MemoryError
     if ends and given.end == "message":
         sys.exit("no luck")
     if ends and given.end == "status":

@@ -170,6 +170,17 @@ def test_features_that_are_none(array: Any, message: str, tmp_path: Path) -> Non
         read_features("v", [tmp_path])
 
 
+@pytest.mark.parametrize("name", ["v.npz", "v.npy"])
+def test_features_that_were_cut_off(name: str, tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "v.npz", features=np.random.rand(9, 3))
+    whole = (tmp_path / "v.npz").read_bytes()
+    (tmp_path / "v.npz").unlink()
+    for length in (0, 60):
+        (tmp_path / name).write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=f"{name}' cannot be read"):
+            read_features("v", [tmp_path])
+
+
 def test_features_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no v\.npz or v\.npy in"):
         read_features("v", [tmp_path])

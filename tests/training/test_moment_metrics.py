@@ -105,6 +105,7 @@ def test_the_best_clip_may_lie_after_the_end() -> None:
 def test_clips_of_an_annotation() -> None:
     scores = clip_scores(9.0, [1, 3], [[4, 1, 2], [0, 3, 3]])
     assert scores.tolist() == [[0, 0, 0], [4, 1, 2], [0, 0, 0], [0, 3, 3]]
+    assert len(clip_scores(0.3, [2], [[1]], clip_length=0.1)) == 3  # 0.3 / 0.1 is less than 3
     with pytest.raises(ValueError, match=r"clip 4 is not in a video of 9\.0 s, which has 4 clips"):
         clip_scores(9.0, [4], [[1, 1, 1]])
     with pytest.raises(ValueError, match="each of the 2 relevant clips"):
@@ -130,6 +131,9 @@ def test_files_are_matched_by_query() -> None:
         submission_metrics([right], annotations)
     windows_alone = [{key: x for key, x in line.items() if "saliency" not in key} for line in (right, wrong)]
     assert all(name.startswith("MR") for name in submission_metrics(windows_alone, annotations))
+    # As Charades-STA, whose clips nobody scored: predictions have scores nevertheless.
+    unscored = [{"qid": line["qid"], "relevant_windows": line["relevant_windows"]} for line in annotations]
+    assert set(submission_metrics([right, wrong], unscored)) == set(submission_metrics(windows_alone, annotations))
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,8 @@ def test_what_goes_together(base: list[str], monkeypatch: pytest.MonkeyPatch) ->
     Path("m").mkdir()
     model, _, _ = parse(*base, "--model_name_or_path", "~/m", "--teacher_model", "./m", "--distillation_weight", "1")
     assert (model.model_name_or_path, model.teacher_model) == (str(Path.cwd() / "m"), "./m")
+    # Tried before there is the teacher.
+    assert parse(*base, "--hidden_distillation_weight", "1", "--check_only")[2].hidden_distillation_weight == 1
     # A saved mixture is hardened without naming the mechanism again.
     assert parse(*base, "--harden")[0].harden
     parse(*base, "--streaming", "--max_steps", "1", "--shuffle_buffer_size", "10")

@@ -45,3 +45,9 @@ def test_what_cannot_be_drawn() -> None:
         plot_moments(FOUND, "a dog barks", scores=[1, 2])
     with pytest.raises(ValueError, match="most must be at least 1"):
         plot_moments(FOUND, "a dog barks", most=0)
+
+
+def test_a_query_is_no_formula() -> None:
+    figure = plot_moments(FOUND, "pays $5, gets $4_ back")
+    figure.canvas.draw()
+    assert not figure._suptitle.get_parse_math()

@@ -165,6 +165,25 @@ def test_an_addend_of_minus_infinity_blocks(implementation: str) -> None:
     assert_gradients_same(actual, expected, [query, key, value])
 
 
+@pytest.mark.parametrize("implementation", ["eager", "chunked"])
+@pytest.mark.parametrize(("dtype", "of_padding"), [(torch.float32, torch.float16), (torch.float64, torch.float32)])
+def test_what_padding_and_an_addend_block_together_is_blocked(
+    implementation: str, dtype: torch.dtype, of_padding: torch.dtype
+) -> None:
+    """Also where the padding blocks with the least number of a smaller dtype, as transformers makes it."""
+    query, key, value, _ = make_inputs(dtype=dtype)
+    is_half = torch.arange(13) < 6
+    padding = torch.zeros(13, dtype=of_padding).masked_fill(is_half, torch.finfo(of_padding).min)[None, None, None]
+    addend = torch.zeros(13, 13, dtype=dtype).masked_fill(~is_half, -float("inf"))
+    addend[3:] = 0
+    actual = changed_attention(
+        query, key, value, addend=addend[None, None], attention_mask=padding, implementation=implementation
+    )
+    assert not actual[:, :, :3].any()
+    expected = lam_attention(query, key, value, torch.ones(1, 1, 13, 13), attention_mask=~is_half)
+    assert_same(actual[:, :, 3:], expected[:, :, 3:])
+
+
 def test_a_mask_of_ones_is_stock_attention_and_a_zero_is_no_preference() -> None:
     query, key, value, mask = make_inputs()
     stock = torch.nn.functional.scaled_dot_product_attention(query, key, value)

@@ -213,17 +213,24 @@ def test_what_a_search_found_is_a_column() -> None:
     results["search"] = [{"row": "full", "value": value, "seeds": [100], "mean": 0.5} for value in (3e-4, 1e-3)]
     table = markdown_table(results, {})
     assert cell(table, "half", "learning_rate") == "0.001"
-    assert "learning_rate: chosen for each row among 0.0003, 0.001 on validation data, with seeds 100." in table
+    said = "learning_rate: chosen for each row among 0.0003, 0.001 on validation data, with seeds 100."
+    assert f"{said}\n" in table
+    results["search"].append({"row": "full", "value": 3e-3, "seeds": [100], "mean": 0.5})
+    table = markdown_table(results, {})
+    assert "Of full it is the smallest or the largest of these: what lies beyond may be better." in table
+    results["rows"][1]["found"] = {"learning_rate": 3e-3}
+    assert "Of all rows it is the smallest" in markdown_table(results, {})
 
 
 def test_a_row_that_could_not_be_timed_says_why() -> None:
-    rows = [full(), make_row("half", draw_values(0.7, 0.01, SEEDS, 1))]
+    rows = [full(), *(make_row(name, draw_values(0.7, 0.01, SEEDS, 1)) for name in ("half", "lam"))]
     times = make_times(rows)
-    times["rows"]["half"] = {"error": "ValueError: no such class", "train_seconds": {"0": 3.0}}
+    for name in ("half", "lam"):
+        times["rows"][name] = {"error": "no such class", "train_seconds": {"0": 3.0}}
     del times["rows"]["full"]["step_ms"]
     table = markdown_table(make_results(rows), times)
     assert cell(table, "half", "inference, ms") == "–" and cell(table, "half", "training, s") == "3.00"
-    assert "- half could not be timed: ValueError: no such class" in table
+    assert "- Not timed: half, lam: no such class" in table
     assert "No training step of full is timed" in table and "training step, ms" not in lines_of(table)[""]
 
 
