@@ -213,6 +213,7 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path, monkeypatch):
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.slow
 def test_a_folder_that_does_not_load_is_an_error_with_the_reason(tmp_path):
     with pytest.raises(RuntimeError, match=r"did not load in a fresh process(.|\n)*none'"):
         logits_in_fresh_process(tmp_path / "none", torch.zeros(1, 3, 8, 8), tmp_path)

@@ -293,6 +293,7 @@ def test_pruned_heads(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_changes_that_nobody_saw_are_not_exported() -> None:
     model, inputs = make("vit", "bottleneck")
     change_layers(model, [0, 1])

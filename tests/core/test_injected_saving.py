@@ -266,6 +266,7 @@ def test_saving_that_fails_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_threads_save_one_after_the_other(tmp_path: Path) -> None:
     model = injected("vit")
     inputs = FAMILIES["vit"].inputs()

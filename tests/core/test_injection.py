@@ -337,6 +337,7 @@ def test_copies_and_pickles_use_views_of_their_own(host: str, name: str) -> None
         remove(twin)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "name"),
     [

@@ -133,6 +133,7 @@ def test_implementations_agree(lam: Any, tokenizer: Any) -> None:
         assert_same_where_not_padded(outputs[implementation], outputs["eager"], inputs["attention_mask"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "frozen", [pytest.param(False, marks=pytest.mark.slow), True], ids=["everything", "host_frozen"]
 )

@@ -53,6 +53,7 @@ assert not [name for name, module in sys.modules.items() if module and name.part
 NAMES = ["shared_rank_per_head", "half", "bottleneck", "per_layer", "lam", "annealing", *STT_CONFIGS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "saved",
     [

@@ -96,6 +96,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [pytest.param("random", marks=pytest.mark.slow), "group_by_length"])
 def test_rows_of_texts(strategy: str, texts: dict[str, str], tmp_path: Path) -> None:
     records = {}
@@ -321,6 +322,7 @@ FINISHED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [pytest.param(x, marks=[] if x == "lam" else pytest.mark.slow) for x in FINISHED])
 def test_a_finished_run_predicts_its_test_data(case: str, texts: dict[str, str], tmp_path: Path) -> None:
     run = {**RUN, **texts, **FINISHED[case], "eval_strategy": "epoch"}

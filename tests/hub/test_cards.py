@@ -245,6 +245,7 @@ def test_only_pictures_are_pictures(name: str) -> None:
     assert read_card(f"## Pictures\n\n![a]({name})\n![b](masks.png)\n").pictures == {"masks.png": "b"}
 
 
+@pytest.mark.slow
 def test_pictures_of_an_earlier_card_are_taken_over(tmp_path: Path) -> None:
     model, _ = made("bert")
     drawn = write_card(model, tmp_path, name="some", inputs=make_samples_of(model))

@@ -12,6 +12,7 @@ from hf_lam import HfLamBertModel, LocomtConfig, convert, inject, set_views
 from hf_lam.modeling.mechanism_hf_lam import ScoreChange
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way", ["loaded", *(pytest.param(way, marks=pytest.mark.slow) for way in ("annealed", "set"))]
 )

@@ -124,6 +124,7 @@ def assert_loads_the_same(loaded: Any, model: Any, data: dict[str, torch.Tensor]
         assert generated(loaded, data, beams) == generated(model, data, beams)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism, decoder", [("dense", "gpt2"), ("mixture", "bert")])
 def test_learns_the_words_of_digits_and_travels(mechanism: str, decoder: str, tmp_path: Path) -> None:
     model = make_captioner(mechanism, decoder).train()

@@ -138,6 +138,7 @@ def test_eight_with_a_teacher_equal_two_accumulated_of_four(case: str, tmp_path:
     assert_same_weights(split, whole, tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_kind_under_autocast(tmp_path: Path) -> None:
     # It takes no token types, and its own sizes differ.
     model = make_lam(

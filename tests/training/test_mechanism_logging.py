@@ -267,6 +267,7 @@ def test_only_training_logs_get_entries(tmp_path: Path) -> None:
     assert kinds.count((True, True)) == 2 and kinds.count((False, False)) == 3 and len(kinds) == 5
 
 
+@pytest.mark.slow
 def test_learning_rate_of_the_mechanisms(tmp_path: Path) -> None:
     def rates(**arguments: Any) -> list[tuple[float, float | None]]:
         model = make_lam(STOCK["vit"], "vit")

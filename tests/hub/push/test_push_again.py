@@ -144,6 +144,7 @@ def test_the_last_push_gives_the_session_its_limit_back() -> None:
     assert get_session().timeout == before
 
 
+@pytest.mark.slow
 def test_results_that_are_older_than_the_weights_are_left_out(
     hub: HubServer, lam_bert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -356,6 +356,7 @@ def test_compile_is_one_graph_with_gradients(kind: str | None, combine: str) -> 
         assert_gradients_same(actual, expected, inputs)
 
 
+@pytest.mark.slow
 def test_dropout_under_compile_is_consistent() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lam_attention, fullgraph=True, backend="aot_eager")

@@ -202,6 +202,7 @@ def test_switches_with_the_last_step_if_asked(tmp_path: Path) -> None:
     assert block["annealing"] is False
 
 
+@pytest.mark.slow
 def test_checkpoints_on_the_way_load_with_the_same_outputs(tmp_path: Path) -> None:
     case: dict[int, torch.Tensor] = {}
 
@@ -288,6 +289,7 @@ def test_finds_the_encoder_in_a_wrapped_model() -> None:
     assert not is_annealing(model)
 
 
+@pytest.mark.slow
 def test_says_that_the_best_checkpoint_was_not_evaluated_with_the_views(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

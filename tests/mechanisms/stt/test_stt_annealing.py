@@ -124,6 +124,7 @@ def test_synthesizers_learn_once_mixing_has_begun(synthesizer: str, tmp_path: Pa
     assert moved(3, 6) == set(own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "host, others, step",
     [pytest.param("bert", (), 2, marks=pytest.mark.slow), ("vit", (LamConfig(per_head=True),), 5)],
@@ -156,6 +157,7 @@ def test_resumed_equals_uninterrupted(host: str, others: tuple[Any, ...], step: 
     assert max_difference(outputs(model, host), outputs(trainer.model, host)) == 0
 
 
+@pytest.mark.slow
 def test_checkpoints_on_the_way_hold_their_mixing(tmp_path: Path) -> None:
     case: dict[int, torch.Tensor] = {}
 
@@ -201,6 +203,7 @@ def test_gradient_checkpointing_changes_nothing(host: str, reentrant: bool, free
     assert_same_weights(plain, checkpointed, 1e-6)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_share_their_steps_mixing(tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", per_device_train_batch_size=8)
     parts = trained(tmp_path / "parts", per_device_train_batch_size=4, gradient_accumulation_steps=2)

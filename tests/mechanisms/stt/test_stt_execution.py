@@ -55,6 +55,7 @@ class Attention(torch.nn.Module):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("implementation", "dynamic", "form"),
     [
