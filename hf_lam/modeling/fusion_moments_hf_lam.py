@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
-from transformers.models.detr.modeling_detr import DetrDecoderLayer, DetrMLPPredictionHead
 from transformers.utils.generic import can_return_tuple
 
 from .fusion_features_hf_lam import sinusoidal_positions
@@ -114,6 +113,9 @@ class MomentDecoder(nn.Module):
 
     def __init__(self, config: Any, options: MomentOptions) -> None:
         super().__init__()
+        # Not before one is made: fusion models of other kinds need no DETR.
+        from transformers.models.detr.modeling_detr import DetrDecoderLayer
+
         layer_config: Any = _DecoderConfig(config, options.dropout)
         self.queries = nn.Embedding(options.num_queries, config.hidden_size)
         self.layers = nn.ModuleList(DetrDecoderLayer(layer_config) for _ in range(options.dec_layers))
@@ -149,6 +151,8 @@ class FusionForMomentRetrieval(TokensInStep, FusionPreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        from transformers.models.detr.modeling_detr import DetrMLPPredictionHead
+
         self.options = MomentOptions(**(config.moments or {}))
         self.label_modalities: list[str] = config.labelled_modalities
         if set(self.label_modalities) == set(config.modalities):

@@ -166,7 +166,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
 
 
 DRIVER = """
-import sys
+import signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 from helpers.comparing import fake_plan
@@ -174,6 +174,8 @@ from hf_lam.comparing.plan import read_plan
 from hf_lam.comparing.running import run_plan
 
 sys.modules["hf_lam.comparing.plots"] = SimpleNamespace(write_plots=lambda *arguments: None)
+# A shell that starts tests in the background makes them deaf to it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder = Path(sys.argv[1])
 rows = {name: {"value": 0.5, "sleep": 0.3} for name in ("full", "late", "half")}
 launch = [sys.executable] if sys.argv[2] == "launch" else []

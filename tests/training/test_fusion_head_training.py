@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from helpers.fusion_head_training import KINDS, arguments, labels_for, pad, samples, train_head, without_dropout
-from helpers.fusion_heads import HEADS, head_inputs, make_head
+from helpers.fusion_heads import head_inputs, make_head
 from helpers.processes import TESTS, run_process
 from hf_lam import HfLamFusionModel
 from hf_lam.training import HfLamTrainer, classification_metrics, regression_metrics, retrieval_metrics
@@ -147,7 +147,7 @@ def test_the_heads_learn(tmp_path: Path) -> None:
     whole = (inputs["sound_features"][..., 1].mean(1) > 0).long()
     inputs["input_ids"] = inputs["input_ids"][torch.arange(count)]
     metric = {"token": "accuracy", "sequence": "accuracy", "embedding": "first_to_second_r@1"}
-    for head in HEADS:
+    for head in metric:
         model = make_head(head, "lam", num_labels=2)
         rows = [{key: value[index] for key, value in inputs.items()} for index in range(count)]
         if head != "embedding":
