@@ -420,6 +420,7 @@ def test_results_are_written_without_times(
 # --- search ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_value_is_chosen_for_every_row(tmp_path: Path) -> None:
     rows = {"full": {}, "user": {"uses": "{row:full}"}, "fixed": {"end": "raise", "end_seed": 9}}
     plan = fake_plan(tmp_path, rows, seeds=1, search={"value": [0.1, 0.4, 0.2], "seeds": [8, 9]})

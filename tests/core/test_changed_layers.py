@@ -192,6 +192,7 @@ def refuse(model: Any, folder: Path, message: str) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["per_layer", "mixture", "lam"])
 @pytest.mark.parametrize("surgery", ["reversed", "last", "doubled"])
 def test_a_state_dict_that_is_the_first_look_belongs_to_them(name: str, surgery: str, tmp_path: Path) -> None:

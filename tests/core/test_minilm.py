@@ -110,6 +110,7 @@ def test_a_padded_sample_gets_what_it_gets_alone(
     assert gap_between_batch_and_alone(model, inputs) <= 1e-5
 
 
+@pytest.mark.slow
 @configs
 def test_a_padded_sample_gets_what_it_gets_alone_in_double_precision(lam: Any, tokenizer: Any) -> None:
     # Stronger masks amplify rounding beyond 1e-5, and nothing but rounding: in fp64 the gap all but vanishes.

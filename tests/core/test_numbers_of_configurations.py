@@ -104,6 +104,7 @@ each = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize("host", CONFIGURATIONS)
 def test_encoders(host: str, nonsense: list[Any]) -> None:
@@ -125,6 +126,7 @@ def test_encoders(host: str, nonsense: list[Any]) -> None:
     assert not strange
 
 
+@pytest.mark.slow
 @each
 def test_fusion_models(nonsense: list[Any]) -> None:
     config = fusion_config(("text", "image"), 1, hf_lam=LocomtConfig(), classifier_dropout=0.1, pooling="mean")

@@ -179,6 +179,7 @@ def test_queries_start_apart() -> None:
     assert (spans[:, 0] - spans[:, 1]).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_it_learns_to_find_windows_and_to_score_clips() -> None:
     model, inputs, labels = make_head("moments"), head_inputs(), moment_labels()
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)

@@ -257,6 +257,7 @@ def seq2seq_trainer(model: Any, folder: Path, *callbacks: Any, **arguments: Any)
     )
 
 
+@pytest.mark.slow
 def test_trains_anneals_and_predicts_with_a_trainer(tmp_path: Path) -> None:
     model = make_captioner("mixture", "bert")
     trainer = seq2seq_trainer(

@@ -99,7 +99,11 @@ def test_a_sound_that_was_cut_off(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in VIDEOS if kind not in NOT_PIPED and kind != "mp4"])
 def test_a_video_from_a_pipe_passes(kind: str) -> None:
-    whole, piped = (read_frames(video(frames(), **VIDEOS[kind], is_piped=is_piped)) for is_piped in (False, True))
+    options = dict(VIDEOS[kind])
+    if options["codec"] == "libx264":
+        # x264 does not always choose the same; without losses all its choices show the same.
+        options["codec_options"] = {**options.get("codec_options", {}), "qp": "0"}
+    whole, piped = (read_frames(video(frames(), **options, is_piped=is_piped)) for is_piped in (False, True))
     np.testing.assert_array_equal(piped, whole)
 
 

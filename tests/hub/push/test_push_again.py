@@ -50,6 +50,7 @@ def test_pushing_the_same_again_is_no_commit(hub: HubServer, lam_bert: Any) -> N
     assert second.commit.oid == first.commit.oid
 
 
+@pytest.mark.slow
 def test_what_a_run_measured_wins_over_an_older_card(hub: HubServer, lam_bert: Any, tmp_path: Path) -> None:
     lam_bert.save_pretrained(tmp_path)
     old = EvalResult("text-classification", "user/old", "Old", "accuracy", 0.95, dataset_split="validation")

@@ -485,6 +485,7 @@ def test_copies_live_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert_gradients_same(actual, lam_attention(*inputs), inputs)
 
 
+@pytest.mark.slow
 def test_operators_pass_torchs_own_checks() -> None:
     inputs = make_inputs()
     arguments = (*inputs, None, paddings(2, 3, 13, 13)["per_query"], 0.3, 0.2, torch.tensor(5))

@@ -367,6 +367,7 @@ def test_dropout_drops_at_its_rate_rescales_and_follows_the_default_generator(
     assert not torch.equal(dropped, dropout_weights(2, 0.3, with_mask, implementation))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_backward_drops_what_forward_dropped(with_mask: bool) -> None:
     lengths, views = [2, 1, 3], VIEWS[1:4]

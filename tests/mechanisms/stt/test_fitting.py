@@ -110,6 +110,7 @@ def test_other_grids(host: str, options: dict[str, Any]) -> None:
     assert all(after < before for before, after in zip(report.kl_before, report.kl_after, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "host, options, rate",
     [

@@ -253,6 +253,7 @@ def test_finds_the_encoder_in_a_wrapped_model() -> None:
     assert only_mixing(model) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end, warns", [(1.0, True), (1 / 6, False)])
 def test_says_that_the_best_checkpoint_is_too_early(
     end: float, warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -85,6 +85,7 @@ def test_compile_with_inductor(implementation: str) -> None:
     assert_is(actual, formula(value, axes, shares, allowed), [value, *axes, shares])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("strict", [True, False])
 def test_export_holds_plain_operators_only(implementation: str, strict: bool) -> None:
