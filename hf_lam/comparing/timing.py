@@ -27,6 +27,7 @@ from ..hub.buildable import model_class_of
 from ..mechanism_options import import_mechanism
 from ..modeling.mechanism_registry_hf_lam import mechanism_names
 from ..modeling.version_hf_lam import TRAVELLING_FILES
+from .output_folder import write_json
 
 BATCH_FILE, RECORD_FILE = "batch.safetensors", "run.json"
 
@@ -233,9 +234,7 @@ def main() -> None:
     found = time_rows(
         request["folders"], threads=request["threads"], report=lambda line: print(line, file=sys.stderr, flush=True)
     )
-    partial = given.output.with_name(f".{given.output.name}.partial")
-    partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, given.output)
+    write_json(given.output, found)
 
 
 if __name__ == "__main__":

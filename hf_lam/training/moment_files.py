@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..modeling.moment_options_hf_lam import MomentOptions
+from ..modeling.saving_hf_lam import staging
 from .moment_metrics import clip_scores, count_clips
 
 # What a line has, by the names of QVHighlights.
@@ -336,15 +337,17 @@ def write_submission(
         saliency: of each, a score for every clip.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for annotation, found, scores in zip(annotations, windows, saliency, strict=True):
-            line = {
-                "qid": annotation.qid,
-                "query": annotation.query,
-                "vid": annotation.vid,
-                "pred_relevant_windows": [[round(float(x), 4) for x in window] for window in found],
-                "pred_saliency_scores": [round(float(score), 4) for score in scores],
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    lines = [
+        {
+            "qid": annotation.qid,
+            "query": annotation.query,
+            "vid": annotation.vid,
+            "pred_relevant_windows": [[round(float(x), 4) for x in window] for window in found],
+            "pred_saliency_scores": [round(float(score), 4) for score in scores],
+        }
+        for annotation, found, scores in zip(annotations, windows, saliency, strict=True)
+    ]
+    with staging(path.parent, ".submission.") as folder:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / path.name).write_text(text, encoding="utf-8")
+        os.replace(folder / path.name, path)

@@ -14,6 +14,8 @@ import datasets
 import evaluate
 import numpy as np
 
+from ..modeling.moment_options_hf_lam import MomentOptions
+
 # What a predicted window must share with a true one, intersection over union, to count.
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 # Lengths of the true windows that count, in seconds: more than the first, at most the second.
@@ -104,7 +106,7 @@ def clip_scores(
     duration: float,
     relevant_clip_ids: Sequence[int],
     saliency_scores: Sequence[Sequence[float]],
-    clip_length: float = 2.0,
+    clip_length: float = MomentOptions.clip_length,
 ) -> np.ndarray:
     """The scores of all clips of a video, `(clips, people)`, of an annotation that names the relevant ones.
 
@@ -270,7 +272,7 @@ def submission_metrics(
     submission: Sequence[Mapping[str, Any]],
     annotations: Sequence[Mapping[str, Any]],
     *,
-    clip_length: float = 2.0,
+    clip_length: float = MomentOptions.clip_length,
 ) -> dict[str, float]:
     """The metrics of a file of predictions for a file of annotations, both as their lines.
 

@@ -11,14 +11,23 @@ run_recorded(trainer, ["accuracy"], settings, test)
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from .arguments import RunArguments
-from .recording import RECORD_FILE, RecordingTrainer, check_run, hash_starts, write_record
+from .recording import RecordingTrainer, check_run, hash_starts, recorded_settings, write_record
+
+# Of the arguments of a run, those that a model which several runs start from is trained with as well.
+_SHARED = (
+    *("seed", "learning_rate", "weight_decay", "lr_scheduler_type"),
+    *("per_device_train_batch_size", "disable_tqdm"),
+)
 
 
 def is_recorded(training: RunArguments, settings: Mapping[str, Any]) -> bool:
@@ -27,15 +36,14 @@ def is_recorded(training: RunArguments, settings: Mapping[str, Any]) -> bool:
     Raises:
         ValueError: if it has a run with other settings.
     """
-    path = Path(str(training.output_dir), RECORD_FILE)
-    if not (training.do_train and training.do_predict and path.is_file()):
+    its, ours = recorded_settings(training), json.loads(json.dumps(settings))
+    if its is None:
         return False
-    its, ours = json.loads(path.read_text(encoding="utf-8"))["settings"], json.loads(json.dumps(settings))
     differing = sorted(name for name in its.keys() | ours.keys() if its.get(name) != ours.get(name))
     if differing:
         raise ValueError(
-            f"--output_dir {str(path.parent)!r} has a finished run with another {', '.join(differing)}; choose "
-            "another folder."
+            f"--output_dir {str(training.output_dir)!r} has a finished run with another {', '.join(differing)}; "
+            "choose another folder."
         )
     return True
 
@@ -91,3 +99,48 @@ def run_recorded(
     if training.do_predict and test is not None:
         keep("predict", trainer.evaluate(test, metric_key_prefix="predict"))
     return found
+
+
+# --- what several runs start from ------------------------------------------------------------------------------------
+
+
+def write_once(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a folder, whole or not at all, unless it is there; runs that begin together may all try.
+
+    Args:
+        folder: what several runs read.
+        write: gets the path of a folder that is not there yet, beside it.
+    """
+    if folder.is_dir():
+        return
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    write(partial)
+    try:
+        os.replace(partial, folder)
+    except OSError:  # another process was first
+        shutil.rmtree(partial)
+
+
+def train_once(folder: Path, model: PreTrainedModel, dataset: Any, training: RunArguments, **options: Any) -> None:
+    """Train a model that several runs start from, and save it, unless an earlier run has.
+
+    Args:
+        folder: of the model.
+        model: before training, which it is trained in place.
+        dataset: for `Trainer`.
+        training: of the run: the seed, the learning rate and its schedule, weight decay and the size of batches.
+        **options: of `TrainingArguments`, besides: how long, for example.
+    """
+    if folder.is_dir():
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = TrainingArguments(
+            scratch,
+            save_strategy="no",
+            report_to="none",
+            dataloader_pin_memory=False,
+            **{name: getattr(training, name) for name in _SHARED},
+            **options,
+        )
+        Trainer(model=model, args=plain, train_dataset=dataset).train()
+    write_once(folder, model.save_pretrained)

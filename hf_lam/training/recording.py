@@ -262,6 +262,14 @@ def settings_of(model: ModelArguments, data: DataArguments, training: RunArgumen
     return json.loads(json.dumps(kept, default=str))
 
 
+def recorded_settings(training: RunArguments) -> dict[str, Any] | None:
+    """Those of the finished run in the output folder, if this command is to predict its test data; else None."""
+    path = Path(str(training.output_dir), RECORD_FILE)
+    if not (training.do_train and training.do_predict and path.is_file()):
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))["settings"]
+
+
 def is_finished(model: ModelArguments, data: DataArguments, training: RunArguments) -> bool:
     """Whether the output folder has what this command would train, so that only its test data are left to predict.
 
@@ -269,12 +277,10 @@ def is_finished(model: ModelArguments, data: DataArguments, training: RunArgumen
         ValueError: if the folder is that of a run with other options, or its model is not there any more.
     """
     folder = Path(str(training.output_dir))
-    if not (training.do_train and training.do_predict and training.record_run and (folder / RECORD_FILE).is_file()):
+    its = recorded_settings(training) if training.record_run else None
+    if its is None:
         return False
-    its, ours = (
-        json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["settings"],
-        settings_of(model, data, training),
-    )
+    ours = settings_of(model, data, training)
     for name in sorted(its.keys() & ours.keys()):
         if its[name] != ours[name]:
             raise ValueError(

@@ -16,9 +16,6 @@ start from the same two, which are kept in `--encoders_dir`, with three fusion l
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,8 +28,6 @@ from torch import Tensor
 from transformers import (
     DefaultDataCollator,
     HfArgumentParser,
-    Trainer,
-    TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
     set_seed,
@@ -42,7 +37,7 @@ import hf_lam
 from hf_lam import HfLamFusionForSequenceClassification, LocomtConfig
 from hf_lam.mechanism_options import read_mechanisms
 from hf_lam.training.arguments import RunArguments
-from hf_lam.training.recorded_runs import is_recorded, run_recorded
+from hf_lam.training.recorded_runs import is_recorded, run_recorded, train_once
 from hf_lam.training.recording import RecordingTrainer
 from hf_lam.training.widening import widen_like
 
@@ -213,23 +208,8 @@ def encoder_of(modality: str, train: Split, arguments: DigitArguments, training:
     images = train.degraded if modality == "image" else train.sounds  # to a ViT, both are images
     every = torch.arange(len(images))
     pairs = Pairs(images, train.sounds, every, every, train.digits, ["image"])
-    with tempfile.TemporaryDirectory() as scratch:
-        plain = TrainingArguments(
-            scratch,
-            num_train_epochs=arguments.encoder_epochs,
-            save_strategy="no",
-            report_to="none",
-            **{x: getattr(training, x) for x in ("seed", "learning_rate", "weight_decay", "lr_scheduler_type")},
-            **{x: getattr(training, x) for x in ("warmup_steps", "per_device_train_batch_size", "disable_tqdm")},
-            dataloader_pin_memory=False,
-        )
-        Trainer(model=model, args=plain, train_dataset=pairs).train()
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    model.save_pretrained(partial)
-    try:
-        os.replace(partial, folder)
-    except OSError:  # another process was first
-        shutil.rmtree(partial)
+    epochs, warmup = arguments.encoder_epochs, training.warmup_steps
+    train_once(folder, model, pairs, training, num_train_epochs=epochs, warmup_steps=warmup)
     return folder
 
 

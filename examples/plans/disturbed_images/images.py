@@ -22,9 +22,6 @@ trained on.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,8 +36,6 @@ from transformers import (
     AutoModelForImageClassification,
     HfArgumentParser,
     PreTrainedModel,
-    Trainer,
-    TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
     set_seed,
@@ -50,7 +45,7 @@ import hf_lam
 from hf_lam.demo import Images
 from hf_lam.training import SttAnnealingCallback
 from hf_lam.training.arguments import RunArguments
-from hf_lam.training.recorded_runs import is_recorded, run_recorded
+from hf_lam.training.recorded_runs import is_recorded, run_recorded, train_once
 from hf_lam.training.recording import RecordingTrainer
 
 WAYS = ("stock", "dense", "random", "hardened")
@@ -179,24 +174,7 @@ def vit_of(train: Images, arguments: ImageArguments, training: RunArguments) -> 
     model = make_vit(train.pixel_values.shape[-1], arguments.hidden_size)
     if training.check_only:
         return model
-    if not folder.is_dir():
-        with tempfile.TemporaryDirectory() as scratch:
-            plain = TrainingArguments(
-                scratch,
-                max_steps=arguments.vit_steps,
-                save_strategy="no",
-                report_to="none",
-                dataloader_pin_memory=False,
-                **{x: getattr(training, x) for x in ("seed", "learning_rate", "weight_decay", "lr_scheduler_type")},
-                **{x: getattr(training, x) for x in ("per_device_train_batch_size", "disable_tqdm")},
-            )
-            Trainer(model=model, args=plain, train_dataset=train).train()
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-        model.save_pretrained(partial)
-        try:
-            os.replace(partial, folder)
-        except OSError:  # another process was first
-            shutil.rmtree(partial)
+    train_once(folder, model, train, training, max_steps=arguments.vit_steps)
     return ViTForImageClassification.from_pretrained(folder)
 
 

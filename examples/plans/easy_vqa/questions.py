@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, HfArgumen
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import run_multimodal_classification as multimodal
+
+from hf_lam.training.recorded_runs import write_once
 
 IMAGES_OF = {"train": "images_train", "validation": "images_train", "test": "images_test"}
 KINDS = ("all", "yes_no", "open")
@@ -77,13 +78,7 @@ def prepare(arguments: QuestionArguments) -> Path:
     made_of = [hashlib.sha256(path.read_bytes()).hexdigest() for path in arguments.tables.values()]
     made_of += [arguments.image_model, arguments.text_model, str(arguments.image_size)]
     folder = Path(arguments.tokens_dir, hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12])
-    if not folder.is_dir():
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-        _write(arguments, partial)
-        try:
-            os.replace(partial, folder)
-        except OSError:  # another process was first
-            shutil.rmtree(partial)
+    write_once(folder, partial(_write, arguments))
     return folder / arguments.questions
 
 
