@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Array2D, Dataset, Features, concatenate_datasets, load_from_disk
 from datasets.config import DATASETDICT_JSON_FILENAME
+from filelock import FileLock
 from transformers.utils import logging
 
 from ..modeling.configuration_hf_lam_fusion import ModalityArguments, feature_arguments
@@ -63,8 +64,9 @@ def cache_features(
     evaluation mode would have, but for rounding to `dtype`.
 
     What was written stays if the process dies: called again, it goes on there, and the folder ends with the same
-    files. Called with what is complete, it only opens it, after a look at some rows, which must be the same: at the
-    beginning, and the first of every file. Memory does not grow with the data set.
+    files. Of processes that share the folder, one fills it while the others wait. Called with what is complete, it
+    only opens it, after a look at some rows, which must be the same: at the beginning, and the first of every file.
+    Memory does not grow with the data set.
 
     Args:
         model: a fusion model of any class. Its encoders run in evaluation mode and without gradients, in their own
@@ -121,17 +123,18 @@ def cache_features(
     )
     widths = {name: features_model.config.features[name]["size"] for name in names}
     run = _Encoders(model.base_model, reader.cached, widths, dtype)
-    with _evaluating(encoders.values(), device):
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.with_name(f".{root.name}.lock")), _evaluating(encoders.values(), device):
         for split, rows in splits.items():
             identity = make_identity(digests, DTYPES[dtype], shard_size, keep, length_of(rows))
             path = root if split is None else root / str(split)
             description = "Caching features" if split is None else f"Caching features of {split}"
             with FeatureFolder.open(path, identity) as folder:
                 _fill(folder, run, rows, reader, batch_size, num_workers, description)
-    if None not in splits:
-        partial = root / f".{DATASETDICT_JSON_FILENAME}"
-        partial.write_text(json.dumps({"splits": [str(split) for split in splits]}), encoding="utf-8")
-        os.replace(partial, root / DATASETDICT_JSON_FILENAME)
+        if None not in splits:
+            partial = root / f".{DATASETDICT_JSON_FILENAME}"
+            partial.write_text(json.dumps({"splits": [str(split) for split in splits]}), encoding="utf-8")
+            os.replace(partial, root / DATASETDICT_JSON_FILENAME)
     made = load_from_disk(str(root))
     parts = list(made.values()) if None not in splits else [made]
     longer = [name for name in names if _is_longer(parts, name, features_model.config.features[name]["max_length"])]

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from .arguments import RunArguments
@@ -105,20 +106,22 @@ def run_recorded(
 
 
 def write_once(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a folder, whole or not at all, unless it is there; runs that begin together may all try.
+    """Let `write` make a folder, whole or not at all, unless it is there; of runs that begin together, one makes it.
 
     Args:
-        folder: what several runs read.
+        folder: what several runs read. The others wait until it is there.
         write: gets the path of a folder that is not there yet, beside it.
     """
     if folder.is_dir():
         return
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    write(partial)
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.is_dir():  # another process was first
+            return
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that died
+        write(partial)
         os.replace(partial, folder)
-    except OSError:  # another process was first
-        shutil.rmtree(partial)
 
 
 def train_once(folder: Path, model: PreTrainedModel, dataset: Any, training: RunArguments, **options: Any) -> None:
@@ -131,16 +134,18 @@ def train_once(folder: Path, model: PreTrainedModel, dataset: Any, training: Run
         training: of the run: the seed, the learning rate and its schedule, weight decay and the size of batches.
         **options: of `TrainingArguments`, besides: how long, for example.
     """
-    if folder.is_dir():
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        plain = TrainingArguments(
-            scratch,
-            save_strategy="no",
-            report_to="none",
-            dataloader_pin_memory=False,
-            **{name: getattr(training, name) for name in _SHARED},
-            **options,
-        )
-        Trainer(model=model, args=plain, train_dataset=dataset).train()
-    write_once(folder, model.save_pretrained)
+
+    def write(partial: Path) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            plain = TrainingArguments(
+                scratch,
+                save_strategy="no",
+                report_to="none",
+                dataloader_pin_memory=False,
+                **{name: getattr(training, name) for name in _SHARED},
+                **options,
+            )
+            Trainer(model=model, args=plain, train_dataset=dataset).train()
+        model.save_pretrained(partial)
+
+    write_once(folder, write)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +273,30 @@ def test_what_was_whole_stays_and_the_files_are_the_same(
     read = source.read
     cache_features(model, kind(source), tmp_path / "cache", **options)
     assert source.read <= read + 6 and files_of(tmp_path / "cache") == files_of(tmp_path / "whole")
+
+
+def test_of_two_that_begin_together_one_fills_the_folder(tmp_path: Path, tokenizer: Any, model: Any) -> None:
+    options = {"processor": tokenizer, "batch_size": 2, "shard_size": 3}
+    sources = [Rows(make_rows(10, TWO)) for _ in range(2)]
+    began, goes_on = threading.Event(), threading.Event()
+
+    class Waiting(Rows):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            began.set()
+            assert goes_on.wait(60)
+            return super().__getitem__(index)
+
+    sources[0] = Waiting(sources[0].rows)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(cache_features, model, sources[0], tmp_path / "cache", **options)
+        assert began.wait(60)
+        second = threads.submit(cache_features, copy.deepcopy(model), sources[1], tmp_path / "cache", **options)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.2)
+        goes_on.set()
+        (made, _), (opened, _) = first.result(), second.result()
+    assert sources[0].read == 10 and sources[1].read <= 6
+    assert made._fingerprint == opened._fingerprint
 
 
 @pytest.mark.slow

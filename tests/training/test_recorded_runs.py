@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    DataCollatorWithPadding,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
+from hf_lam import SttConfig, convert
 from hf_lam.training.arguments import RunArguments
-from hf_lam.training.recorded_runs import is_recorded, run_recorded
+from hf_lam.training.recorded_runs import is_recorded, run_recorded, write_once
 from hf_lam.training.recording import RecordingTrainer
 
 SETTINGS = {"layers": 1, "seed": 0, "betas": (0.9, 0.99)}
@@ -103,3 +115,60 @@ def test_a_model_is_finished_before_it_is_evaluated_and_saved(tmp_path: Path) ->
     found = run_recorded(trainer, ["loss", "accuracy"], SETTINGS, finish=finish)
     assert found["eval_accuracy"] == 0.5, "always the second class"
     assert not load_file(tmp_path / "model.safetensors")["classifier.weight"].any()
+
+
+def test_what_several_runs_read_is_written_once_and_whole(tmp_path: Path) -> None:
+    folder, began, goes_on, written = tmp_path / "parts" / "encoder", threading.Event(), threading.Event(), []
+
+    def write(partial: Path) -> None:
+        written.append(partial)
+        assert not folder.exists()
+        partial.mkdir()
+        began.set()
+        assert goes_on.wait(60)
+        (partial / "weights").write_text("whole")
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(write_once, folder, write)
+        assert began.wait(60)
+        second = threads.submit(write_once, folder, write)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.2)
+        goes_on.set()
+        first.result(), second.result()
+    write_once(folder, write)
+    assert len(written) == 1 and (folder / "weights").read_text() == "whole"
+
+
+def test_what_a_dead_process_left_is_written_anew(tmp_path: Path) -> None:
+    def fail(partial: Path) -> None:
+        partial.mkdir()
+        (partial / "half").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_once(tmp_path / "encoder", fail)
+    assert not (tmp_path / "encoder").exists()
+    write_once(tmp_path / "encoder", lambda partial: partial.mkdir())
+    assert list((tmp_path / "encoder").iterdir()) == []
+
+
+@pytest.mark.parametrize(("longest", "fits"), [(8, True), (9, False)])
+def test_a_check_tries_the_longest_sample(longest: int, fits: bool, tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=2
+    )
+    model = convert(BertForSequenceClassification(config), SttConfig("dense", grid=[8]))
+    texts = [[1] * length for length in (4, 5, longest, 3)]
+    rows = Dataset.from_dict({"input_ids": texts, "attention_mask": texts, "labels": [0, 1, 0, 1]})
+    tokenizer = BertTokenizerFast(vocab={f"[{x}]": i for i, x in enumerate(("PAD", "UNK", "CLS", "SEP", "MASK"))})
+    trainer = RecordingTrainer(
+        model=model,
+        args=arguments_for(tmp_path, check_only=True, remove_unused_columns=False),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+    with nullcontext() if fits else pytest.raises(ValueError, match="is for at most 8 tokens, but the sequence has 9"):
+        run_recorded(trainer, ["loss"], SETTINGS)
+    assert (tmp_path / "check.json").is_file() == fits
