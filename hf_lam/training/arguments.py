@@ -21,6 +21,7 @@ from ..modeling.mechanism_registry_hf_lam import mechanism_names
 from .trainer import HfLamTrainingArguments
 
 DataT = TypeVar("DataT", bound="DataArguments")
+TrainingT = TypeVar("TrainingT", bound="RunArguments")
 ModelT = TypeVar("ModelT", bound="ModelArguments")
 
 # What a file of a data set may be, by its ending, and the builder of `datasets` that reads it.
@@ -194,7 +195,7 @@ class ModelArguments:
         """Raises a `ValueError` for a path of no folder, which would be taken for a name on the Hub."""
         for option in fields(self):
             source = getattr(self, option.name)
-            if source is None or not option.name.endswith(("_name_or_path", "_model", "_views_on")):
+            if source is None or not option.name.endswith(("_name_or_path", "_model", "_views_on", "_tokenizer")):
                 continue
             path = os.path.expanduser(source)
             if looks_local(source) and not os.path.isdir(path):
@@ -380,6 +381,22 @@ class MediaArguments(DataArguments):
     skip_unreadable: bool = field(
         default=False, metadata={"help": "Leave out images, videos and audio that cannot be read, and name them."}
     )
+    max_checked_samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "Before training, read so many samples of each split, evenly spread, and not all of them. A "
+            "damaged one among the others then ends the training that comes to it."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_checked_samples is not None and self.max_checked_samples < 1:
+            raise ValueError(f"--max_checked_samples must be at least 1, got {self.max_checked_samples}.")
+        if self.max_checked_samples is not None and self.skip_unreadable:
+            raise ValueError(
+                "--skip_unreadable must read all samples before training; leave out --max_checked_samples."
+            )
 
 
 @dataclass
@@ -410,14 +427,18 @@ class RunArguments(HfLamTrainingArguments):
 
 
 def parse_arguments(
-    model_class: type[ModelT], data_class: type[DataT], description: str, arguments: list[str] | None = None
-) -> tuple[ModelT, DataT, RunArguments]:
+    model_class: type[ModelT],
+    data_class: type[DataT],
+    description: str,
+    arguments: list[str] | None = None,
+    training_class: type[TrainingT] = RunArguments,  # type: ignore[assignment]
+) -> tuple[ModelT, DataT, TrainingT]:
     """The command line as dataclasses; a single argument that ends in .json or .yaml is a file with all of them.
 
     Raises:
         ValueError: for arguments that cannot work, before anything is loaded.
     """
-    kinds: Any = (model_class, data_class, RunArguments)
+    kinds: Any = (model_class, data_class, training_class)
     parser = HfArgumentParser(kinds, description=description.split("\n\n")[0])
     given = sys.argv[1:] if arguments is None else arguments
     if len(given) == 1 and given[0].endswith((".json", ".yaml", ".yml")):
@@ -425,7 +446,7 @@ def parse_arguments(
     model, data, training, *others = parser.parse_args_into_dataclasses(
         given, return_remaining_strings=True, look_for_args_file=False
     )
-    _refuse_unknown(others[-1], [f"--{option.name}" for kind in kinds for option in fields(kind)])
+    _refuse_unknown(others[-1], [f"--{option.name}" for kind in kinds for option in fields(kind) if option.init])
     _check_together(model, data, training)
     return model, data, training
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from transformers.utils import logging
 from .arguments import DataArguments, MediaArguments
 from .columns import MOST_SHOWN, AnyDataset, list_first, name_of_sample, names_of_rows, stored_columns
 from .data import limited
-from .labels import Labels, has_labels
+from .labels import has_labels
 from .media import UnreadableError
 from .predictions import POSITIONS
 from .sources import SOURCE, Sources
@@ -29,11 +29,17 @@ logger = logging.get_logger(__name__)
 _STREAMED = 16
 
 
+class Labelling(Protocol):
+    """What makes labels of the column that has them, such as `Labels`."""
+
+    def encode(self, value: Any) -> Any: ...
+
+
 def prepare_media(
     splits: Mapping[str, AnyDataset],
     read: Callable[..., Any],
     encode: Callable[[Any], dict[str, Any]],
-    labels: Labels,
+    labels: Labelling,
     data: MediaArguments,
     seed: int,
     sources: Mapping[str, Sources] | None = None,
@@ -41,8 +47,9 @@ def prepare_media(
 ) -> dict[str, AnyDataset]:
     """Splits whose rows become what the model is called with, when they are needed.
 
-    Every file is read, and its inputs made, once before, so that one that cannot be read or that the model could not
-    learn from is known before training starts; those of a stream are looked at on the way.
+    Every file (or `data.max_checked_samples` of each split) is read, and its inputs made, once before, so that one
+    that cannot be read or that the model could not learn from is known before training starts; those of a stream are
+    looked at on the way.
 
     Args:
         splits: what `load_splits` gave.
@@ -50,7 +57,7 @@ def prepare_media(
             damaged. `root` is the folder that relative paths start from, that of the split's file.
         encode: makes inputs of the model from what `read` returned. A sample that it refuses, or of which it makes
             something that is not finite, counts as one that cannot be read.
-        labels: the classes.
+        labels: the classes, or what else is learnt.
         data: says how many samples, and with `skip_unreadable` to go on without what cannot be read.
         seed: for the choice of samples.
         sources: of every split, where its samples come from, for messages.
@@ -159,22 +166,30 @@ class _Transformed(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.transform(self.dataset[self.rows[index]])
 
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """What a `DataLoader` asks for: reading a batch from the table at once takes as long as reading a row."""
+        return [self.transform(row) for row in _rows(self.dataset[[self.rows[index] for index in indices]])]
 
-def _unreadable(dataset: Dataset, make: Callable[..., Any], split: str, data: DataArguments) -> dict[int, str]:
+
+def _unreadable(dataset: Dataset, make: Callable[..., Any], split: str, data: MediaArguments) -> dict[int, str]:
     """What is wrong with the rows that cannot be read. The main process looks, and tells the others."""
 
-    def problem_of(row: dict[str, Any]) -> dict[str, str | None]:
+    def problem_of(number: dict[str, int]) -> dict[str, str | None]:
         try:
-            make(row)
+            make(dataset[number["row"]])
         except UnreadableError as error:
             return {"problem": str(error)}
         return {"problem": None}
 
+    rows = np.arange(len(dataset))
+    if data.max_checked_samples is not None and data.max_checked_samples < len(rows):
+        rows = np.linspace(0, len(rows) - 1, data.max_checked_samples).round().astype(int)
     found: list[Any] = [None]
     if PartialState().is_main_process:
-        problems = dataset.map(
+        # Not `dataset.map`: of a data set with some columns in a format, it would make that of all of them.
+        problems = Dataset.from_dict({"row": rows}).map(
             problem_of,
-            remove_columns=dataset.column_names,
+            remove_columns="row",
             num_proc=data.preprocessing_num_workers,
             # Files may have changed since an earlier run, which no fingerprint of the data set tells.
             load_from_cache_file=False,
@@ -184,7 +199,7 @@ def _unreadable(dataset: Dataset, make: Callable[..., Any], split: str, data: Da
             features=Features({"problem": Value("string")}),
             desc=f"Reading the {split} files",
         )["problem"]
-        found = [{row: problem for row, problem in enumerate(problems) if problem}]
+        found = [{int(row): problem for row, problem in zip(rows, problems, strict=True) if problem}]
     return broadcast_object_list(found)[0]
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import ASTFeatureExtractor
 
 from helpers.media import sound
-from hf_lam.training.media import read_audio
+from hf_lam.training.arguments import MediaArguments
+from hf_lam.training.media import UnreadableError, read_audio
 from hf_lam.training.media_data import prepare_media
 
 RATE = 16000
@@ -27,9 +29,14 @@ def audio_data(folder: Path, **files: bytes) -> Dataset:
     return Dataset.from_dict({"audio": [f"{name}.wav" for name in ("a", *files, "b")]})
 
 
-def prepared(
-    dataset: Any, folder: Path, skip: bool = False, encode: Any = None, is_stream: bool = False
-) -> list[dict[str, Any]]:
+def prepared_split(
+    dataset: Any,
+    folder: Path,
+    skip: bool = False,
+    encode: Any = None,
+    is_stream: bool = False,
+    max_checked_samples: int | None = None,
+) -> Any:
     data: Any = SimpleNamespace(
         **{f"{split}_file": str(folder / f"{split}.csv") for split in ("train", "validation", "test")},
         data_dir=None,
@@ -38,6 +45,7 @@ def prepared(
         max_train_samples=None,
         max_eval_samples=None,
         max_predict_samples=None,
+        max_checked_samples=max_checked_samples,
         label_column_name="label",
         shuffle_buffer_size=1,
     )
@@ -49,7 +57,11 @@ def prepared(
         return {"input_values": EXTRACTOR(waveform, sampling_rate=RATE, return_tensors="np")["input_values"][0]}
 
     splits = {"test": dataset.to_iterable_dataset() if is_stream else dataset}
-    return list(prepare_media(splits, read, encode or extract, None, data, 0)["test"])  # type: ignore[arg-type]
+    return prepare_media(splits, read, encode or extract, None, data, 0)["test"]  # type: ignore[arg-type]
+
+
+def prepared(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+    return list(prepared_split(*args, **kwargs))
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -89,3 +101,46 @@ def test_a_fault_of_the_processor_is_no_damaged_file(tmp_path: Path) -> None:
 
     with pytest.raises(ImportError, match="torchvision"):
         prepared(audio_data(tmp_path), tmp_path, encode=lacks)
+
+
+def test_a_part_of_the_files_may_be_read_before_training(tmp_path: Path) -> None:
+    dataset = audio_data(tmp_path, bad=b"", good=sound(TONE / 2))
+    split = prepared_split(dataset, tmp_path, max_checked_samples=2)
+    assert len(split) == 4
+    with pytest.raises(UnreadableError, match=r"bad\.wav"):
+        split[1]
+    with pytest.raises(ValueError, match=r"1 of 4 samples .*bad\.wav"):
+        prepared_split(dataset, tmp_path, max_checked_samples=4)
+
+
+def test_a_batch_is_its_rows(tmp_path: Path) -> None:
+    split = prepared_split(audio_data(tmp_path, c=sound(TONE / 2)), tmp_path)
+    (batch,) = DataLoader(split, batch_size=3, collate_fn=list)
+    for row, other in zip(batch, split, strict=True):
+        np.testing.assert_array_equal(row["input_values"], other["input_values"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_checked_samples": 0}, "--max_checked_samples must be at least 1, got 0"),
+        ({"max_checked_samples": 5, "skip_unreadable": True}, "--skip_unreadable must read all samples"),
+    ],
+)
+def test_how_many_samples_are_checked_is_checked(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        MediaArguments(data_dir=str(tmp_path), **options)
+
+
+def test_rows_are_looked_at_as_they_are_read_later(tmp_path: Path) -> None:
+    dataset = audio_data(tmp_path).add_column("clips", [[1.0], [2.0]])
+    seen: list[Any] = []
+
+    def encode(waveform: np.ndarray) -> dict[str, Any]:
+        seen.append(waveform.shape)
+        return {"input_values": waveform}
+
+    # As vectors are read beside files: their columns alone are arrays.
+    formatted = dataset.with_format("numpy", columns=["clips"], output_all_columns=True)
+    split = prepared_split(formatted, tmp_path, encode=encode)
+    assert len(seen) == 2 and len(list(split)) == 2
