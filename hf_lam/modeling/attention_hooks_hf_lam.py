@@ -38,7 +38,7 @@ def enter_stack(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
     injection: Injection = stack._hf_lam
     base = injection.base
     if injection.with_state:
-        _carry_states_through_checkpoints(injection.layers)
+        carry_states_through_checkpoints(injection.layers)
     of_pass = ForwardPass(injection, choose_implementation(base))
     kwargs = dict(kwargs)
     modalities = kwargs.get(MODALITY_TOKENS)
@@ -108,7 +108,7 @@ def _enter_first_layer(of_pass: ForwardPass, embeddings: Tensor) -> None:
     if of_pass.want_weights is None:
         # Hosts ask for attention weights on the encoder, on its stack or in their configuration; by now transformers'
         # own collector is active, whichever way it was.
-        of_pass.want_weights = "attentions" in (_active_collector.get() or ())
+        of_pass.want_weights = of_pass.recorded in (_active_collector.get() or ())
     if of_pass.injection.with_state and not of_pass.states:
         of_pass.states = of_pass.make_states(embeddings)
 
@@ -164,7 +164,8 @@ def _with_first(output: Any, hidden_states: Tensor) -> Any:
 # --- gradient checkpointing ------------------------------------------------------------------------------------------
 
 
-def _carry_states_through_checkpoints(layers: tuple[Any, ...]) -> None:
+def carry_states_through_checkpoints(layers: tuple[Any, ...]) -> None:
+    """Let what crosses layers get its gradient from layers that are checkpointed; called in every pass."""
     # `gradient_checkpointing_enable` may be called on any model around the encoder, at any time, and sets a function
     # on every layer; so it is looked at here, when it is about to be used.
     for layer in layers:

@@ -20,7 +20,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,10 @@ class ForwardPass:
     attend: computes one layer's attention; observers may stand in front of it.
     begun: what every mechanism's `begin` gave, by name.
     states: what crosses layers, by name; empty until the first layer.
+    recorded: what transformers calls the attention weights of these layers.
     """
+
+    recorded: ClassVar[str] = "attentions"
 
     def __init__(self, injection: Injection, implementation: str) -> None:
         self.injection = injection

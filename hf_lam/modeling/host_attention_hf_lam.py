@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .hosts_facts_hf_lam import (
     PROJECTION_NAMES,
+    is_composed,
     is_fusion,
     read_bias,
     read_layerdrop,
@@ -32,12 +33,13 @@ from .stand_ins_hf_lam import explain_no_stand_in
 def find_encoder(model: Any) -> Any:
     """The encoder inside a model that mechanisms are attached to: what its head stands on, or the model itself.
 
-    Attention that a head has of its own, as the poolers of SigLIP and V-JEPA 2, is not part of it.
+    Attention that a head has of its own, as the poolers of SigLIP and V-JEPA 2, is not part of it. Of a model that is
+    made of an encoder and a decoder, such as `VisionEncoderDecoderModel`, it is what is in the encoder.
 
     Raises:
         ValueError: if there are several, as the towers of CLIP or an encoder and a decoder; it names them.
     """
-    base = model.base_model
+    base = encoder_side_of(model).base_model
     if is_fusion(base.config):
         return base
     while True:
@@ -49,6 +51,11 @@ def find_encoder(model: Any) -> Any:
         if part is None or part.main_input_name not in inspect.signature(type(part).forward).parameters:
             return base
         base = part
+
+
+def encoder_side_of(model: Any) -> Any:
+    """The encoder of a model that is made of an encoder and a decoder, and any other model itself."""
+    return model.encoder if is_composed(model.config) else model
 
 
 def _parts_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, PreTrainedModel]]:
@@ -97,7 +104,7 @@ def find_attentions(base: PreTrainedModel) -> list[Any]:
     attentions = recorded_attentions(base)
     if not attentions and getattr(base.config, "num_hidden_layers", None) == 0:
         raise ValueError(f"{name} has num_hidden_layers=0, so it has no attention to attach a mechanism to.")
-    without = [attention for attention in attentions if not _uses_interface(attention)]
+    without = [attention for attention in attentions if not uses_interface(attention)]
     if without or not attentions or (_takes_pictures(base) and read_partition(base.config) is not None):
         raise ValueError(_explain_no_interface(base))
     if is_causal(base, attentions) and _takes_cache(base):
@@ -125,7 +132,8 @@ def _is_packed(kind: Any) -> bool:
     return "cu_seqlens" in parameters and parameters["cu_seqlens"].default is inspect.Parameter.empty
 
 
-def _uses_interface(attention: Any) -> bool:
+def uses_interface(attention: Any) -> bool:
+    """Whether an attention module goes through transformers' attention interface."""
     code = getattr(inspect.unwrap(type(attention).forward), "__code__", None)
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names and hasattr(attention, "config")
 
@@ -198,7 +206,7 @@ def _explain_no_interface(base: PreTrainedModel) -> str:
     partition = read_partition(base.config) if _takes_pictures(base) else None
     if partition is not None:
         return f"{name} {partition}, and hf_lam needs layers that all see the same tokens at once."
-    if not any(_uses_interface(attention) for attention in attentions):
+    if not any(uses_interface(attention) for attention in attentions):
         return (
             f"{type(attentions[0]).__name__} of {name} computes its attention itself and not through transformers' "
             "attention interface (ALL_ATTENTION_FUNCTIONS), so there is no place for a mechanism in it."
@@ -224,9 +232,9 @@ def _takes_pictures(base: PreTrainedModel) -> bool:
     return base.main_input_name.startswith("pixel_values")
 
 
-def recorded_attentions(base: PreTrainedModel) -> list[Any]:
-    """The modules that the host says are its self-attention, in layer order."""
-    recorded = (getattr(base, "_can_record_outputs", None) or {}).get("attentions")
+def recorded_attentions(base: PreTrainedModel, kind: str = "attentions") -> list[Any]:
+    """The modules that the host says are its self-attention, in layer order; or its `"cross_attentions"`."""
+    recorded = (getattr(base, "_can_record_outputs", None) or {}).get(kind)
     recorders = recorded if isinstance(recorded, (list, tuple)) else [recorded]
     return [module for path, module in base.named_modules() if any(_is_recorded(r, path, module) for r in recorders)]
 
@@ -243,11 +251,16 @@ def _is_recorded(recorder: Any, path: str, module: nn.Module) -> bool:
 # --- its layers ------------------------------------------------------------------------------------------------------
 
 
-def find_layers(base: PreTrainedModel, attentions: list[Any]) -> tuple[Any, tuple[Any, ...]]:
-    """The module whose forward runs the host's layers one after the other, and the layers, one to each attention."""
+def find_layers(
+    base: PreTrainedModel, attentions: list[Any], num_layers: int | None = None
+) -> tuple[Any, tuple[Any, ...]]:
+    """The module whose forward runs the host's layers one after the other, and the layers, one to each attention.
+
+    num_layers: how many there must be; what the configuration says unless given.
+    """
     name = type(base).__name__
     paths = _find_layer_paths(base, attentions)
-    expected = getattr(base.config, "num_hidden_layers", len(attentions))
+    expected = getattr(base.config, "num_hidden_layers", len(attentions)) if num_layers is None else num_layers
     stacks = {_skip_containers(base, path) for path in paths}
     if len(attentions) < expected and len(stacks) <= 1:
         raise ValueError(

@@ -203,7 +203,45 @@ class LamConfig(MechanismConfig):
         ]
 
 
-class LearnableAttentionMask(MechanismPart):
+class TokenReader(MechanismPart):
+    """The first layers of a mask network: `relu(W · x + b)`, `config.depth - 1` times.
+
+    Its weights get their values with `reset_parameters`, once all that there are have been made.
+
+    Shapes: `(B, L, d)` to `(B, 1, L, width)`.
+    """
+
+    def __init__(self, config: LamConfig, hidden_size: int, initializer_range: float) -> None:
+        super().__init__()
+        self.config = config
+        self.initializer_range = initializer_range
+        width = config.bottleneck_size or max(1, hidden_size // 4)
+        self.in_weight = nn.Parameter(torch.empty(width, hidden_size))
+        self.in_bias = nn.Parameter(torch.empty(width))
+        if config.depth > 2:
+            self.hidden_weight = nn.Parameter(torch.empty(config.depth - 2, width, width))
+            self.hidden_bias = nn.Parameter(torch.empty(config.depth - 2, width))
+
+    def reset_parameters(self) -> None:
+        """Write every parameter that was not loaded (transformers marks those that were)."""
+        init.normal_(self.in_weight, std=self.initializer_range)
+        init.zeros_(self.in_bias)
+        if self.config.depth > 2:
+            # As large as ReLU keeps a signal (He et al., arXiv 1502.01852): with the host's small weights, it would be
+            # a tenth after every layer, and so would what the first one learns from.
+            init.normal_(self.hidden_weight, std=math.sqrt(2 / len(self.in_bias)))
+            init.zeros_(self.hidden_bias)
+
+    def read(self, hidden_states: Tensor) -> Tensor:
+        """The last hidden layer."""
+        hidden = torch.relu(nn.functional.linear(hidden_states, self.in_weight, self.in_bias))
+        if self.config.depth > 2:
+            for weight, bias in zip(self.hidden_weight, self.hidden_bias, strict=True):
+                hidden = torch.relu(nn.functional.linear(hidden, weight, bias))
+        return hidden.unsqueeze(1)
+
+
+class LearnableAttentionMask(TokenReader):
     """The mask network of LAM (arXiv 2406.02761): `M = W2 · relu(W1 · x_i + b1) + b2`, row `i` of `M`.
 
     Dense (the paper's): `W2` has one row per key position, cut to the sequence length. Low rank (`config.rank`):
@@ -227,17 +265,9 @@ class LearnableAttentionMask(MechanismPart):
     def __init__(
         self, config: LamConfig, hidden_size: int, num_heads: int, max_length: int, initializer_range: float = 0.02
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.initializer_range = initializer_range
+        super().__init__(config, hidden_size, initializer_range)
         self.max_length = max_length
-        masks = num_heads if config.per_head else 1
-        width = config.bottleneck_size or max(1, hidden_size // 4)
-        self.in_weight = nn.Parameter(torch.empty(width, hidden_size))
-        self.in_bias = nn.Parameter(torch.empty(width))
-        if config.depth > 2:
-            self.hidden_weight = nn.Parameter(torch.empty(config.depth - 2, width, width))
-            self.hidden_bias = nn.Parameter(torch.empty(config.depth - 2, width))
+        masks, width = num_heads if config.per_head else 1, len(self.in_bias)
         if config.rank is None:
             self.out_weight = nn.Parameter(torch.empty(masks, max_length, width))
             self.out_bias = nn.Parameter(torch.empty(masks, max_length))
@@ -249,14 +279,7 @@ class LearnableAttentionMask(MechanismPart):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Write every parameter that was not loaded (transformers marks those that were)."""
-        init.normal_(self.in_weight, std=self.initializer_range)
-        init.zeros_(self.in_bias)
-        if self.config.depth > 2:
-            # As large as ReLU keeps a signal (He et al., arXiv 1502.01852): with the host's small weights, it would be
-            # a tenth after every layer, and so would what the first one learns from.
-            init.normal_(self.hidden_weight, std=math.sqrt(2 / len(self.in_bias)))
-            init.zeros_(self.hidden_bias)
+        super().reset_parameters()
         if self.config.rank is None:
             self._reset_dense()
         else:
@@ -295,7 +318,7 @@ class LearnableAttentionMask(MechanismPart):
         """What the last layer gives for the mask that changes nothing."""
         return 0.0 if self.config.non_negative else self.config.neutral
 
-    def forward(self, hidden_states: torch.Tensor, columns: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor, columns: Tensor | None = None) -> Tensor:
         """The mask of each sample.
 
         Args:
@@ -305,33 +328,36 @@ class LearnableAttentionMask(MechanismPart):
         Raises:
             ValueError: if a dense mask is shorter than the sequence.
         """
-        length = hidden_states.shape[1]
-        if self.config.rank is None and length > self.max_length:
+        hidden, length = self.read(hidden_states), hidden_states.shape[1]
+        if self.config.rank is None:
+            return self.bound(self.make_dense(hidden, length, columns))
+        return self.bound(self.make_rows(hidden) @ self.make_columns(hidden).mT)
+
+    def make_dense(self, hidden: Tensor, length: int, columns: Tensor | None) -> Tensor:
+        """`(B, 1 or H, Lq, length)`, from the last hidden layer of the queries; a `ValueError` for too many keys."""
+        if length > self.max_length:
             raise ValueError(
                 f"the sequence has {length} tokens but this learnable attention mask was made for at most "
                 f"max_length={self.max_length}. Make it longer with LamConfig(max_length={length}), or use a low-rank "
                 "mask, which takes any length: LamConfig(rank=8)."
             )
-        hidden = torch.relu(nn.functional.linear(hidden_states, self.in_weight, self.in_bias))
-        if self.config.depth > 2:
-            for weight, bias in zip(self.hidden_weight, self.hidden_bias, strict=True):
-                hidden = torch.relu(nn.functional.linear(hidden, weight, bias))
-        hidden = hidden.unsqueeze(1)
-        mask = self._make_dense(hidden, columns) if self.config.rank is None else self._make_low_rank(hidden)
-        return nn.functional.softplus(mask + _SOFTPLUS_OF_ONE) if self.config.non_negative else mask
-
-    def _make_dense(self, hidden: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
-        length = hidden.shape[2]
         if columns is not None:
             columns = columns.to(hidden.device)
             weight, bias = self.out_weight.index_select(1, columns), self.out_bias.index_select(1, columns)
             return hidden @ weight.mT + bias.unsqueeze(1)
         return hidden @ self.out_weight[:, :length].mT + self.out_bias[:, None, :length]
 
-    def _make_low_rank(self, hidden: torch.Tensor) -> torch.Tensor:
-        rows = hidden @ self.row_weight.mT + self.row_bias.unsqueeze(1)
-        columns = hidden @ self.column_weight.mT + self.column_bias.unsqueeze(1)
-        return rows @ columns.mT
+    def make_rows(self, hidden: Tensor) -> Tensor:
+        """The factors `f` of the queries, `(B, 1 or H, Lq, rank)`, from their last hidden layer."""
+        return hidden @ self.row_weight.mT + self.row_bias.unsqueeze(1)
+
+    def make_columns(self, hidden: Tensor) -> Tensor:
+        """The factors `g` of the keys, `(B, 1 or H, Lk, rank)`, from their last hidden layer."""
+        return hidden @ self.column_weight.mT + self.column_bias.unsqueeze(1)
+
+    def bound(self, mask: Tensor) -> Tensor:
+        """What the network computes, as a mask."""
+        return nn.functional.softplus(mask + _SOFTPLUS_OF_ONE) if self.config.non_negative else mask
 
     def count_flops(self, batch: int, length: int) -> int:
         """FLOPs of the masks of a batch, two for a multiply-add."""
@@ -361,11 +387,14 @@ class LearnableAttentionMasks(Mechanism, nn.ModuleList):
         "mask_spread": ("", ""),
     }
 
+    # The module that makes a mask.
+    network: ClassVar[type[LearnableAttentionMask]] = LearnableAttentionMask
+
     def __init__(self, config: LamConfig, host: Host) -> None:
         super().__init__(config, host)
         max_length = config.choose_length(host) if config.is_dense else 0
         for _ in range(1 if config.is_shared else host.num_layers):
-            mask = LearnableAttentionMask(config, host.hidden_size, host.num_heads, max_length, host.initializer_range)
+            mask = self.network(config, host.hidden_size, host.num_heads, max_length, host.initializer_range)
             self.append(mask)
         # The columns for a short text are the first ones; those for a smaller image lie all over the grid.
         self.exact_length = max_length if config.is_dense and len(host.tokens.grid) > 1 else None
@@ -395,7 +424,11 @@ class LearnableAttentionMasks(Mechanism, nn.ModuleList):
 
     def make_mask(self, index: int, source: Any, columns: Tensor | None) -> Tensor:
         """The masks of network `index`, from `(B, L, d)`; a `ValueError` for an image of another size."""
-        length = source.shape[1]
+        self.check_grid(source.shape[1])
+        return self[index](source, columns)
+
+    def check_grid(self, length: int) -> None:
+        """Raises a `ValueError` for tokens of an image of another size than the masks have columns for."""
         if self.exact_length not in (None, length):
             raise ValueError(
                 f"the input has {length} tokens, but the learnable attention mask has a column for each of "
@@ -403,7 +436,6 @@ class LearnableAttentionMasks(Mechanism, nn.ModuleList):
                 f"make the model for this size with LamConfig(max_length={length}), or use a low-rank mask, which "
                 "takes any size: LamConfig(rank=8)."
             )
-        return self[index](source, columns)
 
     def count_flops(self, layer: int, batch: int, length: int) -> int:
         """A shared mask is made once, and counted with the first layer."""

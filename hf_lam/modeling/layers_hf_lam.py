@@ -35,6 +35,12 @@ def make_mechanism(base: Any, config: MechanismConfig, host: Host, attentions: A
     if not mechanism.state_dict():
         # It is in the configuration alone then. With a tensor that says so, weights do not load without it unnoticed.
         mechanism.register_buffer(MARK, torch.ones(1, dtype=torch.uint8))
+    place_mechanism(mechanism, base, attentions)
+    return mechanism
+
+
+def place_mechanism(mechanism: nn.Module, base: Any, attentions: Sequence[Any]) -> None:
+    """Put a mechanism on the devices of the attention modules that it is for, in the dtype of their model."""
     devices = [next(attention.parameters()).device for attention in attentions]
     found = {(tensor.device, tensor.dtype) for tensor in (*mechanism.parameters(), *mechanism.buffers())}
     if found != {(devices[0], base.dtype)}:  # while a model is loaded they are made where they belong
@@ -42,7 +48,6 @@ def make_mechanism(base: Any, config: MechanismConfig, host: Host, attentions: A
     if len(set(devices)) > 1 and isinstance(mechanism, nn.ModuleList) and len(mechanism) == len(attentions):
         for part, device in zip(mechanism, devices, strict=True):
             part.to(device)
-    return mechanism
 
 
 def mark_as_initialised(module: nn.Module) -> None:

@@ -12,7 +12,7 @@ import hf_lam
 from helpers.hosts import make_inputs, make_model, perturb_mechanisms
 from hf_lam import LamConfig
 from hf_lam.modeling.injection_hf_lam import encoders_with
-from hf_lam.modeling.modeling_hf_lam import is_mark
+from hf_lam.modeling.weight_names_hf_lam import is_mark
 
 
 def make_lam(
