@@ -19,17 +19,21 @@ if TYPE_CHECKING:
     from .conversion import convert
     from .flops import cost
     from .hub import push, verify
-    from .injecting import inject
+    from .injecting import inject, remove
     from .locomt.calibration import calibrate_views
     from .locomt.fronts import calibrate_front
     from .locomt.views import set_views
     from .mechanism_files import load_mechanism, save_mechanism
     from .mechanism_options import import_mechanism
-    from .modeling.configuration_hf_lam import HfLamBertConfig, HfLamVideoMAEConfig, HfLamViTConfig
+    from .modeling.configuration_hf_lam import (
+        HfLamBertConfig,
+        HfLamVideoMAEConfig,
+        HfLamVisionEncoderDecoderConfig,
+        HfLamViTConfig,
+    )
     from .modeling.configuration_hf_lam_fusion import HfLamFusionConfig
     from .modeling.functional import lam_attention, locomt_attention, stt_attention
     from .modeling.hosts_hf_lam import Host
-    from .modeling.injection_hf_lam import remove
     from .modeling.lam_hf_lam import LearnableAttentionMask
     from .modeling.mechanism_hf_lam import (
         Attention,
@@ -52,11 +56,13 @@ if TYPE_CHECKING:
         HfLamBertModel,
         HfLamVideoMAEForVideoClassification,
         HfLamVideoMAEModel,
+        HfLamVisionEncoderDecoderModel,
         HfLamViTForImageClassification,
         HfLamViTForMaskedImageModeling,
         HfLamViTModel,
     )
     from .modeling.modeling_hf_lam_fusion import (
+        HfLamFusionForConditionalGeneration,
         HfLamFusionForEmbedding,
         HfLamFusionForMomentRetrieval,
         HfLamFusionForSequenceClassification,
@@ -79,6 +85,7 @@ __all__ = [
     "HfLamBertForTokenClassification",
     "HfLamBertModel",
     "HfLamFusionConfig",
+    "HfLamFusionForConditionalGeneration",
     "HfLamFusionForEmbedding",
     "HfLamFusionForMomentRetrieval",
     "HfLamFusionForSequenceClassification",
@@ -92,6 +99,8 @@ __all__ = [
     "HfLamVideoMAEConfig",
     "HfLamVideoMAEForVideoClassification",
     "HfLamVideoMAEModel",
+    "HfLamVisionEncoderDecoderConfig",
+    "HfLamVisionEncoderDecoderModel",
     "Host",
     "LamConfig",
     "LayerInput",
@@ -135,7 +144,7 @@ _NAMES = {
     "conversion": ("convert",),
     "flops": ("cost",),
     "hub": ("push", "verify"),
-    "injecting": ("inject",),
+    "injecting": ("inject", "remove"),
     "locomt.calibration": ("calibrate_views",),
     "locomt.fronts": ("calibrate_front",),
     "locomt.views": ("set_views",),
@@ -143,7 +152,6 @@ _NAMES = {
     "mechanism_options": ("import_mechanism",),
     "modeling.functional": ("lam_attention", "locomt_attention", "stt_attention"),
     "modeling.hosts_hf_lam": ("Host",),
-    "modeling.injection_hf_lam": ("remove",),
     "modeling.lam_hf_lam": ("LearnableAttentionMask",),
     "modeling.mechanism_hf_lam": (
         "Attention",

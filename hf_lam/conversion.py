@@ -23,8 +23,9 @@ from .modeling.injection_hf_lam import (
 )
 from .modeling.mechanism_hf_lam import REPLACEMENT
 from .modeling.mechanism_registry_hf_lam import block_of, mechanism_block
-from .modeling.modeling_hf_lam import has_fused_weights, travelling_class_of
+from .modeling.modeling_hf_lam import travelling_class_of
 from .modeling.stock_saving_hf_lam import become_travelling
+from .modeling.weight_names_hf_lam import has_fused_weights
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +47,8 @@ def convert(
             mechanisms were injected into has them already, and none is given.
         auto_class: for a folder or an id, which head to load: an Auto class or its name, for example
             `AutoModelForSequenceClassification`. The default is the encoder alone (`AutoModel`); of a model with a
-            decoder (Whisper), that is its encoder.
+            decoder (Whisper), that is its encoder. One that is made of an encoder and a decoder
+            (`VisionEncoderDecoderModel`) stays whole, and its encoder gets the mechanisms.
         **from_pretrained_kwargs: for a folder or an id, passed to `from_pretrained` (`revision`, `dtype`,
             `num_labels`, …).
 
@@ -175,7 +177,7 @@ def _convert_loaded(model: Any, block: dict[str, Any] | None) -> PreTrainedModel
         )
     converted = _share_tensors(model)
     plan = None if block is None else _plan(converted, block)
-    become_travelling(converted, model_class)
+    become_travelling(converted, travelling_class_of)
     if plan is not None:
         plan.apply()
     for base in injected_encoders(converted):

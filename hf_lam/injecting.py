@@ -1,4 +1,4 @@
-"""Attach mechanisms to a model of somebody else's class, in place."""
+"""Attach mechanisms to a model of somebody else's class, in place, and take them off any model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .modeling.changes_hf_lam import Changes
-from .modeling.injection_hf_lam import Plan, list_changes, plan_injection
+from .modeling.cross_lam_hf_lam import decoders_with_masks, remove_cross_lam
+from .modeling.injection_hf_lam import Plan, injected_encoders, list_changes, plan_injection, remove_mechanisms
 from .modeling.mechanism_registry_hf_lam import mechanism_block
 from .modeling.modeling_hf_lam import rename_legacy_keys, travelling_class_of
 
@@ -48,6 +49,27 @@ def inject(model: ModelT, *configs: Any) -> ModelT:
             f"There is no HfLam class for {type(model).__name__}, so its save_pretrained will refuse to write it with "
             "these mechanisms. Keep them with hf_lam.save_mechanism(model, folder)."
         )
+    return model
+
+
+def remove(model: ModelT) -> ModelT:
+    """Take all mechanisms off a model again, in place; its outputs are those of the host alone.
+
+    So are masks on the cross-attention of a decoder (`decoder_lam`).
+
+    Raises:
+        ValueError: if the model has none, or a pure STT, for which it gave up its query and key projections. The model
+            is unchanged.
+    """
+    decoders = decoders_with_masks(model)
+    if injected_encoders(model) or not decoders:
+        remove_mechanisms(model)
+    for base in decoders:
+        remove_cross_lam(base)
+    for part in model.modules() if decoders else ():
+        config = getattr(part, "config", None)
+        if getattr(config, "decoder_lam", None) is not None:
+            config.decoder_lam = None
     return model
 
 

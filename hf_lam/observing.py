@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .modeling.attention_pass_hf_lam import MODALITY_TOKENS, Observer
+from .modeling.host_attention_hf_lam import encoder_side_of
 from .modeling.hosts_facts_hf_lam import is_fusion
 from .modeling.injection_hf_lam import InjectedEncoder, injection_of
 from .modeling.mechanism_hf_lam import Attention
@@ -92,7 +94,20 @@ def run_batches(model: nn.Module, base: Any, batches: Iterable[Mapping[str, Any]
                 "batches must be an iterable of dictionaries that the model is called with, such as "
                 f"[{{'input_ids': ...}}, ...]; one of them is {type(batch).__name__}."
             )
-        model(**{name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()})
+        run_encoder(model, {name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()})
+
+
+def run_encoder(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Call what has mechanisms in `model`: all of it, or of a model that is made of an encoder and a decoder the
+    encoder alone, for which `inputs` need no text.
+    """
+    config: Any = getattr(model, "config", None)
+    encoder: Any = model if config is None else encoder_side_of(model)
+    if encoder is not model:
+        taken = inspect.signature(encoder.forward).parameters
+        named = {encoder.main_input_name if name == "inputs" else name: x for name, x in inputs.items()}
+        inputs = {name: x for name, x in named.items() if name in taken}
+    encoder(**inputs)
 
 
 def tokens_of(attention: Attention) -> Tensor | None:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from .modeling.cross_lam_hf_lam import decoders_with_masks
+from .modeling.host_attention_hf_lam import find_encoder
 from .modeling.injection_hf_lam import InjectedEncoder, injected_encoders
 from .modeling.layers_hf_lam import container_of
 
@@ -25,18 +27,23 @@ def only_injected_encoder(model: nn.Module) -> InjectedEncoder:
     return encoders[0]
 
 
+def list_carriers(model: nn.Module) -> list[Any]:
+    """What carries something of hf_lam in `model`: encoders with mechanisms, and decoders with masks."""
+    return [*injected_encoders(model), *decoders_with_masks(model)]
+
+
 def mechanism_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that hf_lam added to `model`, ready for an optimizer; not every mechanism has some.
 
     Raises:
         ValueError: if the model has no mechanisms.
     """
-    encoders = injected_encoders(model)
-    if not encoders:
+    bases = list_carriers(model)
+    if not bases:
         raise ValueError(
             f"{type(model).__name__} has no hf_lam mechanisms; call hf_lam.inject or hf_lam.convert with some first."
         )
-    return [parameter for base in encoders for parameter in container_of(base).parameters()]
+    return [parameter for base in bases for parameter in container_of(base).parameters()]
 
 
 def freeze_host(model: ModelT, train_head: bool = False) -> ModelT:
@@ -45,17 +52,25 @@ def freeze_host(model: ModelT, train_head: bool = False) -> ModelT:
     Args:
         model: a model with mechanisms.
         train_head: also train the head: what lies outside of the encoder, such as a classifier that starts from random
-            weights, and the encoder's pooler, which is trained for one task.
+            weights or a decoder, and the encoder's pooler, which is trained for one task.
 
     Raises:
         ValueError: if the model has no mechanisms.
     """
     trained = {id(parameter) for parameter in mechanism_parameters(model)}
     if train_head:
-        trained |= {id(parameter) for parameter in head_parameters(model, injected_encoders(model))}
+        bodies = injected_encoders(model) or _bodies_of(decoders_with_masks(model), model)
+        trained |= {id(parameter) for parameter in head_parameters(model, bodies)}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trained)
     return model
+
+
+def _bodies_of(decoders: Iterable[Any], model: nn.Module) -> list[Any]:
+    """The encoders that decoders look at, in a model that has both; or else the decoders themselves."""
+    around: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    encoder = find_encoder(around)
+    return [*decoders] if any(encoder is part for base in decoders for part in base.modules()) else [encoder]
 
 
 def head_parameters(model: nn.Module, encoders: Iterable[InjectedEncoder | nn.Module]) -> list[nn.Parameter]:

@@ -217,8 +217,9 @@ def _convert(
         if check:
             with working("Comparing the outputs with those of the original", has_bars=not is_local(source)):
                 comparison = compare(folder, type(converted), source, auto_class, options)
-                if isinstance(processor, PreTrainedTokenizerBase):
-                    check_same_ids(folder, processor)
+                tokenizer = getattr(processor, "tokenizer", processor)
+                if isinstance(tokenizer, PreTrainedTokenizerBase):
+                    check_same_ids(folder, tokenizer)
             notes += comparison.notes
             if not changes and not comparison.is_equal:
                 raise RuntimeError(

@@ -67,6 +67,7 @@ class Inspection:
 
     version: of the hf_lam that saved the model; None without mechanisms.
     mechanisms: their options by name, as in `config.json`.
+    decoder_lam: the options of the masks on a decoder's cross-attention, as in `config.json`; None without.
     parameters: of the whole model.
     modalities: of a fusion model, what each of them is, in words.
     inputs: what the masks and pictures are of: `example`, or the names of the inputs that were given; None for none.
@@ -82,6 +83,7 @@ class Inspection:
     mechanisms: dict[str, Any]
     parameters: int
     mechanism_parameters: int
+    decoder_lam: dict[str, Any] | None = None
     modalities: dict[str, str] = field(default_factory=dict)
     inputs: str | None = None
     layers: list[Layer] = field(default_factory=list)
@@ -158,16 +160,27 @@ def _without_mechanisms(name: str, config: PreTrainedConfig) -> Inspection:
 
     import hf_lam
 
+    from ..modeling.cross_lam_hf_lam import read_cross_lam
     from ..modeling.hosts_facts_hf_lam import is_fusion
+    from ..parameters import mechanism_parameters
 
     # What a repository names may be anything: only a class for this configuration is called.
     named = [getattr(package, kind, None) for kind in config.architectures or () for package in (hf_lam, transformers)]
     fits: Any = [found for found in named if getattr(found, "config_class", None) is type(config)]
     with torch.device("meta"):
         model = fits[0](config) if fits else random_model(config)
-    notes = [f"it has no mechanisms of hf_lam; see {'hf_lam.inject' if is_fusion(config) else 'hf-lam convert'}"]
+    masks = read_cross_lam(model)
+    where = "it has no mechanisms of hf_lam" if masks is None else "its encoder has no mechanisms of hf_lam"
     return Inspection(
-        name, type(model).__name__, None, {}, model.num_parameters(), 0, _modalities_of(model), notes=notes
+        name,
+        type(model).__name__,
+        None,
+        {},
+        model.num_parameters(),
+        0 if masks is None else sum(parameter.numel() for parameter in mechanism_parameters(model)),
+        masks,
+        _modalities_of(model),
+        notes=[f"{where}; see {'hf_lam.inject' if is_fusion(config) else 'hf-lam convert'}"],
     )
 
 
@@ -188,6 +201,7 @@ def _inspect(
     only_layer: int | None,
 ) -> Inspection:
     from ..facts import list_facts, list_facts_of
+    from ..modeling.cross_lam_hf_lam import read_cross_lam
     from ..modeling.injection_hf_lam import injection_of
     from ..parameters import mechanism_parameters, only_injected_encoder
 
@@ -217,6 +231,7 @@ def _inspect(
         mechanisms={key: options for key, options in block.items() if key != "version"},
         parameters=model.num_parameters(),
         mechanism_parameters=sum(parameter.numel() for parameter in mechanism_parameters(model)),
+        decoder_lam=read_cross_lam(model),
         modalities=_modalities_of(model),
         inputs=kind,
         layers=rows if only_layer is None else [rows[only_layer]],
@@ -294,11 +309,13 @@ def _columns(rows: Sequence[Layer], by_head: bool = False) -> dict[str, str]:
 
 def _head_lines(found: Inspection) -> str:
     saved = f", saved by hf_lam {found.version}" if found.version is not None else ""
-    added = f", {found.mechanism_parameters:,} of them of hf_lam" if found.mechanisms else ""
+    has_any = found.mechanisms or found.decoder_lam is not None
+    added = f", {found.mechanism_parameters:,} of them of hf_lam" if has_any else ""
     lines = [f"{found.model}: {found.model_class}{saved}", f"{found.parameters:,} parameters{added}"]
     lines += [f"{name}: {what}" for name, what in found.modalities.items()]
     in_table = {fact for layer in found.layers for fact in layer if isinstance(layer[fact], list)}
-    for name, options in found.mechanisms.items():
+    masks = {} if found.decoder_lam is None else {"decoder_lam": found.decoder_lam}
+    for name, options in (found.mechanisms | masks).items():
         shown = {key: value for key, value in options.items() if value not in (None, False) and key not in in_table}
         lines.append(f"{name}: {', '.join(f'{key} {value}' for key, value in shown.items()) or 'defaults'}")
     return "\n".join(lines)

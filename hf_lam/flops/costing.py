@@ -9,10 +9,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..modeling.hosts_hf_lam import head_size_of
-from ..modeling.injection_hf_lam import injected_encoders
 from ..modeling.mechanism_hf_lam import SegmentSize
 from ..observing import fused_tokens_of
-from ..parameters import mechanism_parameters
+from ..parameters import list_carriers, mechanism_parameters
 from .counting import Rectangle, count_attention
 from .forward import LayerCount, count_forward
 from .inputs import encoder_of, example_inputs
@@ -87,7 +86,7 @@ def cost(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None, *, bot
     facts: dict[str, Any] = {}
     for of_mechanism in layers[0].facts.values() if layers else ():
         facts |= of_mechanism
-    added = mechanism_parameters(model) if injected_encoders(model) else []
+    added = mechanism_parameters(model) if list_carriers(model) else []
     return CostReport(
         model=type(model).__name__,
         batch_size=batch_size,

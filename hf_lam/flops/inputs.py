@@ -10,10 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from ..modeling.fusion_encoders_hf_lam import InputKind, read_input_kind
-from ..modeling.host_attention_hf_lam import find_encoder
+from ..modeling.host_attention_hf_lam import encoder_side_of, find_encoder
 from ..modeling.hosts_facts_hf_lam import (
     SAMPLING_RATE,
     count_samples,
+    is_composed,
     is_fusion,
     read_input_shape,
     takes_patches,
@@ -47,7 +48,7 @@ def example_inputs(
     types, they divide it evenly. Images, videos and spectrograms are zeros, of the size that the model's mechanisms
     are made for where they say one, and else of that in its configuration. Plain sound is as long as mechanisms are
     made for. A fusion model gets all of its modalities: plain sound of one second, and of features the most vectors
-    that a sample can have, or 32 where there is no limit.
+    that a sample can have, or 32 where there is no limit. A decoder that is beside the encoder gets its first token.
 
     Args:
         model: an encoder, or a task model on top of one, with or without mechanisms.
@@ -63,15 +64,25 @@ def example_inputs(
     base = encoder_of(model)
     lengths = {} if lengths is None else lengths
     _check_lengths(model, base, lengths)
+    if is_composed(model.config):
+        encoder: Any = encoder_side_of(model)
+        inputs = example_inputs(encoder, batch_size, lengths=lengths)
+        return inputs | _first_token(model, base, batch_size)
     if is_fusion(base.config):
         lengths = {**_lengths_in_step(model, base), **lengths}
-        inputs: dict[str, Any] = {}
+        inputs = {}
         for name in base.config.modalities:
             inputs |= _make_modality(model, base, name, batch_size, lengths.get(name))
-        return inputs
+        return inputs | (_first_token(model, base, batch_size) if model.can_generate() else {})
     if input_name_of(base) == "input_ids":
         return _make_text(model, base, batch_size, lengths.get("text"))
     return _make_media(base, find_input_module(model, base), batch_size)
+
+
+def _first_token(model: Any, base: Any, batch_size: int) -> dict[str, torch.Tensor]:
+    """What a decoder begins with."""
+    start = getattr(model.config, "decoder_start_token_id", None) or 0
+    return {"decoder_input_ids": torch.full((batch_size, 1), start, device=base.device)}
 
 
 def _check_lengths(model: PreTrainedModel, base: Any, lengths: Mapping[str, int]) -> None:

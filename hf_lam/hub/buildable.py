@@ -20,11 +20,13 @@ import torch
 from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..modeling import configuration_hf_lam, modeling_hf_lam, modeling_hf_lam_fusion
 from ..modeling.configuration_hf_lam import PREFIX
 from ..modeling.configuration_hf_lam_fusion import HfLamFusionConfig
 from ..modeling.families_hf_lam import list_heads
+from ..modeling.hosts_facts_hf_lam import COMPOSED
 from .names import heads_of
 
 # Names in the code of a model that load what its configuration says. (`cached_file` stands in `load_adapter` of
@@ -38,6 +40,9 @@ def config_class_of(kind: Any) -> Any:
     """The class of a configuration by its `model_type`; None if it is of no model that may be built here."""
     if kind == HfLamFusionConfig.model_type:
         return HfLamFusionConfig
+    if isinstance(kind, str) and kind.removeprefix(PREFIX) in COMPOSED:
+        # Whether its parts may be built depends on their types, which are in the configuration.
+        return configuration_hf_lam.config_class_of(kind) if is_ours(kind) else None
     if not isinstance(kind, str) or not is_self_contained(kind.removeprefix(PREFIX)):
         return None
     return configuration_hf_lam.config_class_of(kind) if is_ours(kind) else CONFIG_MAPPING[kind]
@@ -75,6 +80,8 @@ def is_self_contained(kind: str) -> bool:
         return False
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     heads = {name for names in list_heads(kind).values() for name in names}
+    decoder = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    heads |= set() if decoder is None else {decoder}
     return bool(heads) and _LOADING.isdisjoint(_names_reached(tree, heads))
 
 

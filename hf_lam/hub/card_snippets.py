@@ -12,7 +12,8 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from ..modeling.configuration_hf_lam_fusion import MODALITIES
-from ..modeling.hosts_facts_hf_lam import is_fusion
+from ..modeling.host_attention_hf_lam import encoder_side_of
+from ..modeling.hosts_facts_hf_lam import is_composed, is_fusion
 
 # What stands in a call for a sample of a modality, until a reader has one.
 _SAMPLES = {
@@ -21,6 +22,8 @@ _SAMPLES = {
     "video": ('videos=[Image.new("RGB", (64, 64))] * {frames}',),
     "audio": ("audio=numpy.zeros({rate:_})", "sampling_rate={rate:_}"),
 }
+# Words that a model writes there, if its decoder has so many places.
+_WORDS = 20
 
 
 def usage_of(model: Any, model_class: type[Any], processor: Any, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -40,6 +43,8 @@ def usage_of(model: Any, model_class: type[Any], processor: Any, inputs: Mapping
     hidden = signature(model_class.forward).parameters.get("bool_masked_pos")
     if (made is None and inputs is None) or (hidden is not None and hidden.default is hidden.empty):
         return {"imports": [], "lines": []}
+    if is_composed(model.config) or kind.endswith("ForConditionalGeneration"):
+        return _of_writer(made, model, processor, inputs)
     if made is None:
         lines = [f"inputs = {{{', '.join(f'{name!r}: {_tensor(x)}' for name, x in (inputs or {}).items())}}}"]
     else:
@@ -48,11 +53,33 @@ def usage_of(model: Any, model_class: type[Any], processor: Any, inputs: Mapping
         lines.append("inputs = {name: x[None] for name, x in inputs.items()}")
     call = "embeddings = model.get_embeddings" if kind.endswith("ForEmbedding") else "outputs = model"
     lines += ["with torch.no_grad():", f"    {call}(**inputs)", _shown(kind, model, tokenizer)]
-    # In the order of a sorted list of imports.
-    imports = [f"import {name}" for name in ("numpy", "torch") if name == "torch" or f"{name}." in lines[0]]
-    if "Image." in lines[0]:
-        imports.append("from PIL import Image")
-    return {"imports": imports, "lines": lines}
+    return {"imports": _imports_of(lines[0]), "lines": lines}
+
+
+def _of_writer(made: str | None, model: Any, processor: Any, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The same for a model that has an encoder and a decoder: it writes, if it knows how a text begins.
+
+    made: the line that makes inputs with a processor; None without one.
+    """
+    options = model.generation_config
+    writes = options.decoder_start_token_id is not None or options.bos_token_id is not None
+    if made is None or not writes:
+        given = {name: x for name, x in (inputs or {}).items() if not (writes and name == "decoder_input_ids")}
+        made = f"inputs = {{{', '.join(f'{name!r}: {_tensor(x)}' for name, x in given.items())}}}"
+    positions = getattr(model.config.decoder, "max_position_embeddings", None) or _WORDS
+    most = min(_WORDS, max(1, positions - 1))
+    call = f"tokens = model.generate(**inputs, max_new_tokens={most})" if writes else "outputs = model(**inputs)"
+    shown = "outputs.logits.shape" if not writes else "tokens.tolist()"
+    if writes and hasattr(processor, "batch_decode") and getattr(processor, "decoder_tokenizer", True) is not None:
+        shown = "processor.batch_decode(tokens, skip_special_tokens=True)"
+    lines = [made, "with torch.no_grad():", f"    {call}", f"print({shown})"]
+    return {"imports": _imports_of(made), "lines": lines}
+
+
+def _imports_of(line: str) -> list[str]:
+    """What is imported for the line that makes the inputs, in the order of a sorted list of imports."""
+    imports = [f"import {name}" for name in ("numpy", "torch") if name == "torch" or f"{name}." in line]
+    return [*imports, "from PIL import Image"] if "Image." in line else imports
 
 
 def _made_by(kind: str, model: Any, processor: Any, inputs: Mapping[str, Any] | None) -> str | None:
@@ -62,6 +89,8 @@ def _made_by(kind: str, model: Any, processor: Any, inputs: Mapping[str, Any] | 
     if is_fusion(model.config):
         return _made_by_fusion(model, processor, inputs)
     if isinstance(processor, PreTrainedTokenizerBase):
+        if encoder_side_of(model).main_input_name != "input_ids":
+            return None  # it is for what a decoder writes
         texts = '"A cat sat on the mat."'
         if kind.endswith("ForQuestionAnswering"):
             texts = f'"Where did it sit?", {texts}'
@@ -72,8 +101,9 @@ def _made_by(kind: str, model: Any, processor: Any, inputs: Mapping[str, Any] | 
         return f'inputs = processor({texts}, return_tensors="pt")'
     # What a tokenizer gives has no dtype of the model's.
     cast = "" if model.dtype == torch.float32 else ".to(model.dtype)"
-    if isinstance(processor, (BaseImageProcessor, BaseVideoProcessor)):
-        frames = _frames_of(model.config)
+    reads_media = getattr(processor, "image_processor", processor)
+    if isinstance(reads_media, (BaseImageProcessor, BaseVideoProcessor)):
+        frames = _frames_of(encoder_side_of(model).config)
         sample = 'Image.new("RGB", (64, 64))' if frames is None else f'[Image.new("RGB", (64, 64))] * {frames}'
         return f'inputs = processor({sample}, return_tensors="pt"){cast}'
     if rate := getattr(getattr(processor, "feature_extractor", processor), "sampling_rate", None):

@@ -23,6 +23,7 @@ from ..conversion import convert_silently
 from ..flops import CostReport, cost, example_inputs
 from ..modeling.configuration_hf_lam import HfLamConfigMixin
 from ..modeling.configuration_hf_lam_fusion import MODALITIES
+from ..modeling.cross_lam_hf_lam import cross_lam_of, decoders_with_masks
 from ..modeling.hosts_facts_hf_lam import is_fusion
 from ..modeling.injection_hf_lam import injected_encoders, injection_of, mechanism_of
 from ..modeling.mechanism_registry_hf_lam import mechanism_names
@@ -43,6 +44,9 @@ METRIC_NAMES = {
     "mae": "Mean absolute error",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
+    "bleu": "BLEU",
+    "rougeL": "ROUGE-L",
+    "exact": "Exact match",
 }
 # Of every head, by its Auto class: the task that the Hub lists it under. What no pipeline of transformers takes, and
 # the Hub knows no name for, such as an encoder of videos or sounds alone, has none.
@@ -62,6 +66,8 @@ _TASKS = {
     "AutoModelForVideoClassification": "video-classification",
     "AutoModelForAudioClassification": "audio-classification",
     "AutoModelForCTC": "automatic-speech-recognition",
+    "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
+    "AutoModelForImageTextToText": "image-to-text",
 }
 # Of an encoder alone, by what it takes.
 _FEATURES = {"text": "feature-extraction", "image": "image-feature-extraction"}
@@ -104,7 +110,9 @@ def model_card(
     tags = [tag for tag in content.tags if tag not in made_anew]
     modalities = modalities_in(model)
     kinds = [_OF_VECTORS if modality.encoder is None else modality.name for modality in modalities]
-    own_tags = ["hf_lam", *mechanisms, *(["multimodal", *dict.fromkeys(kinds)] if modalities else [])]
+    masks = [cross_lam_of(base) for base in decoders_with_masks(model)]
+    names = dict.fromkeys([*mechanisms, *(record.config.name for record in masks)])
+    own_tags = ["hf_lam", *names, *(["multimodal", *dict.fromkeys(kinds)] if modalities else [])]
     bases = list(content.bases)
     metrics = [result for result in content.results if not result.metric_type.endswith("loss")]
     metadata = ModelCardData(
@@ -135,6 +143,7 @@ def model_card(
         remote_code=", trust_remote_code=True" if has_code else "",
         modalities=[_describe_modality(modality) for modality in modalities],
         changes=changes,
+        decoder=_describe_decoder(model),
         foreign=_group_by_file(changes),
         tables=_tables_of_heads(model),
         results=[_result_row(result) for result in content.results],
@@ -294,11 +303,6 @@ def _describe(model: Any, config: Any) -> dict[str, Any]:
     where = "in its layer of attention" if layers == 1 else f"in each of its {layers} layers of attention"
     if config.is_shared:
         where = f"one for all of its {layers} layers of attention"
-    shown = {name: json.dumps(value) for name, value in config.to_dict().items() if value not in (None, False)}
-    said = [
-        f"{name}={value}" if len(value) <= _LONGEST_OPTION else f"{name} as in config.json"
-        for name, value in shown.items()
-    ]
     # Not what is registered here: a model may be of another copy of the code.
     file = Path(inspect.getfile(type(config))).name
     return {
@@ -307,8 +311,30 @@ def _describe(model: Any, config: Any) -> dict[str, Any]:
         "arxiv": config.arxiv,
         "file": None if file in TRAVELLING_FILES else file,
         "where": where,
-        "options": said,
+        "options": _describe_options(config),
     }
+
+
+def _describe_decoder(model: Any) -> dict[str, Any] | None:
+    """What writes the text of a model that has an encoder and a decoder of another family; None for any other."""
+    decoder = getattr(model, "decoder", None)
+    if not isinstance(decoder, PreTrainedModel):
+        return None
+    found: dict[str, Any] = {"model_class": type(decoder).__name__}
+    for base in decoders_with_masks(decoder):
+        config = cross_lam_of(base).config
+        found["title"] = f"the {config.title.lower()} ([arXiv {config.arxiv}](https://arxiv.org/abs/{config.arxiv}))"
+        found["options"] = _describe_options(config)
+    return found
+
+
+def _describe_options(config: Any) -> list[str]:
+    """The options of a mechanism but for those that are off or left to the host."""
+    shown = {name: json.dumps(value) for name, value in config.to_dict().items() if value not in (None, False)}
+    return [
+        f"{name}={value}" if len(value) <= _LONGEST_OPTION else f"{name} as in config.json"
+        for name, value in shown.items()
+    ]
 
 
 def _group_by_file(changes: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -431,6 +457,9 @@ def _limits(model: Any, bases: Sequence[str]) -> list[str]:
         for config in injection_of(base).configs.values()
         for limit in config.list_limits(injection_of(base).host)
     ]
+    for base in decoders_with_masks(model):
+        limits += cross_lam_of(base).config.list_limits(cross_lam_of(base).host)
+    limits = list(dict.fromkeys(limits))
     sources = " and ".join(bases) or "the model it was made from"
     limits.append(f"Whatever {sources} cannot do, and whatever its data taught it wrongly, holds here, too.")
     limits.append("It needs transformers 5.18 or newer, below 6; `torch.nn.DataParallel` is refused, DDP is not.")

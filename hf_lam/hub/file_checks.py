@@ -50,16 +50,17 @@ _PATHS = re.compile(r"vocab|merges|source_spm|target_spm|transformers_weights|.*
 # Where something once was, which nothing reads.
 _NO_PATHS = ("_name_or_path", "name_or_path", "special_tokens_map_file")
 
-# Processors, and the tokenizers of encoders, that were looked through: they read their own files and nothing else.
+# Processors and tokenizers that were looked through: they read their own files and nothing else.
 _TOKENIZERS = (
     "Albert Bert CLIP Camembert ConvBert Deberta DebertaV2 DistilBert Electra GPT2 Herbert LayoutLM MPNet MobileBert "
-    "Esm LayoutLMv3 Roberta Siglip Siglip2 SqueezeBert T5 Wav2Vec2CTC Whisper XLMRoberta XLNet"
+    "Esm LayoutLMv3 MBart Roberta Siglip Siglip2 SqueezeBert T5 Wav2Vec2CTC Whisper XLMRoberta XLNet"
 )
 _IMAGE_PROCESSORS = "Beit Bit CLIP ConvNext DINOv3ViT DeiT Siglip Siglip2 ViT VideoMAE Vivit"
 _CLASSES = frozenset(
     [
         *("HfLamFusionProcessor", "VideoMAEVideoProcessor", "VJEPA2VideoProcessor"),
-        *(f"{name}Processor" for name in ("CLIP", "Siglip", "Siglip2", "Wav2Vec2", "Wav2Vec2Bert", "Whisper")),
+        *(f"{name}Processor" for name in ("CLIP", "Siglip", "Siglip2", "TrOCR")),
+        *(f"{name}Processor" for name in ("Wav2Vec2", "Wav2Vec2Bert", "Whisper")),
         *(f"{name}FeatureExtractor" for name in ("AST", "SeamlessM4T", "Wav2Vec2", "Whisper")),
         *("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "SentencePieceBackend"),
         *(f"{name}Tokenizer{kind}" for name in _TOKENIZERS.split() for kind in ("", "Fast")),

@@ -88,7 +88,7 @@ def _strange_config(config: Any, class_of: Callable[[Any], Any], path: str, is_m
         # `from_config` takes the code of an encoder from where it says to be from.
         yield f"{path}auto_map would be looked for in {_shown(origin)}"
     fields = {field.name for cls in (known, PreTrainedConfig) for field in dataclasses.fields(cls)}
-    fields |= set(known.attribute_map)
+    fields |= {*known.attribute_map, *known.sub_configs}
     for key, value in config.items():
         if key in _JUDGED or key.endswith("_implementation"):
             continue

@@ -122,6 +122,7 @@ PROCESSOR = {
     "*_tokens": NUMBERS,
     "patch_size": NUMBERS,
     "features": (NONE, {"*": _VECTORS}),
+    "decoder_tokenizer": FLAG,
     "*_kwargs": _CALL,
 }
 

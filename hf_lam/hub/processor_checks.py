@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from transformers import FeatureExtractionMixin, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..modeling.processing_hf_lam import DECODER_TOKENIZER
 from .file_checks import read_configs
 from .repository_files import LocalFiles
-from .tokenizer_files import check_tokenizers, embedding_rows
+from .tokenizer_files import check_tokenizers, decoder_rows, embedding_rows
 
 # What tokenizers and processors are read from; the first of those that are there is named for what is wrong with it.
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
@@ -26,7 +27,7 @@ def check_processor_files(source: str | os.PathLike[str], config: PreTrainedConf
     """Parse the files of the tokenizer and the processors in a folder, without loading any.
 
     Args:
-        source: the folder. Folders in it are not looked at.
+        source: the folder. Of the folders in it, only that of a decoder's tokenizer is looked at.
         config: of the model beside them, for the size of its vocabulary; None if it is not known.
 
     Raises:
@@ -35,11 +36,12 @@ def check_processor_files(source: str | os.PathLike[str], config: PreTrainedConf
     """
     files = LocalFiles(source)
     names = {*_TOKENIZER_FILES, *_PROCESSOR_FILES, *_OTHER_FILES, "merges.txt"}
+    names |= {f"{DECODER_TOKENIZER}/{name}" for name in names}
     files.sizes = {name: size for name, size in files.sizes.items() if name in names or name.endswith(".model")}
     configs, findings = read_configs(files)
     # With one file less, a tokenizer would seem to lack what is in it.
     if not findings:
-        findings = check_tokenizers(files, configs, _rows(config))
+        findings = check_tokenizers(files, configs, None if config is None else config.to_dict())
     for name, content in configs.items():
         if not isinstance(content, dict):
             raise ValueError(f"{str(Path(source, name))!r} is a {type(content).__name__}, not an object of JSON.")
@@ -62,7 +64,7 @@ def try_processor(processor: Any, config: PreTrainedConfig | None, source: str |
     features = getattr(processor, "features", None)
     if features and config is not None:
         _check_features(features, config, _file_of(source, _PROCESSOR_FILES[-1:]))
-    kinds = ("tokenizer", "image_processor", "video_processor", "feature_extractor")
+    kinds = ("tokenizer", "image_processor", "video_processor", "feature_extractor", DECODER_TOKENIZER)
     if isinstance(processor, PreTrainedTokenizerBase):
         parts = {"tokenizer": processor}
     else:
@@ -72,7 +74,10 @@ def try_processor(processor: Any, config: PreTrainedConfig | None, source: str |
     for kind, part in parts.items():
         place = _file_of(source, _TOKENIZER_FILES if kind == "tokenizer" else _PROCESSOR_FILES)
         try:
-            if kind == "tokenizer":
+            if kind == DECODER_TOKENIZER:
+                place = _file_of(Path(source, kind), _TOKENIZER_FILES)
+                _try_tokenizer(part, None if config is None else decoder_rows(config.to_dict()), place)
+            elif kind == "tokenizer":
                 _try_tokenizer(part, _rows(config), place)
             elif callable(part):
                 _try_values(kind, part, place)

@@ -20,6 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..flops import example_inputs
+from ..modeling.hosts_facts_hf_lam import is_composed
 from ..modeling.version_hf_lam import LIST_FILE, __version__
 from .cards import draw_pictures, model_card, saved_class, saved_model, task_of
 from .code_checks import MANIFEST, UNRELEASED, released_code, split_list
@@ -29,7 +30,7 @@ from .finite_weights import refuse_infinite
 from .folders import Measured, as_results, copy_results, load_model, load_processor, measured
 from .names import heads_of, looks_like_hub_id
 from .processor_checks import try_processor
-from .processors import copy_processor
+from .processors import copy_processor, modalities_of
 from .remote import Branch, limited_waiting
 from .sentence_modules import copy_modules
 from .verification import verify
@@ -376,9 +377,11 @@ def _bases(
     # Loaded from the repository that it goes back to, its base is the same.
     names = list(earlier.bases or (published.bases if model.config.name_or_path == hub.repo_id else []))
     if not names:
-        encoders = [model.config.modality_config(name) for name in getattr(model.config, "modalities", ())]
+        parts = [model.config.modality_config(name) for name in getattr(model.config, "modalities", ())]
+        if is_composed(model.config):
+            parts = [model.config.encoder, model.config.decoder]
         # A modality of vectors has none.
-        names = [getattr(config, "name_or_path", None) or "" for config in (model.config, *encoders)]
+        names = [getattr(config, "name_or_path", None) or "" for config in (model.config, *parts)]
         names = [name for name in names if looks_like_hub_id(name) and name != hub.repo_id]
     return list(dict.fromkeys(names))
 
@@ -410,7 +413,9 @@ def _draw(
 
     Beside them, what the user should know about it.
     """
-    tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None
+    # Beside an encoder of images, it is for what a decoder writes.
+    reads_text = isinstance(processor, PreTrainedTokenizerBase) and modalities_of(model) == ("text",)
+    tokenizer = processor if reads_text else None
     if inputs is not None:
         return draw_pictures(model, inputs, folder, processor), []
     kept = {} if source is None else earlier.pictures_in(source)

@@ -13,6 +13,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..modeling.configuration_hf_lam import PREFIX
+from ..modeling.hosts_facts_hf_lam import COMPOSED
+from ..modeling.processing_hf_lam import DECODER_TOKENIZER
 from .repository_files import Finding, RepositoryFiles, UnreadableError
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -37,9 +39,17 @@ def embedding_rows(config: Any) -> int | None:
     kind = config.get("model_type")
     if isinstance(kind, str) and kind.removeprefix(PREFIX) in _OF_SOUND:
         return None
+    if isinstance(kind, str) and kind.removeprefix(PREFIX) in COMPOSED:
+        found = [embedding_rows(config.get(part)) for part in ("encoder", "decoder")]
+        return min((rows for rows in found if rows is not None), default=None)
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     rows = next((part["vocab_size"] for part in parts if part.get("vocab_size") is not None), None)
     return rows if type(rows) is int and rows > 0 else None
+
+
+def decoder_rows(config: Any) -> int | None:
+    """The same of the decoder of a fusion model, which has a tokenizer of its own."""
+    return embedding_rows(config.get("decoder")) if isinstance(config, dict) else None
 
 
 class Vocabulary(NamedTuple):
@@ -53,13 +63,14 @@ class Vocabulary(NamedTuple):
     size: int
 
 
-def check_tokenizers(files: RepositoryFiles, configs: Mapping[str, Any], rows: int | None) -> list[Finding]:
+def check_tokenizers(files: RepositoryFiles, configs: Mapping[str, Any], config: Any) -> list[Finding]:
     """Findings for files of tokenizers that are damaged, absent, or too large for the model.
 
     Args:
         files: of the model.
         configs: its JSON files that can be read, by their paths.
-        rows: of the embedding of tokens, in the model whose `config.json` is in the root; None if it has none.
+        config: that of the model in the root, as a dictionary, which says how many tokens there are; None if there
+            is none.
     """
     folders: dict[str, list[str]] = {}
     for name in files.sizes:
@@ -68,7 +79,12 @@ def check_tokenizers(files: RepositoryFiles, configs: Mapping[str, Any], rows: i
             folders.setdefault(folder, []).append(base)
     findings = []
     for folder, names in folders.items():
-        findings += _check_folder(files, configs, f"{folder}/" if folder else "", names, None if folder else rows)
+        rows = embedding_rows(config) if not folder else decoder_rows(config) if folder == DECODER_TOKENIZER else None
+        findings += _check_folder(files, configs, f"{folder}/" if folder else "", names, rows)
+    processor = configs.get(_PROCESSOR_FILE)
+    if isinstance(processor, dict) and processor.get(DECODER_TOKENIZER) and DECODER_TOKENIZER not in folders:
+        message = f"has a {DECODER_TOKENIZER}, of which no folder is beside it"
+        findings.append(Finding("tokenizer", _PROCESSOR_FILE, message))
     return findings
 
 

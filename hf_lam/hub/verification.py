@@ -15,6 +15,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import HF_MODULES_CACHE
 
+from ..modeling.configuration_hf_lam import block_in
 from .buildable import config_class_of
 from .code_checks import Code, check_auto_maps, check_code, closure, released_code, targets_of
 from .file_checks import check_kinds, check_references, read_configs
@@ -31,7 +32,7 @@ from .repository_files import (
     models_in,
 )
 from .sentence_modules import check_modules, is_read, modules_in, parts_in
-from .tokenizer_files import check_tokenizers, embedding_rows
+from .tokenizer_files import check_tokenizers
 from .weight_checks import check_parts, check_weights
 
 __all__ = ["Finding", "Verification", "verify"]
@@ -196,7 +197,7 @@ def _look_at(
         loaded, weight_findings = check_weights(files, configs, findings + strange_keys, code.file_of, parts)
         findings += weight_findings
     findings += part_findings + check_modules(files, configs, modules) + unsaid(strange_keys, findings)
-    findings += check_tokenizers(files, configs, embedding_rows(config))
+    findings += check_tokenizers(files, configs, config)
     if are_weights_read:
         findings += check_finite(files, [name for name in (*loaded, *parts) if name.endswith(".safetensors")])
     if named is not None and code.version is not None and named != code.version:
@@ -245,7 +246,7 @@ def _summed_up(findings: list[Finding]) -> tuple[Finding, ...]:
 
 
 def _named_version(config: Any) -> str | None:
-    block = config.get("hf_lam") if isinstance(config, dict) else None
+    block = block_in(config) if isinstance(config, dict) else None
     version = block.get("version") if isinstance(block, Mapping) else None
     return version if isinstance(version, str) else None
 

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ..modeling import modeling_hf_lam
+from ..modeling.configuration_hf_lam import PREFIX, block_in
 from ..modeling.configuration_hf_lam_fusion import HfLamFusionConfig
-from ..modeling.hosts_facts_hf_lam import COMPLETE_STRUCTURE, OPTIONAL_PARTS
+from ..modeling.hosts_facts_hf_lam import COMPLETE_STRUCTURE, COMPOSED, OPTIONAL_PARTS, is_composed
 from ..modeling.mechanism_registry_hf_lam import mechanism_names
+from ..modeling.modeling_hf_lam import rename_legacy_keys
+from ..modeling.weight_names_hf_lam import is_mark
 from .buildable import class_names_of, config_class_of, few_modules, is_ours, model_class_of
 from .file_checks import entries
 from .repository_files import Finding, RepositoryFiles, StoredTensor, UnreadableError, leaves_folder
@@ -95,13 +97,15 @@ def _without_foreign(
     config: dict[str, Any], file_of: Callable[[str], str | None]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """A configuration without the mechanisms that only the code beside it knows, and their files by their names."""
-    block = config.get("hf_lam")
+    block = block_in(config)
     unknown = [name for name in block if name not in mechanism_names()] if isinstance(block, dict) else []
     foreign = {name: file for name in unknown if (file := file_of(name)) is not None}
     if not foreign:
         return config, {}
-    kept = {name: value for name, value in config["hf_lam"].items() if name not in foreign}
-    return {**config, "hf_lam": kept}, foreign
+    kept = {"hf_lam": {name: value for name, value in block.items() if name not in foreign}}
+    if config.get("hf_lam") is block:
+        return {**config, **kept}, foreign
+    return {**config, "encoder": {**config["encoder"], **kept}}, foreign
 
 
 def _loaded_tensors(
@@ -176,12 +180,17 @@ def _read_headers(
 def _other_model(config: dict[str, Any]) -> str:
     """Why a configuration is not that of a model of hf_lam; empty if it is."""
     kind, names = config.get("model_type"), config.get("architectures")
-    if not is_ours(kind) or config_class_of(kind) is None:
+    if not isinstance(kind, str) or not is_ours(kind) or config_class_of(kind) is None:
         return f"is of model type {kind!r}, which is none of hf_lam or none that verify builds"
     classes = class_names_of(kind)
     if not isinstance(names, list) or len(names) != 1 or names[0] not in classes:
         return f"architectures is {names!r}, not one of {', '.join(sorted(classes))}"
-    for key, value in entries({key: value for key, value in config.items() if key != "model_type"}):
+    parts = {key: value for key, value in config.items() if key != "model_type"}
+    encoder = parts.get("encoder")
+    if kind.removeprefix(PREFIX) in COMPOSED and isinstance(encoder, dict) and is_ours(encoder.get("model_type")):
+        # The one that has the mechanisms is of a class of ours.
+        parts["encoder"] = {**encoder, "model_type": encoder["model_type"].removeprefix(PREFIX)}
+    for key, value in entries(parts):
         if key == "model_type" and (is_ours(value) or config_class_of(value) is None):
             return f"has an encoder of type {value!r}, which verify does not build"
     return _replaced_part(config)
@@ -307,7 +316,7 @@ def _compare(model: Any, stored: dict[str, StoredTensor], file: str, foreign: Se
     try:
         present = {name: _without_values(tensor) for name, tensor in stored.items()}
         before = sum(tensor.numel() for tensor in present.values())
-        modeling_hf_lam.rename_legacy_keys(model, present, "")
+        rename_legacy_keys(model, present, "")
         lost = before - sum(tensor.numel() for tensor in present.values())
         if lost:
             problems.append(f"tensors are there twice, under an old name and a new one: {lost} numbers too many")
@@ -344,6 +353,7 @@ def _without_values(tensor: StoredTensor) -> torch.Tensor:
 
 def _is_optional(model: Any, name: str) -> bool:
     """Whether loading does without: an encoder's pooler and mask token, which no configuration mentions, and marks."""
-    return modeling_hf_lam.is_mark(name) or (
-        model.base_model is model and name.removeprefix("embeddings.").startswith(OPTIONAL_PARTS)
+    encoder = "encoder." if is_composed(model.config) else ""
+    return is_mark(name) or (
+        model.base_model is model and name.removeprefix(encoder).removeprefix("embeddings.").startswith(OPTIONAL_PARTS)
     )

@@ -8,13 +8,16 @@ package. Only `torch`, `transformers`, the standard library and sibling modules 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .families_hf_lam import find_type, list_families, list_heads, name_config
+from .hosts_facts_hf_lam import COMPOSED
 
 # Registers the mechanisms, in this order.
 from .mechanism_list_hf_lam import __all__ as _registered  # noqa: F401
@@ -100,11 +103,88 @@ class HfLamConfigMixin:
             auto: name for auto, name in family.items() if (folder / f"{name.split('.')[0]}.py").is_file()
         }
         for name in getattr(self, "sub_configs", {}):
-            encoder = getattr(self, name, None)
+            part = getattr(self, name, None)
+            if part is None:
+                continue
             # transformers leaves out where a model was loaded from, but not for the configurations inside of it.
-            if encoder is not None and os.path.exists(getattr(encoder, "_name_or_path", None) or ""):
-                encoder._name_or_path = ""
+            if os.path.exists(getattr(part, "_name_or_path", None) or ""):
+                part._name_or_path = ""
+            vars(part).pop("auto_map", None)  # the code that lies here is named for the whole
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)  # type: ignore[misc]
+
+
+class HfLamComposedConfigMixin(HfLamConfigMixin):
+    """Of models that are made of an encoder and a decoder, each of whatever family (`VisionEncoderDecoderModel`).
+
+    The encoder's configuration is one of ours, and has the mechanisms: `hf_lam` is the encoder's. That of the decoder
+    is one of transformers'.
+
+    decoder_lam: options of learnable masks on the decoder's cross-attention, such as `{"rank": 8}`; None for none.
+    """
+
+    # For transformers before 5.19: it must not try to make one without arguments.
+    has_no_defaults_at_init: ClassVar[bool] = True
+    encoder: Any
+    decoder: Any
+    decoder_lam: Any
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        block = kwargs.pop("hf_lam", None)
+        # Up to 5.18 they are no fields.
+        given = {name: kwargs.pop(name, getattr(self, name, None)) for name in ("encoder", "decoder")}
+        lacking = [name for name, config in given.items() if config is None]
+        if lacking:
+            raise ValueError(
+                f"{type(self).__name__} needs the configuration of an encoder and a decoder, and has no "
+                f"{' and no '.join(lacking)}."
+            )
+        self.encoder = _as_ours(given["encoder"], type(self).__name__)
+        decoder = given["decoder"]
+        self.decoder = AutoConfig.for_model(**decoder) if isinstance(decoder, Mapping) else decoder
+        if block is not None:
+            self.hf_lam = block
+        # Not the host's own, which up to 5.18 wants dictionaries.
+        PreTrainedConfig.__post_init__(self, **kwargs)  # type: ignore[arg-type]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "decoder_lam" and value is not None:
+            from .cross_lam_hf_lam import check_cross_lam  # most models have no decoder
+
+            value = check_cross_lam(value)
+        super().__setattr__(name, value)
+
+    @property
+    def hf_lam(self) -> Any:
+        """The mechanisms of the encoder, by their names; None for none."""
+        return self.encoder.hf_lam
+
+    @hf_lam.setter
+    def hf_lam(self, block: Any) -> None:
+        self.encoder.hf_lam = block
+
+
+def block_in(saved: Mapping[str, Any]) -> Any:
+    """The mechanisms in a configuration as it is saved; None for none."""
+    is_composed = str(saved.get("model_type")).removeprefix(PREFIX) in COMPOSED
+    part = saved.get("encoder") if is_composed else saved
+    return part.get("hf_lam") if isinstance(part, Mapping) else None
+
+
+def _as_ours(config: Any, owner: str) -> Any:
+    """The configuration of an encoder, a dictionary or one of transformers', as the `HfLam…` one of its family."""
+    is_mapping = isinstance(config, Mapping)
+    model_type = str(config.get("model_type") if is_mapping else config.model_type)
+    kind = config_class_of(model_type)
+    if kind is None:
+        raise ValueError(
+            f"the encoder of {owner} is of type {model_type!r}, of which no Auto class of transformers loads one."
+        )
+    if not is_mapping and getattr(config, "hf_lam", NotImplemented) is not NotImplemented:
+        return config
+    options = dict(config) if is_mapping else config.to_dict()
+    # A folder that it came from has nothing to do with where it is now.
+    left_out = ("model_type", "auto_map", "architectures")
+    return kind(**{name: value for name, value in options.items() if name not in left_out})
 
 
 def config_class_of(model_type: str) -> Any:
@@ -129,18 +209,19 @@ def config_class_of(model_type: str) -> Any:
 def _make_config_class(stock: type[Any], key: str) -> type[Any]:
     name = f"HfLam{stock.__name__}"
     heads = {auto: [f"HfLam{head}" for head in names] for auto, names in list_heads(key).items()}
+    mixin, field = (HfLamComposedConfigMixin, "decoder_lam") if key in COMPOSED else (HfLamConfigMixin, "hf_lam")
     options = {
         "__module__": __name__,
         "__qualname__": name,
         "__doc__": f'A `{stock.__name__}` with the mechanisms of the model as `hf_lam`: `{{"lam": {{"rank": 8}}}}`.',
-        "__annotations__": {"hf_lam": Any},
-        "hf_lam": None,
+        "__annotations__": {field: Any},
+        field: None,
         "model_type": f"{PREFIX}{stock.model_type}",
         "host_model_type": stock.model_type,
         "auto_classes": {auto: names[0] for auto, names in heads.items()},
         "alternatives": {auto: names[1:] for auto, names in heads.items() if names[1:]},
     }
-    return type(name, (HfLamConfigMixin, stock), options)
+    return type(name, (mixin, stock), options)
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .configuration_hf_lam import HfLamConfigMixin
+from .cross_lam_hf_lam import check_cross_lam
+from .decoder_options_hf_lam import decoder_config_of, read_token_ids
 from .fusion_features_hf_lam import FeatureOptions, read_features
 from .injection_hf_lam import check_grid
 from .locomt_hf_lam import baseline_block, find_baseline
@@ -121,6 +123,15 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         logit_scale_init_value: the logarithm of what similarities are multiplied by before training, as in CLIP.
         moments: options of a model that finds moments in a video, such as `{"num_queries": 10}`; see `MomentOptions`.
             Its `label_modalities` are the clips.
+        decoder: configuration of the decoder of a model that writes text, one of transformers' causal language models
+            that has cross-attention, such as GPT-2 or BERT, or its dictionary with `model_type`.
+        decoder_lam: learnable masks on the decoder's cross-attention: options of `LamConfig`, such as `{"rank": 8}`.
+            A dense mask (without `rank`) has a column for each token of the fusion model.
+        decoder_start_token_id: with which a text begins; `None` is that of the decoder's configuration, or its
+            `bos_token_id`. Likewise the next three.
+        bos_token_id: of the decoder.
+        eos_token_id: with which a text ends, or a list of such.
+        pad_token_id: behind its end; `None` is the first `eos_token_id` where the decoder has none, either.
         hf_lam: the mechanisms of the fusion layers, for example `{"locomt": {"views": "half"}}`.
         baseline: one of the papers' baselines in place of `hf_lam`; see the property of that name. It is written down
             as what it means, in `hf_lam` and `num_hidden_layers`.
@@ -132,11 +143,15 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
     model_type = "hf_lam_fusion"
     host_model_type: ClassVar[None] = None
     code_suffix: ClassVar[str] = "_fusion"
-    sub_configs: ClassVar[dict[str, Any]] = {f"{name}_config": AutoConfig for name in MODALITIES}
+    sub_configs: ClassVar[dict[str, Any]] = {
+        **{f"{name}_config": AutoConfig for name in MODALITIES},
+        "decoder": AutoConfig,
+    }
     auto_classes: ClassVar[dict[str, str]] = {
         "AutoModel": "HfLamFusionModel",
         "AutoModelForSequenceClassification": "HfLamFusionForSequenceClassification",
         "AutoModelForTokenClassification": "HfLamFusionForTokenClassification",
+        "AutoModelForSeq2SeqLM": "HfLamFusionForConditionalGeneration",
     }
     alternatives: ClassVar[dict[str, list[str]]] = {
         "AutoModel": ["HfLamFusionForEmbedding", "HfLamFusionForMomentRetrieval"]
@@ -147,6 +162,8 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
     keys_to_ignore_at_inference = [
         *("hidden_states", "attentions", "token_mask", "modality_ids", "modality_states"),
         *("logits_per_first", "logits_per_second", "first_model_output", "second_model_output", "loss_dict"),
+        *("cache", "past_key_values", "decoder_hidden_states", "decoder_attentions", "cross_attentions"),
+        *("encoder_last_hidden_state", "encoder_hidden_states", "encoder_attentions"),
     ]
 
     text_config: Any = None
@@ -173,6 +190,12 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
     projection_dim: int = 512
     logit_scale_init_value: float = 2.6592
     moments: Any = None
+    decoder: Any = None
+    decoder_lam: Any = None
+    decoder_start_token_id: Any = None
+    bos_token_id: Any = None
+    eos_token_id: Any = None
+    pad_token_id: Any = None
     hf_lam: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -211,6 +234,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         self._check_pooling()
         self._check_heads()
         self.moments = None if self.moments is None else read_moment_options(self.moments)
+        self._read_decoder()
         if baseline is not None:
             if self.hf_lam is not None:
                 raise ValueError(
@@ -296,6 +320,16 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
                 f"HfLamFusionConfig: logit_scale_init_value must be finite, got {self.logit_scale_init_value!r}."
             )
 
+    def _read_decoder(self) -> None:
+        self.decoder = decoder_config_of(self.decoder)
+        # What transformers asks where it generates.
+        self.is_encoder_decoder = self.decoder is not None
+        if self.decoder_lam is not None and self.decoder is None:
+            raise ValueError("HfLamFusionConfig: decoder_lam has no meaning without a decoder.")
+        self.decoder_lam = None if self.decoder_lam is None else check_cross_lam(self.decoder_lam)
+        for name, ids in read_token_ids(self).items():
+            setattr(self, name, ids)
+
     def _read_names(self, option: str, names: Any) -> list[str]:
         is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
         if not is_list or not names or not set(names) <= set(self.modalities) or len(set(names)) < len(names):
@@ -372,6 +406,14 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         other = copy.deepcopy(self)
         other.baseline = baseline
         return other
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
+        """As in transformers: of what writes text, the decoder's, or of the encoder alone, that of the text."""
+        if self.decoder is None:
+            return super().get_text_config(decoder=decoder, encoder=encoder)
+        if encoder and not decoder:
+            return self if self.text_config is None else self.text_config
+        return self.decoder
 
     def modality_config(self, name: str) -> Any:
         """The configuration of one modality's encoder, or its `FeatureOptions` if it has none."""

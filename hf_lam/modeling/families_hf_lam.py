@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from .hosts_facts_hf_lam import AUTO_CLASSES, DECODER_TABLES, HEADS_WITHOUT_DECODER, UNLISTED_ENCODERS
+from .hosts_facts_hf_lam import AUTO_CLASSES, COMPOSED, DECODER_TABLES, HEADS_WITHOUT_DECODER, UNLISTED_ENCODERS
 
 
 def name_config(model_type: str) -> str | None:
@@ -32,16 +32,19 @@ def find_type(config_name: str) -> str | None:
 
 
 def has_decoder(model_type: str) -> bool:
-    """Whether the models of a family are an encoder and a decoder."""
-    return any(model_type in getattr(modeling_auto, table) for table in DECODER_TABLES)
+    """Whether the models of a family are an encoder and a decoder that are its own."""
+    return model_type not in COMPOSED and any(model_type in getattr(modeling_auto, table) for table in DECODER_TABLES)
 
 
 def list_heads(model_type: str) -> dict[str, tuple[str, ...]]:
     """The names of the classes of a family by the Auto class that loads them: its encoder, and the heads on it.
 
     Several, if the Auto class chooses among them by `architectures`. Whether mechanisms can be attached to one shows
-    when it is built.
+    when it is built. A model that is made of two others is all that its family has.
     """
+    if model_type in COMPOSED:
+        name, autos = COMPOSED[model_type]
+        return dict.fromkeys(autos, (name,))
     with_decoder = has_decoder(model_type)
     decoder = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     heads = {}

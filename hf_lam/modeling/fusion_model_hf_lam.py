@@ -130,6 +130,16 @@ class FusionPreTrainedModel(PreTrainedModel):
             base: Any = self.base_model
             base.modality_model(name).set_input_embeddings(value)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, of the text, where there is an encoder of texts."""
+        if self.config.text_config is None:
+            return super().resize_token_embeddings(*args, **kwargs)
+        base: Any = self.base_model
+        encoder = base.modality_model("text")
+        embeddings = encoder.resize_token_embeddings(*args, **kwargs)
+        self.config.text_config.vocab_size = encoder.config.vocab_size
+        return embeddings
+
     @property
     def _embedding_modality(self) -> str:
         return "text" if self.config.text_config is not None else self.config.modalities[0]

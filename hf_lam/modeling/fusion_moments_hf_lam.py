@@ -148,6 +148,8 @@ class FusionForMomentRetrieval(TokensInStep, FusionPreTrainedModel):
     """
 
     _no_split_modules = ["FusionLayer", "DetrDecoderLayer"]
+    # A loss needs one of them, whichever the data have.
+    optional_labels = ("span_labels", "saliency_labels")
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -325,16 +327,29 @@ class FusionForMomentRetrieval(TokensInStep, FusionPreTrainedModel):
             outputs: with `logits`, `pred_spans`, `saliency_scores` and `clip_mask`.
             top_k: how many moments of each sample.
         """
-        clips = outputs["clip_mask"].bool()
-        seconds = clips.sum(1) * self.options.clip_length
-        windows = windows_of(outputs["pred_spans"].float()).clamp(0, 1) * seconds[:, None, None]
-        probabilities = outputs["logits"].float().softmax(-1)[..., FOREGROUND]
-        order = probabilities.argsort(dim=1, descending=True, stable=True)[:, :top_k]
-        found = []
-        for sample, queries in enumerate(order.tolist()):
-            moments = []
-            for query in queries:
-                start, end = windows[sample, query].tolist()
-                moments.append(Moment(start, end, probabilities[sample, query].item()))
-            found.append(Retrieved(moments, outputs["saliency_scores"][sample][clips[sample]]))
-        return found
+        return read_moments(outputs, self.options.clip_length, top_k)
+
+
+def read_moments(
+    outputs: HfLamFusionMomentOutput | Mapping[str, Tensor], clip_length: float, top_k: int | None = None
+) -> list[Retrieved]:
+    """What outputs of a model say of every sample, in seconds: windows within the video, the likeliest first.
+
+    Args:
+        outputs: with `logits`, `pred_spans`, `saliency_scores` and `clip_mask`, which is 1 where there is a clip.
+        clip_length: seconds of a clip.
+        top_k: how many moments of each sample.
+    """
+    clips = outputs["clip_mask"] == 1
+    seconds = clips.sum(1) * clip_length
+    windows = windows_of(outputs["pred_spans"].float()).clamp(0, 1) * seconds[:, None, None]
+    probabilities = outputs["logits"].float().softmax(-1)[..., FOREGROUND]
+    order = probabilities.argsort(dim=1, descending=True, stable=True)[:, :top_k]
+    found = []
+    for sample, queries in enumerate(order.tolist()):
+        moments = []
+        for query in queries:
+            start, end = windows[sample, query].tolist()
+            moments.append(Moment(start, end, probabilities[sample, query].item()))
+        found.append(Retrieved(moments, outputs["saliency_scores"][sample][clips[sample]]))
+    return found

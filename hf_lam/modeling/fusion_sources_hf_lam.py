@@ -57,7 +57,7 @@ def check_config_options(config_class: Any, options: Mapping[str, Any]) -> None:
 # What a model of several encoders calls the configuration of the one for a modality (CLIP, SigLIP, CLAP).
 _PARTS = {"text": "text_config", "image": "vision_config", "video": "vision_config", "audio": "audio_config"}
 # What says where a checkpoint is, rather than how it is loaded.
-_WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
 
 
 def read_source(name: str, given: Any, options: dict[str, Any]) -> Source:
@@ -83,7 +83,7 @@ def read_source(name: str, given: Any, options: dict[str, Any]) -> Source:
         return Source(given.config, _read_encoder_config(name, given.config), given, {})
     if not isinstance(given, (str, os.PathLike)):
         raise TypeError(f"{name} must be a transformers model, a folder or a Hub id, got {type(given).__name__}.")
-    where = {key: value for key, value in options.items() if key in _WHERE}
+    where = {key: value for key, value in options.items() if key in WHERE}
     try:
         whole = AutoConfig.from_pretrained(given, **where)
     except (OSError, ValueError):

@@ -93,6 +93,23 @@ def is_fusion(config: Any) -> bool:
     return config.model_type == "hf_lam_fusion"
 
 
+# Models that are made of two others, an encoder and a decoder of whatever families, by their type: the class, and the
+# Auto classes that load it. The first loads only ours; the last is what it is for.
+COMPOSED = {
+    "vision-encoder-decoder": (
+        "VisionEncoderDecoderModel",
+        ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForImageTextToText"),
+    ),
+    "speech-encoder-decoder": ("SpeechEncoderDecoderModel", ("AutoModel", "AutoModelForSpeechSeq2Seq")),
+    "encoder-decoder": ("EncoderDecoderModel", ("AutoModel", "AutoModelForSeq2SeqLM")),
+}
+
+
+def is_composed(config: Any) -> bool:
+    """Whether this is the configuration of a model that is made of two others, transformers' own or ours."""
+    return config.model_type.removeprefix("hf_lam_") in COMPOSED
+
+
 # --- attention -------------------------------------------------------------------------------------------------------
 
 # What hosts call the projections of queries, keys and values.

@@ -27,6 +27,7 @@ from .attention_hooks_hf_lam import enter_stack, hand_token_types, refuse_replic
 from .attention_pass_hf_lam import GRID, Injection
 from .changes_hf_lam import Changes, undo_changes
 from .host_attention_hf_lam import (
+    encoder_side_of,
     explain_masks_by_query,
     explain_no_place,
     find_attentions,
@@ -156,7 +157,7 @@ def plan_injection(model: PreTrainedModel, block: dict[str, Any] | None) -> Plan
         check_keeps_tokens(base)
     if is_fusion(base.config):
         check_grid(type(base).__name__, configs)
-    host = read_host(base, len(attentions), model)
+    host = read_host(base, len(attentions), encoder_side_of(model))
     configs = {name: config.resolve(host) for name, config in configs.items()}
     check_combination(configs)
     check_one_grid(configs, host)
@@ -287,8 +288,8 @@ def initialize_weights(base: PreTrainedModel, module: nn.Module) -> None:
         type(base)._init_weights(base, module)
 
 
-def remove(model: ModelT) -> ModelT:
-    """Take all mechanisms off a model again, in place; its outputs are those of the host alone.
+def remove_mechanisms(model: ModelT) -> ModelT:
+    """Take all mechanisms off the encoders in a model again, in place; their outputs are those of the hosts alone.
 
     Raises:
         ValueError: if the model has none, or a pure STT, for which it gave up its query and key projections.

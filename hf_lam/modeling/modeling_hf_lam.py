@@ -14,8 +14,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,24 +22,31 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import (
-    get_checkpoint_conversion_mapping,
-    get_model_conversion_mapping,
-    register_checkpoint_conversion_mapping,
-)
-from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from .configuration_hf_lam import config_class_of
+from .configuration_hf_lam import block_in, config_class_of
+from .cross_lam_hf_lam import NAME as CROSS_LAM
+from .cross_lam_hf_lam import add_cross_lam, decoders_with_masks, read_cross_lam
 from .families_hf_lam import find_class, has_decoder, list_families, list_heads
-from .host_attention_hf_lam import find_encoder
-from .hosts_facts_hf_lam import DECODER_WEIGHTS, ENCODER_ALONE, ENCODER_PREFIXES, OPTIONAL_PARTS, TOKEN_HEADS
+from .host_attention_hf_lam import encoder_side_of, find_encoder
+from .hosts_facts_hf_lam import COMPOSED, DECODER_WEIGHTS, TOKEN_HEADS
+from .hosts_hf_lam import read_tokens
 from .injection_hf_lam import injected_encoders, injection_of, plan_injection
 from .layers_hf_lam import explain_heads, explain_layers, explain_number_of_layers
-from .mechanism_hf_lam import MARK
 from .mechanism_registry_hf_lam import block_of
 from .saving_hf_lam import saving
-from .stock_saving_hf_lam import SAVING, watch_saving
+from .stock_saving_hf_lam import SAVING, become_travelling, watch_saving
 from .travelling_hf_lam import copy_code
+from .weight_names_hf_lam import (
+    dropped_projections,
+    is_mark,
+    is_of_mechanism,
+    is_optional,
+    leaving_unfused,
+    list_encoder_prefixes,
+    register_conversions,
+)
 
 # What of `from_pretrained` says where a folder is.
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
@@ -62,18 +68,23 @@ class HfLamMixin(PreTrainedModel):
     accepts_loss_kwargs = False
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        self._check_kind(config)
+        register_conversions(self.host_class, self.config_class)
+        with _LeavingWithoutValues() if torch.get_default_device().type == "meta" else nullcontext():
+            super().__init__(config, *args, **kwargs)
+        # The encoder of a model that is made of two has seen to its own.
+        if config.hf_lam is not None and not injected_encoders(self):
+            plan_injection(self, config.hf_lam).apply()
+
+    @classmethod
+    def _check_kind(cls, config: Any) -> None:
         # Not `isinstance`: the configuration may come from another copy of this code in the same process.
-        if getattr(config, "model_type", None) != self.config_class.model_type:
+        if getattr(config, "model_type", None) != cls.config_class.model_type:
             raise TypeError(
-                f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__} with "
+                f"{cls.__name__} needs a {cls.config_class.__name__}, got {type(config).__name__} with "
                 f"model_type={getattr(config, 'model_type', None)!r}. To convert a stock model use "
                 "hf_lam.convert(model, ...)."
             )
-        _register_conversions(self.host_class, self.config_class)
-        with _LeavingWithoutValues() if torch.get_default_device().type == "meta" else nullcontext():
-            super().__init__(config, *args, **kwargs)
-        if config.hf_lam is not None:
-            plan_injection(self, config.hf_lam).apply()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show what the host's class takes, which `__init__` above hands on."""
@@ -104,7 +115,7 @@ class HfLamMixin(PreTrainedModel):
                 `output_loading_info` the caller gets the lists instead.
         """
         # The encoder of a model with a decoder has other names there, and others alone. They are not written again.
-        prefixes = _encoder_prefixes(cls)
+        prefixes = list_encoder_prefixes(cls)
         if prefixes:
             kwargs["key_mapping"] = prefixes | (kwargs.get("key_mapping") or {})
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
@@ -124,7 +135,7 @@ class HfLamMixin(PreTrainedModel):
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
         injected_encoders(self)  # what was saved has followed the layers that there are
-        _register_conversions(self.host_class, self.config_class)  # one that was unpickled was not built here
+        _register_names(self)
         rename_legacy_keys(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -160,7 +171,7 @@ class HfLamMixin(PreTrainedModel):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        _register_conversions(self.host_class, self.config_class)  # one that was unpickled was not built here
+        _register_names(self)
         encoder = find_encoder(self)
         own: list[Any] = [base for base in injected_encoders(self) if base is encoder]
         if len(own) < len(injected_encoders(self)):
@@ -174,8 +185,13 @@ class HfLamMixin(PreTrainedModel):
                 raise ValueError(problem)
         folder = Path(save_directory)
         configs = injection_of(own[0]).configs if own else {}
+        if encoder_side_of(self) is not self:
+            self.config.encoder = encoder_side_of(self).config  # it may have been put in the place of another
         # What is saved is what the model has, whatever has been written into its configuration since it was made.
         self.config.hf_lam = block_of(configs)
+        decoder = getattr(self, "decoder", None)
+        if hasattr(self.config, "decoder_lam") and isinstance(decoder, PreTrainedModel):
+            self.config.decoder_lam = read_cross_lam(decoder)
         _check_configuration(self.config)
         if own and injection_of(own[0]).has_other_layers:
             _check_layers(self)
@@ -191,7 +207,7 @@ class HfLamMixin(PreTrainedModel):
         pushes = push_to_hub and push is None
         # Where transformers pushes what it has saved, and where every process writes to one folder, it is that folder.
         is_whole = is_main_process and not pushes and not kwargs.get("distributed_checkpoint")
-        with saving(folder) if is_whole else nullcontext(folder) as place, _leaving_unfused(self):
+        with saving(folder) if is_whole else nullcontext(folder) as place, leaving_unfused(self):
             if is_main_process:
                 # Before the configuration is saved, which lists what the folder holds. One that was loaded from a
                 # repository may lie there without its siblings; this file never does.
@@ -222,17 +238,20 @@ class HfLamMixin(PreTrainedModel):
         # Folders that were saved before there were marks have none.
         missing = {name for name in loading_info.missing_keys if not is_mark(name)}
         loading_info.missing_keys = missing
-        if any(map(_is_of_mechanism, missing)):
+        if any(map(is_of_mechanism, missing)):
             parameters = [name for name, _ in self.named_parameters()]
             buffers = (name for name, _ in self.named_buffers())
-            own = {name for name in (*parameters, *buffers) if _is_of_mechanism(name) and not is_mark(name)}
+            own = {name for name in (*parameters, *buffers) if is_of_mechanism(name) and not is_mark(name)}
             prefix = _host_prefix(self)
             encoder = (name for name in parameters if name.startswith(prefix) and name not in own)
-            if own <= missing and any(name not in missing for name in encoder):
-                loading_info.missing_keys = missing - own
+            if any(name not in missing for name in encoder):
+                # Those of an encoder, and those of a decoder.
+                for place in {name.partition("hf_lam.")[0] for name in own}:
+                    there = {name for name in own if name.partition("hf_lam.")[0] == place}
+                    loading_info.missing_keys -= there if there <= missing else set()
         # Attention without scores has no use for its host's queries and keys.
         if loading_info.unexpected_keys:
-            dropped = tuple(f"{name}." for name in _dropped_projections(self))
+            dropped = tuple(f"{name}." for name in dropped_projections(self))
             loading_info.unexpected_keys -= {name for name in loading_info.unexpected_keys if name.startswith(dropped)}
 
 
@@ -261,23 +280,103 @@ class TokenLossMixin(HfLamMixin):
     accepts_loss_kwargs = True
 
 
-@functools.cache
-def _register_conversions(stock: Any, config_class: Any) -> None:
-    """Let transformers rename the weights of the class of ours for a stock one, and of its model type, like that's.
+class ComposedMixin(TokenLossMixin):
+    """For models that are made of an encoder and a decoder, each of whatever family (`VisionEncoderDecoderModel`).
 
-    Checkpoints keep names of older transformers releases and are renamed while loading, but for classes outside of
-    transformers only if they are registered. transformers looks for the name of a class first and for the model type
-    where there is none, and so it does for ours.
-    Done with the first model, since making transformers' table takes longer than importing hf_lam; with `overwrite`,
-    because several copies of this file may be loaded in one process.
+    The encoder is an `HfLam…` model, which has the mechanisms; the decoder is one of transformers'.
     """
-    if stock is None:  # not the class of a family
-        return
-    names = {f"HfLam{stock.__name__}": stock.__name__, config_class.model_type: config_class.host_model_type}
-    for ours, theirs in names.items():
-        mapping = get_checkpoint_conversion_mapping(theirs)
-        if mapping is not None:
-            register_checkpoint_conversion_mapping(ours, mapping, overwrite=True)
+
+    encoder: Any
+    decoder: Any
+
+    def __init__(self, config: Any = None, encoder: Any = None, decoder: Any = None) -> None:
+        """As in transformers: a configuration, or an encoder and a decoder, which become parts of the model.
+
+        A stock encoder becomes the `HfLam…` one of its kind. Mechanisms that it has stay, whatever `config` says.
+
+        Raises:
+            TypeError: for a configuration of something else.
+            ValueError: with neither, or for an encoder of which there is no `HfLam…` class.
+        """
+        if config is not None:
+            self._check_kind(config)
+            if not isinstance(config, self.config_class):
+                # It is of another copy of this code, and the host insists on its own class.
+                config.__class__ = self.config_class
+        elif encoder is None or decoder is None:
+            raise ValueError(f"{type(self).__name__} needs a configuration, or an encoder and a decoder.")
+        if encoder is not None and not hasattr(type(encoder), "host_class"):
+            become_travelling(encoder, travelling_class_of)
+        if config is None:
+            config = self.config_class.from_encoder_decoder_configs(encoder.config, decoder.config)
+        if encoder is None:
+            stock = find_class(config.encoder.auto_classes["AutoModel"].removeprefix("HfLam"))
+            encoder = travelling_class_of(stock)._from_config(config.encoder)
+        elif own := injected_encoders(encoder):
+            config.hf_lam = block_of(injection_of(own[0]).configs)
+        super().__init__(config, encoder, decoder)
+        if config.decoder_lam is not None and not decoders_with_masks(self.decoder):
+            self.add_decoder_lam(config.decoder_lam)
+
+    def add_decoder_lam(self, options: Any) -> None:
+        """Put learnable masks on the decoder's cross-attention, in place; the outputs stay what they are.
+
+        options: those of `LamConfig`, such as `{"rank": 8}`.
+
+        Raises:
+            ValueError: for options that have no meaning there, or a decoder that cannot have them.
+        """
+        config: Any = self.config
+        before, config.decoder_lam = config.decoder_lam, options
+        try:
+            add_cross_lam(self.decoder, config.decoder_lam, read_tokens(find_encoder(self), self.encoder))
+        except ValueError:
+            config.decoder_lam = before
+            raise
+
+    @classmethod
+    def from_encoder_decoder_pretrained(
+        cls,
+        encoder_pretrained_model_name_or_path: str | os.PathLike[str] | None = None,
+        decoder_pretrained_model_name_or_path: str | os.PathLike[str] | None = None,
+        *model_args: Any,
+        hf_lam: Any = None,
+        decoder_lam: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers, from an encoder with mechanisms or a stock one.
+
+        Args:
+            encoder_pretrained_model_name_or_path: a folder or an id on the Hub; `encoder_model` is a loaded one.
+            decoder_pretrained_model_name_or_path: the same of the decoder.
+            *model_args: for the encoder.
+            hf_lam: the mechanisms of a stock encoder, such as `{"stt": {"variant": "dense"}}`.
+            decoder_lam: options of learnable masks on the decoder's cross-attention, such as `{"rank": 8}`.
+            **kwargs: options of both, whose names begin with `encoder_` and `decoder_`, and of the configuration.
+
+        Returns:
+            The model, in evaluation mode. Cross-attention that the decoder had not starts from random weights.
+
+        Raises:
+            ValueError: if mechanisms cannot be attached, or `hf_lam` is given and the encoder has some.
+        """
+        made = cls.host_class.from_encoder_decoder_pretrained(
+            encoder_pretrained_model_name_or_path, decoder_pretrained_model_name_or_path, *model_args, **kwargs
+        )
+        if hf_lam is not None and injected_encoders(made):
+            raise ValueError(f"the encoder has mechanisms already; leave out hf_lam={hf_lam!r}.")
+        options = {name: value for name, value in made.config.to_dict().items() if name != "model_type"}
+        config = cls.config_class(**options, decoder_lam=decoder_lam)
+        if hf_lam is not None:
+            config.hf_lam = hf_lam
+        return cls(config, made.encoder, made.decoder).eval()
+
+
+def _register_names(model: Any) -> None:
+    """What a model does that is built here; one that was unpickled was not, nor one that is ours while it is saved."""
+    for part in model.modules():
+        if isinstance(part, HfLamMixin):
+            register_conversions(part.host_class, part.config_class)
 
 
 def _token_loss(forward: Any) -> Any:
@@ -300,63 +399,6 @@ def _token_loss(forward: Any) -> Any:
     return forward_with_token_loss
 
 
-def _is_of_mechanism(name: str) -> bool:
-    return name.startswith("hf_lam.") or ".hf_lam." in name
-
-
-def _is_optional(name: str) -> bool:
-    return any(part in name for part in OPTIONAL_PARTS)
-
-
-def is_mark(name: str) -> bool:
-    """Whether a tensor only says that a mechanism without weights of its own was there, which older files do not."""
-    return _is_of_mechanism(name) and name.rpartition(".")[2] == MARK
-
-
-def _dropped_projections(model: nn.Module) -> list[str]:
-    """The names of the projections that the identity has replaced, for attention without scores."""
-    without = [base for base in injected_encoders(model) if injection_of(base).replacement is not None]
-    names = {module: name for name, module in model.named_modules()} if without else {}
-    return [
-        f"{names[attention]}.{child}"
-        for base in without
-        for attention in injection_of(base).attentions
-        for child, module in attention.named_children()
-        if isinstance(module, nn.Identity)
-    ]
-
-
-def has_fused_weights(model_class: Any) -> bool:
-    """Whether tensors of a class of ours are stored as one in the files of its host."""
-    _register_conversions(model_class.host_class, model_class.config_class)
-    names = (model_class.__name__, model_class.config_class.model_type)
-    return any(isinstance(c, WeightConverter) for n in names for c in get_checkpoint_conversion_mapping(n) or ())
-
-
-@contextmanager
-def _leaving_unfused(model: Any) -> Iterator[None]:
-    """While this lasts, what is left of tensors that would be stored as one is stored as it is."""
-    dropped = _dropped_projections(model)
-    if not dropped:
-        yield
-        return
-    before = vars(model).get("_weight_conversions")
-    used = before
-    if used is None:
-        # As in `save_pretrained`: whether there was such a prefix is known of a model that was loaded alone.
-        used = [c for c in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(c, PrefixChange)]
-    model._weight_conversions = [
-        conversion
-        for conversion in used
-        if not isinstance(conversion, WeightConverter)
-        or not any(pattern in name for pattern in conversion.target_patterns for name in dropped)
-    ]
-    try:
-        yield
-    finally:
-        model._weight_conversions = before
-
-
 def _check_configuration(config: Any) -> None:
     """Raises a `ValueError` for a configuration that would not load again, as where options no longer fit together."""
     try:
@@ -375,7 +417,7 @@ def _check_layers(model: Any) -> None:
         new = type(model)(copy.deepcopy(model.config)).state_dict()
     has = model.state_dict()
     sizes = {name: tensor.shape for name, tensor in has.items()}
-    differing = [name for name, tensor in new.items() if sizes.get(name) != tensor.shape and not _is_optional(name)]
+    differing = [name for name, tensor in new.items() if sizes.get(name) != tensor.shape and not is_optional(name)]
     differing += [name for name in has if name not in new]
     if differing:
         raise ValueError(
@@ -383,20 +425,6 @@ def _check_layers(model: Any) -> None:
             f"saved: in their new places they have other parts ({differing[0]}). Keep the layers at which the host "
             "differs, such as the first one."
         )
-
-
-def _encoder_prefixes(model_class: Any) -> dict[str, str]:
-    """What the names of an encoder's weights begin with in other files of a family with a decoder, and in this class.
-
-    A checkpoint holds the decoder, too, and an encoder may have been saved alone, for a head to start from.
-    """
-    if model_class.host_class is None:
-        return {}
-    kind = model_class.config_class.host_model_type
-    if not has_decoder(kind):
-        return {}
-    is_encoder = model_class.host_class.__name__ in list_heads(kind)["AutoModel"]
-    return dict.fromkeys(ENCODER_PREFIXES, "") if is_encoder else {ENCODER_ALONE: "encoder."}
 
 
 def _push_of_package() -> Any:
@@ -410,7 +438,7 @@ def _is_replaced(model_class: Any, source: Any, options: dict[str, Any]) -> bool
         return False
     of_hub = {key: options[key] for key in HUB_OPTIONS if key in options}
     saved, _ = model_class.config_class.get_config_dict(source, **of_hub)
-    return bool(saved.get("hf_lam"))
+    return bool(block_in(saved))
 
 
 def _host_prefix(model: Any) -> str:
@@ -426,7 +454,7 @@ def _host_prefix(model: Any) -> str:
 
 def _check_nothing_is_missing(model: Any, missing: Any, source: str | os.PathLike[str]) -> None:
     prefix = _host_prefix(model)
-    encoder = [name for name in missing if name.startswith(prefix) and not _is_optional(name)]
+    encoder = [name for name in missing if name.startswith(prefix) and not is_optional(name)]
     if encoder:
         shown = ", ".join(sorted(encoder)[:5]) + (", …" if len(encoder) > 5 else "")
         raise RuntimeError(
@@ -437,17 +465,19 @@ def _check_nothing_is_missing(model: Any, missing: Any, source: str | os.PathLik
 
 def _check_mechanisms_fit(model: Any, info: Any, source: str | os.PathLike[str]) -> None:
     mismatched = {name for name, *_ in info["mismatched_keys"]}
-    misfits = sorted(name for name in mismatched | set(info["unexpected_keys"]) if _is_of_mechanism(name))
+    misfits = sorted(name for name in mismatched | set(info["unexpected_keys"]) if is_of_mechanism(name))
     if misfits:
         names = sorted({f".{name}".partition(".hf_lam.")[2].partition(".")[0] for name in misfits})
-        shown = repr(model.config.hf_lam)
+        key = "decoder_lam" if names == [CROSS_LAM] else "hf_lam"
+        shown = repr(getattr(model.config, key))
         shown = shown if len(shown) <= 300 else f"{shown[:300]}…"
+        change = "hf_lam.remove(model)" + (" and hf_lam.inject(model, ...)" if key == "hf_lam" else "")
         raise RuntimeError(
             f"{str(source)!r} was saved with mechanisms ({', '.join(names)}) of which the configuration says nothing, "
-            f"or something else: it has hf_lam={shown}, and the weights have {misfits[0]}. Load it with the "
-            'configuration it was saved with (the key "hf_lam" of its config.json, or from_pretrained(..., '
-            "hf_lam=...)); to change its mechanisms, call hf_lam.remove(model) and hf_lam.inject(model, ...) "
-            "afterwards, and to leave out layers, take them out of the loaded model."
+            f"or something else: it has {key}={shown}, and the weights have {misfits[0]}. Load it with the "
+            f'configuration it was saved with (the key "{key}" of its config.json, or from_pretrained(..., '
+            f"{key}=...)); to change its mechanisms, call {change} afterwards, and to leave out layers, take them out "
+            "of the loaded model."
         )
 
 
@@ -456,6 +486,8 @@ def rename_legacy_keys(module: Any, state_dict: dict[str, torch.Tensor], prefix:
 
     Several tensors may be one there, and the other way round. `Trainer` restores checkpoints and the best model with
     `load_state_dict(strict=False)` on the file as written, and would silently restore none of these weights.
+
+    It is in this file because it is a hook of models with mechanisms: who unpickles one imports what saves it whole.
     """
     expected = dict.fromkeys(nn.Module.state_dict(module, keep_vars=True))
     foreign = [key for key in state_dict if key.startswith(prefix) and key.removeprefix(prefix) not in expected]
@@ -518,7 +550,10 @@ def _make_class(stock: type[Any]) -> type[Any]:
         ignored = getattr(stock, "_keys_to_ignore_on_load_unexpected", None) or []
         options["_keys_to_ignore_on_load_unexpected"] = [*ignored, *DECODER_WEIGHTS]
     mixin = HfLamMixin
-    if any(stock.__name__ in heads.get(auto, ()) for auto in TOKEN_HEADS):
+    if config_class.host_model_type in COMPOSED:
+        mixin = ComposedMixin
+        options["forward"] = _token_loss(stock.forward)
+    elif any(stock.__name__ in heads.get(auto, ()) for auto in TOKEN_HEADS):
         mixin = TokenLossMixin
         options["forward"] = _token_loss(stock.forward)
     return type(name, (mixin, stock), options)

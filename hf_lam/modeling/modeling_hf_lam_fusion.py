@@ -10,6 +10,7 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,9 @@ from transformers.utils import logging
 
 from .configuration_hf_lam_fusion import HfLamFusionConfig
 from .fusion_checkpoints_hf_lam import check_layers, check_sizes, copy_layers, read_layer_options
+from .fusion_decoders_hf_lam import copy_decoder, load_decoder, read_decoder
 from .fusion_encoders_hf_lam import explain_encoder
+from .fusion_generation_hf_lam import FusionForConditionalGeneration
 from .fusion_heads_hf_lam import (
     FusionForEmbedding,
     FusionForSequenceClassification,
@@ -42,6 +45,7 @@ from .modeling_hf_lam import HfLamMixin, TokenLossMixin
 
 __all__ = [
     "HfLamFusionEmbeddingOutput",
+    "HfLamFusionForConditionalGeneration",
     "HfLamFusionForEmbedding",
     "HfLamFusionForMomentRetrieval",
     "HfLamFusionForSequenceClassification",
@@ -66,6 +70,14 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
                 raise ValueError(problem)
         super().save_pretrained(save_directory, *args, **kwargs)
 
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        if not isinstance(self, FusionForConditionalGeneration):
+            # The masks of a folder's decoder are no mechanisms of what has none.
+            loading_info.unexpected_keys -= {
+                name for name in loading_info.unexpected_keys if name.startswith("decoder.") and ".hf_lam." in name
+            }
+
     @classmethod
     def from_modality_pretrained(
         cls,
@@ -76,6 +88,7 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
         *,
         own_layers: Mapping[str, int] | None = None,
         fusion_from: str | None = None,
+        decoder: Any = None,
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -94,11 +107,14 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
                 norm, where it has one), as many as there are fusion layers. Their sizes, activation, dropouts and
                 order of norms are then the checkpoint's. Random weights unless given. A ViT or BERT whose upper layers
                 became the fusion layers, with `own_layers` the rest, gives the same outputs as before on its own.
+            decoder: of a model that writes text: a Hub id, a folder, or a loaded model, whose weights are copied; or a
+                configuration, for random weights. It may lack cross-attention, which then starts from random weights,
+                as that of GPT-2 or BERT does.
             dtype: of the model; that of the checkpoints unless given, which then must have the same.
             **kwargs: options of `HfLamFusionConfig` (`num_hidden_layers`, `features`, `hf_lam`, `baseline`,
                 `num_labels`, …).
                 With the name of a modality in front, what `from_pretrained` gets for that one: `text_revision`, for
-                example.
+                example; or with `decoder_`.
 
         Returns:
             The model, in evaluation mode and on the device of the first modality's. What starts from random weights is
@@ -106,8 +122,8 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
 
         Raises:
             TypeError: if a modality is neither a model nor a name, or for an option that is not one.
-            ValueError: for a modality that does not fit, or layers that it does not have; if the layers of
-                `fusion_from` compute something else than fusion layers: with causal attention or rotary positions,
+            ValueError: for a modality or a decoder that does not fit, or layers that it does not have; if the layers
+                of `fusion_from` compute something else than fusion layers: with causal attention or rotary positions,
                 for example.
         """
         given = {"text": text, "image": image, "video": video, "audio": audio}
@@ -117,6 +133,15 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
             options[name] = {key.removeprefix(prefix): kwargs.pop(key) for key in [*kwargs] if key.startswith(prefix)}
             if source is None and options[name]:
                 raise ValueError(f"options {sorted(options[name])} were given for {name}, but no {name} checkpoint.")
+        if (decoder is None) == issubclass(cls, FusionForConditionalGeneration):
+            raise ValueError(
+                f"{cls.__name__} needs a decoder, such as decoder='gpt2'."
+                if decoder is None
+                else f"{cls.__name__} has no decoder; HfLamFusionForConditionalGeneration has one."
+            )
+        own = {field.name for field in dataclasses.fields(cls.config_class)}
+        of_decoder = [key for key in kwargs if key.startswith("decoder_") and key not in own]
+        decoder_options = {key.removeprefix("decoder_"): kwargs.pop(key) for key in of_decoder}
         check_config_options(cls.config_class, kwargs)
         if fusion_from is not None and given.get(fusion_from) is None:
             names = [name for name, source in given.items() if source is not None]
@@ -135,6 +160,9 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
                 )
             cut_config(name, planned[name], configs[name], wanted)
         defaults = {} if fusion_from is None else read_layer_options(fusion_from, planned[fusion_from])
+        decoder_source = None if decoder is None else read_decoder(decoder, decoder_options)
+        if decoder_source is not None:
+            kwargs["decoder"] = decoder_source.config
         by_name = {f"{name}_config": encoder_config for name, encoder_config in configs.items()}
         config = cls.config_class(**by_name, **{**defaults, **kwargs})
         if fusion_from is not None:
@@ -142,7 +170,9 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
         encoders, random = {}, {}
         for name in sources:
             encoders[name], random[name] = load_encoder(name, sources[name])
-        dtypes = {name: encoder.dtype for name, encoder in encoders.items()}
+        loaded = None if decoder_source is None else load_decoder(decoder_source)
+        models = {**encoders, **({} if loaded is None else {"decoder": loaded.model})}
+        dtypes = {name: part.dtype for name, part in models.items()}
         if dtype is None and len(set(dtypes.values())) > 1:
             raise ValueError(f"the checkpoints have different dtypes, {dtypes}; choose one with dtype=.")
         if fusion_from is not None:
@@ -155,7 +185,8 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
             copy_encoder(name, encoder, base.modality_model(name), random[name])
         if fusion_from is not None:
             copy_layers(fusion_from, encoders[fusion_from], base.encoder)
-        first = next(iter(encoders.values()), model)
+        unread = [] if loaded is None else copy_decoder(loaded, model.decoder)
+        first = next(iter(models.values()), model)
         model.to(device=first.device, dtype=first.dtype if dtype is None else dtype).eval()
         if fusion_from is not None:
             has, own = layers[fusion_from], configs[fusion_from].num_hidden_layers
@@ -170,6 +201,9 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
         fresh += ["encoder"] if fusion_from is None and config.num_hidden_layers else []
         if base is not model:
             heads = {name: child for name, child in model.named_children() if child is not base}
+            if loaded is not None:
+                del heads["decoder"]
+                fresh += [f"{len(unread)} weights of the decoder (such as {unread[0]})"] if unread else []
             fresh += [name for name, child in heads.items() if next(child.parameters(), None) is not None]
         if fresh:
             logger.warning(
@@ -196,4 +230,8 @@ class HfLamFusionForEmbedding(HfLamFusionMixin, FusionForEmbedding):
 
 
 class HfLamFusionForMomentRetrieval(HfLamFusionMixin, FusionForMomentRetrieval):
+    config_class = HfLamFusionConfig
+
+
+class HfLamFusionForConditionalGeneration(HfLamFusionMixin, TokenLossMixin, FusionForConditionalGeneration):
     config_class = HfLamFusionConfig

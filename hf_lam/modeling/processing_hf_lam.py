@@ -29,6 +29,7 @@ from .media_inputs_hf_lam import (
 )
 from .sample_padding_hf_lam import pad_samples
 from .samples_hf_lam import Given, columns_of, is_missing, read_samples, row_or_batch
+from .targets_hf_lam import encode_targets, pad_targets, token_ids_of
 from .vectors_hf_lam import VectorOptions, read_vector_options
 
 # Of every modality with an encoder: the part of the processor that reads it, and the argument of its call.
@@ -38,6 +39,10 @@ PARTS = {
     "video": "video_processor",
     "audio": "feature_extractor",
 }
+# The tokenizer of what a model writes: the name of its part, and of its folder beside the processor's files.
+DECODER_TOKENIZER = "decoder_tokenizer"
+# What a text to learn from is called, as an argument and as a column.
+TARGET = "text_target"
 ARGUMENTS = {"text": "text", "image": "images", "video": "videos", "audio": "audio"}
 _ENCODE = {"image": encode_images, "video": encode_videos, "audio": encode_sounds}
 _NOT_GIVEN: Any = object()
@@ -53,6 +58,8 @@ class HfLamFusionProcessor(ProcessorMixin):
             for their frames, such as `VideoMAEImageProcessor`.
         feature_extractor: for audio, such as `ASTFeatureExtractor`, `WhisperFeatureExtractor` or
             `Wav2Vec2FeatureExtractor`.
+        decoder_tokenizer: for texts that the model writes, if it is one that does; it may be the tokenizer of what it
+            reads.
         features: for modalities of vectors, the options of each by its name, such as `{"clips": {"size": 512}}`; see
             `VectorOptions`. A number alone is the size.
 
@@ -61,15 +68,18 @@ class HfLamFusionProcessor(ProcessorMixin):
         TypeError: for an argument of another kind.
     """
 
+    decoder_tokenizer: Any
+
     def __init__(
         self,
         tokenizer: Any = None,
         image_processor: Any = None,
         video_processor: Any = None,
         feature_extractor: Any = None,
+        decoder_tokenizer: Any = None,
         features: Any = None,
     ) -> None:
-        super().__init__(tokenizer, image_processor, video_processor, feature_extractor)
+        super().__init__(tokenizer, image_processor, video_processor, feature_extractor, decoder_tokenizer)
         self.features: Any = (None if features is None else read_vector_options(features)) or None
         if not self.modalities:
             raise ValueError(f"{type(self).__name__} needs at least one of {', '.join(PARTS.values())} and features.")
@@ -82,13 +92,31 @@ class HfLamFusionProcessor(ProcessorMixin):
         if argument is None:
             return type(None)
         # Video processors are image processors to transformers, too.
-        kind = "image_processor" if argument_name == "video_processor" else argument_name
+        kind = {"video_processor": "image_processor", DECODER_TOKENIZER: "tokenizer"}.get(argument_name, argument_name)
         return super().check_argument_for_proper_class(kind, argument)
 
     @property
     def modalities(self) -> list[str]:
         """The modalities that it can process."""
         return [name for name, part in PARTS.items() if getattr(self, part) is not None] + list(self.features or ())
+
+    @property
+    def decoder_token_ids(self) -> dict[str, int]:
+        """The tokens around a text that the model writes, as options of its configuration.
+
+        Raises:
+            ValueError: without a `decoder_tokenizer`.
+        """
+        return token_ids_of(self._decoder_tokenizer)
+
+    @property
+    def _decoder_tokenizer(self) -> Any:
+        if self.decoder_tokenizer is None:
+            raise ValueError(
+                f"this processor has no {DECODER_TOKENIZER}, of the texts that a model writes; it was made for "
+                f"{', '.join(self.modalities)}."
+            )
+        return self.decoder_tokenizer
 
     @property
     def model_input_names(self) -> list[str]:
@@ -110,12 +138,14 @@ class HfLamFusionProcessor(ProcessorMixin):
         *,
         features: Mapping[str, Any] | None = None,
         positions: Mapping[str, Any] | None = None,
+        text_target: Any = None,
         sampling_rate: int | None = None,
         return_tensors: Any = None,
         text_kwargs: Mapping[str, Any] | None = None,
         images_kwargs: Mapping[str, Any] | None = None,
         videos_kwargs: Mapping[str, Any] | None = None,
         audio_kwargs: Mapping[str, Any] | None = None,
+        target_kwargs: Mapping[str, Any] | None = None,
         common_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
@@ -147,6 +177,8 @@ class HfLamFusionProcessor(ProcessorMixin):
                 one vector for each.
             positions: of each vector its position, such as the second at which a clip begins, by the name of the
                 modality: `(L,)`, or a list with one of them for each sample.
+            text_target: the text that a model learns to write, or a list with one for each sample, for the
+                `decoder_tokenizer`. Alone, labels are all that is made.
             sampling_rate: of the `audio` that does not say its own, in Hz; that of the feature extractor unless given.
             return_tensors: `"pt"` or `"np"` for tensors `(B, …)`; `None` for lists with one entry for each sample.
             text_kwargs: more options for the tokenizer.
@@ -154,13 +186,15 @@ class HfLamFusionProcessor(ProcessorMixin):
             videos_kwargs: options for the video processor.
             audio_kwargs: options for the feature extractor. Sounds for Whisper are 30 s long, with silence after the
                 sound, unless `{"padding": "longest"}` leaves them their own lengths.
+            target_kwargs: options for the `decoder_tokenizer`, such as `max_length`, which cuts longer texts.
             common_kwargs: `return_tensors`, where processors of transformers take it as well.
             kwargs: options for the tokenizer, such as `padding`, `truncation` and `max_length`.
 
         Returns:
             Those arguments of the model that belong to what was given, always with a batch axis (but for a row of a
             data set); and `has_text`, `has_image`, `has_video`, `has_audio` or `has_NAME`, `(B,)` bool: which samples
-            have a modality. What stands in for the missing ones is blank.
+            have a modality. What stands in for the missing ones is blank. With `text_target` also `labels`: the tokens
+            of the text and of its end, without that of its start. In tensors, -100 is behind shorter ones.
 
         Raises:
             TypeError: for an option that no tokenizer has.
@@ -185,6 +219,9 @@ class HfLamFusionProcessor(ProcessorMixin):
         }
         arguments = {"text": text, "image": images, "video": videos, "audio": audio}
         values = {name: value for name, value in arguments.items() if value is not _NOT_GIVEN}
+        targets = None if text_target is None else self._read_targets(text_target)
+        if targets is not None and not values and features is None:
+            return BatchFeature(self._encode_targets(targets, target_kwargs or {}, return_tensors))
         is_batch = row_or_batch(text)
         columns = columns_of(text)
         is_of_columns = isinstance(columns, Mapping)
@@ -192,6 +229,8 @@ class HfLamFusionProcessor(ProcessorMixin):
             if len(values) > 1 or features is not None or positions is not None:
                 raise ValueError("a row or a batch of a data set has all modalities; give nothing else beside it.")
             values, positions = self._columns(columns)
+            if targets is None and self.decoder_tokenizer is not None and columns.get(TARGET) is not None:
+                targets = self._read_targets(columns[TARGET])
         else:
             self._check_names("features", features or {})
             self._check_names("positions", positions or {})
@@ -209,9 +248,23 @@ class HfLamFusionProcessor(ProcessorMixin):
         output: dict[str, Any] = {}
         for name, values_of in samples.items():
             output |= self._encode(name, values_of, places.get(name), options.get(name, {}), return_tensors)
+        if targets is not None:
+            count = len(next(iter(samples.values())))
+            if len(targets) != count:
+                raise ValueError(f"text_target has {len(targets)} texts for {count} samples.")
+            output |= self._encode_targets(targets, target_kwargs or {}, return_tensors)
         if is_of_columns and not is_several:
             output = {name: rows[0] for name, rows in output.items()}
         return BatchFeature(output)
+
+    def _read_targets(self, targets: Any) -> list[Any]:
+        return [targets] if isinstance(targets, str) else list(targets)
+
+    def _encode_targets(
+        self, targets: list[Any], options: Mapping[str, Any], return_tensors: str | None
+    ) -> dict[str, Any]:
+        rows = encode_targets(self._decoder_tokenizer, targets, options)
+        return {"labels": rows if return_tensors is None else _convert(pad_targets(rows), return_tensors)}
 
     def _check_names(self, argument: str, given: Mapping[str, Any]) -> None:
         unknown = sorted(set(given) - set(self.features or ()))
@@ -309,12 +362,16 @@ class HfLamFusionProcessor(ProcessorMixin):
         return Inputs(rows, True)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> Any:
-        """That of the tokenizer."""
-        return self._part("text").batch_decode(*args, **kwargs)
+        """That of the `decoder_tokenizer`, or else of the tokenizer."""
+        return self._writer.batch_decode(*args, **kwargs)
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
-        """That of the tokenizer."""
-        return self._part("text").decode(*args, **kwargs)
+        """That of the `decoder_tokenizer`, or else of the tokenizer."""
+        return self._writer.decode(*args, **kwargs)
+
+    @property
+    def _writer(self) -> Any:
+        return self._part("text") if self.decoder_tokenizer is None else self.decoder_tokenizer
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers; a part that is not there is left out, but for a tokenizer, which is not part of it."""
@@ -322,12 +379,16 @@ class HfLamFusionProcessor(ProcessorMixin):
         if self.tokenizer is None:
             # A folder may have a tokenizer that is not this processor's.
             output["tokenizer"] = None
+        if self.decoder_tokenizer is not None:
+            output[DECODER_TOKENIZER] = True
         return output | {"auto_map": {"AutoProcessor": f"processing_hf_lam.{type(self).__name__}"}}
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
         """Save the tokenizer's files, `processor_config.json` with everything else, and the code beside them.
+
+        The files of a `decoder_tokenizer` are in a folder of that name.
 
         Args:
             save_directory: a folder, also one with a model in it.
@@ -342,6 +403,8 @@ class HfLamFusionProcessor(ProcessorMixin):
         if self.tokenizer is not None:
             self.tokenizer._set_processor_class(type(self).__name__)
             self.tokenizer.save_pretrained(folder)
+        if self.decoder_tokenizer is not None:
+            self.decoder_tokenizer.save_pretrained(folder / DECODER_TOKENIZER)
         self.to_json_file(folder / PROCESSOR_NAME)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.resolve().name), **kwargs)
@@ -366,6 +429,9 @@ class HfLamFusionProcessor(ProcessorMixin):
             if name == "tokenizer":
                 has_one = name not in processor_dict
                 argument = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs) if has_one else None
+            elif name == DECODER_TOKENIZER:
+                place = {**kwargs, "subfolder": "/".join(filter(None, [kwargs.get("subfolder"), name]))}
+                argument = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **place) if options else None
             elif options is None:
                 argument = None
             else:

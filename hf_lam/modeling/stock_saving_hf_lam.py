@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .attention_pass_hf_lam import Injection
-from .host_attention_hf_lam import find_encoder
+from .host_attention_hf_lam import encoder_side_of, find_encoder
+from .hosts_facts_hf_lam import is_composed
 from .injection_hf_lam import injected_encoders, injection_of
 
 # Held while a model is saved, which may be of another class meanwhile.
@@ -42,50 +43,83 @@ def watch_saving(travelling_class_of: Callable[[type[Any]], Any]) -> None:
         # With an adapter, nothing but the adapter is saved. What other copies of this code have attached, they save.
         encoders = [] if getattr(self, "_hf_peft_config_loaded", False) else injected_encoders(self)
         own = [base for base in encoders if isinstance(injection_of(base), Injection)]
-        # A captioner around one of ours, for example, has the configuration of ours inside its own.
-        if all(hasattr(base.config, "hf_lam") and base.config is not self.config for base in own):
+        # A model around one of ours has the configuration of ours inside its own. That is no help without our code,
+        # which only classes of ours bring along: there is one for what is made of an encoder and a decoder.
+        is_around = all(hasattr(base.config, "hf_lam") and base.config is not self.config for base in own)
+        if is_around and not (is_composed(self.config) and _is_made_here(encoder_side_of(self), travelling_class_of)):
             return stock(self, save_directory, *args, **kwargs)
         with SAVING:
             # A model of ours has seen to its mechanisms before it comes here.
             if hasattr(type(self), "host_class"):
                 return stock(self, save_directory, *args, **kwargs)
-            with _as_travelling(self, travelling_class_of(type(self))):
+            with _as_travelling(self, travelling_class_of):
                 return self.save_pretrained(save_directory, *args, **kwargs)
 
     PreTrainedModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
 
 
+def _is_made_here(model: Any, travelling_class_of: Callable[[type[Any]], Any]) -> bool:
+    """Whether a model is of an `HfLam…` class, and not that of another copy of this code."""
+    stock = getattr(type(model), "host_class", None)
+    return stock is not None and travelling_class_of(stock) is type(model)
+
+
 @contextmanager
-def _as_travelling(model: Any, model_class: Any) -> Iterator[None]:
+def _as_travelling(model: Any, travelling_class_of: Callable[[type[Any]], Any]) -> Iterator[None]:
     """While this lasts, a model is of the `HfLam…` class of its kind, and so is its configuration.
 
     Raises:
         ValueError: if there is no such class, or it would not load the mechanisms of the model again.
     """
-    if model_class is None or injected_encoders(model) != [_encoder_of(model)]:
+    parts = list_stock_parts(model)
+    elsewhere = [base for base in injected_encoders(model) if base is not _encoder_of(model)]
+    if elsewhere or None in map(travelling_class_of, map(type, parts)):
         raise ValueError(_explain_unsaved(model))
-    config, stock_class, stock_config_class = model.config, type(model), type(model.config)
-    options = dict(vars(config))
+    before = [(part, type(part), part.config, type(part.config), dict(vars(part.config))) for part in parts]
     try:
-        become_travelling(model, model_class)
+        become_travelling(model, travelling_class_of)
         yield
     finally:
-        model.__class__ = stock_class
-        config.__class__ = stock_config_class
-        vars(config).clear()
-        vars(config).update(options)
+        for part, stock_class, config, stock_config_class, options in before:
+            part.__class__ = stock_class
+            config.__class__ = stock_config_class
+            vars(config).clear()
+            vars(config).update(options)
 
 
-def become_travelling(model: Any, model_class: Any) -> None:
-    """Let a model of a stock class, and its configuration, be of the `HfLam…` class of its kind."""
-    config = model.config
-    # What is said of the stock class. A configuration that was inside of another one has the type itself, too.
-    for name in ("architectures", "auto_map", "model_type"):
-        vars(config).pop(name, None)
-    model.__class__, config.__class__ = model_class, model_class.config_class
-    config.hf_lam = None  # until it is written down what there is
-    # transformers notes by the name of a class what it can return besides, in the `__init__` that was not run.
-    dict.__setitem__(_CAN_RECORD_REGISTRY, str(model_class), model._can_record_outputs)
+def list_stock_parts(model: Any) -> list[Any]:
+    """The parts of a model that have to be of `HfLam…` classes for it to be of one, and are not: it, and its encoder.
+
+    That is a part of its own in a model that is made of two.
+    """
+    parts = dict.fromkeys((encoder_side_of(model), model))
+    return [part for part in parts if not hasattr(type(part), "host_class")]
+
+
+def become_travelling(model: Any, travelling_class_of: Callable[[type[Any]], Any]) -> None:
+    """Let a model of a stock class, and its configuration, be of the `HfLam…` class of its kind.
+
+    Its mechanisms are not written into the configuration.
+
+    Raises:
+        ValueError: if there is no such class.
+    """
+    classes = {part: travelling_class_of(type(part)) for part in list_stock_parts(model)}
+    for part, made in classes.items():
+        if made is None:
+            raise ValueError(f"there is no HfLam class for {type(part).__name__}.")
+    for part, made in classes.items():
+        config = part.config
+        # What is said of the stock class. A configuration that was inside of another one has the type itself, too.
+        for name in ("architectures", "auto_map", "model_type"):
+            vars(config).pop(name, None)
+        part.__class__, config.__class__ = made, made.config_class
+        if encoder_side_of(part) is part:
+            config.hf_lam = None  # until it is written down what there is
+        else:
+            config.encoder = part.encoder.config  # which has them
+        # transformers notes by the name of a class what it can return besides, in the `__init__` that was not run.
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(made), part._can_record_outputs)
 
 
 def _encoder_of(model: Any) -> Any:

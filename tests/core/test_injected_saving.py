@@ -22,12 +22,10 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
-    BertLMHeadModel,
     PreTrainedModel,
     RobertaForSequenceClassification,
     Trainer,
     TrainingArguments,
-    VisionEncoderDecoderModel,
     ViTForImageClassification,
     ViTModel,
 )
@@ -187,15 +185,9 @@ class Around(PreTrainedModel):
         self.post_init()
 
 
-def captioner() -> Any:
-    decoder = BertLMHeadModel(BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, vocab_size=20))
-    return VisionEncoderDecoderModel(encoder=inject(make_host("vit"), LamConfig(rank=2)), decoder=decoder)
-
-
 UNSAVED: dict[str, Callable[[], Any]] = {
     "a class of one's own": lambda: inject(OwnHead(make_host("roberta").config), LamConfig(rank=2)),
     "a model around an encoder": lambda: Around(BertConfig(), inject(make_host("vit"), LamConfig(rank=2))),
-    "an encoder with a decoder": captioner,
 }
 
 

@@ -85,6 +85,7 @@ def test_conversion_is_the_identity(lam: Any, implementation: str, stock: BertMo
         assert_same_where_not_padded(model(**inputs), stock(**inputs), inputs["attention_mask"])
 
 
+@pytest.mark.slow
 def test_conversion_is_the_identity_on_sst2(stock: BertModel, tokenizer: Any) -> None:
     from datasets import Dataset
 

@@ -23,6 +23,7 @@ CLASSES = [
     modeling_hf_lam_fusion.HfLamFusionForTokenClassification,
     modeling_hf_lam_fusion.HfLamFusionForEmbedding,
     modeling_hf_lam_fusion.HfLamFusionForMomentRetrieval,
+    modeling_hf_lam_fusion.HfLamFusionForConditionalGeneration,
 ]
 
 

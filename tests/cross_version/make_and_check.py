@@ -242,6 +242,36 @@ FAMILY_CASES = [
 
 
 @dataclass(frozen=True)
+class ComposedCase:
+    """A model that is made of an encoder of `helpers/families.py` and a decoder, with masks on both or on one."""
+
+    stock_class: str
+    auto_class: str
+    family: str
+    decoder: str
+    mechanism: str
+    decoder_lam: dict | None = None
+
+    @property
+    def hf_lam_class(self):
+        return "HfLam" + self.stock_class
+
+    @property
+    def name(self):
+        masked = "" if self.decoder_lam is None else "-decoder_lam"
+        return f"{self.hf_lam_class}-{self.family}-{self.decoder}-{self.mechanism}{masked}"
+
+
+COMPOSED_CASES = [
+    ComposedCase("VisionEncoderDecoderModel", "AutoModelForImageTextToText", "vit", "gpt2", "stt_dense"),
+    ComposedCase("VisionEncoderDecoderModel", "AutoModelForMultimodalLM", "dinov3_vit", "bert", "lam", {"rank": 2}),
+    ComposedCase("VisionEncoderDecoderModel", "AutoModel", "vit", "gpt2", "lam_rank", {}),
+    ComposedCase("SpeechEncoderDecoderModel", "AutoModelForSpeechSeq2Seq", "ast", "gpt2", "views"),
+    ComposedCase("EncoderDecoderModel", "AutoModelForSeq2SeqLM", "roberta", "bert", "lam_rank"),
+]
+
+
+@dataclass(frozen=True)
 class VectorsCase:
     """A fusion model of vectors (`helpers/fusion_vectors.py`), beside an encoder of `helpers/fusion_encoders.py`."""
 
@@ -256,6 +286,22 @@ class VectorsCase:
         return "-".join([self.hf_lam_class, self.encoder or "vectors", self.mechanisms])
 
 
+DECODER_SIZES = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+# Each with its own names for the sizes, its own cross-attention, and its own way to tie its embeddings.
+DECODERS = {
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32},
+    "bert": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    "bart": {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 24},
+}
+
+
+def writing_case(mechanisms, decoder, decoder_lam):
+    """A model that writes, with masks on the cross-attention of its decoder."""
+    config = {"model_type": decoder, **DECODER_SIZES, **DECODERS[decoder]}
+    options = {"decoder": config, "decoder_lam": decoder_lam, "decoder_start_token_id": 1}
+    return VectorsCase("HfLamFusionForConditionalGeneration", "AutoModelForSeq2SeqLM", mechanisms, options=options)
+
+
 # Of each head one, and of encoders those whose input is not that of `ENCODERS`.
 VECTORS_CASES = [
     VectorsCase(
@@ -268,6 +314,9 @@ VECTORS_CASES = [
     VectorsCase(
         "HfLamFusionForMomentRetrieval", "AutoModel", "lam_shared_rank", options={"label_modalities": ["clips"]}
     ),
+    writing_case("lam_shared_rank", "gpt2", {"rank": 2}),
+    writing_case("half", "bert", {"rank": 2, "scope": "shared"}),
+    writing_case("bottleneck", "bart", {"rank": 2, "per_head": True, "source": "embeddings"}),
     *(
         VectorsCase("HfLamFusionForSequenceClassification", "AutoModelForSequenceClassification", "half", encoder)
         for encoder in ("whisper", "wav2vec2", "siglip2_vision", "vjepa2", "dinov3_vit")
@@ -429,9 +478,12 @@ def save(folder):
         save_family(folder, case, seed=400 + seed)
     for seed, case in enumerate(VECTORS_CASES):
         save_vectors(folder, case, seed=500 + seed)
+    for seed, case in enumerate(COMPOSED_CASES):
+        save_composed(folder, case, seed=600 + seed)
     print(
         f"saved {len(stock_models)} stock, {len(CASES)} converted and {len(FUSION_CASES) + len(VECTORS_CASES)} fusion "
-        f"models, and {len(FAMILY_CASES)} of further families, transformers {transformers.__version__}"
+        f"models, {len(FAMILY_CASES)} of further families and {len(COMPOSED_CASES)} with a decoder, transformers "
+        f"{transformers.__version__}"
     )
 
 
@@ -506,8 +558,45 @@ def save_family(folder, case, seed):
     write_reference(reference, inputs, outputs=outputs, stock=expected, real=real)
 
 
+def save_composed(folder, case, seed):
+    import torch
+    import transformers
+
+    import hf_lam
+    from helpers.families import FAMILIES
+
+    family = FAMILIES[case.family]
+    sizes = {"vocab_size": 18, "add_cross_attention": True}
+    torch.manual_seed(seed)
+    if case.decoder == "bert":
+        config = transformers.BertConfig(**{**SIZES, **sizes, "max_position_embeddings": 16, "is_decoder": True})
+        decoder = transformers.BertLMHeadModel(config)
+    else:
+        config = transformers.GPT2Config(**sizes, n_embd=24, n_layer=2, n_head=4, n_positions=16)
+        decoder = transformers.GPT2LMHeadModel(config)
+    stock = getattr(transformers, case.stock_class)(encoder=family.make(), decoder=decoder).eval()
+    add_noise(stock.parameters(), seed, scale=0.05)
+    stock.save_pretrained(folder / "stock" / case.name)
+    inputs = family.inputs()
+    batch = len(next(iter(inputs.values())))
+    inputs["decoder_input_ids"] = torch.tensor([[1, 7, 9, 3]]).expand(batch, 4).clone()
+    expected = outputs_of(stock, inputs)
+    model = hf_lam.convert(stock, *family.configs(case.mechanism))
+    if case.decoder_lam is not None:
+        model.add_decoder_lam(case.decoder_lam)
+    add_noise([p for name, p in model.named_parameters() if ".hf_lam." in f".{name}"], seed=seed, scale=0.5)
+    outputs = outputs_of(model, inputs)
+    effect = difference({"logits": outputs["logits"]}, {"logits": expected["logits"]})
+    if effect < LEAST_EFFECT:
+        raise AssertionError(f"{case.name}: the mechanisms move the logits by {effect:.1e} only")
+    model.save_pretrained(folder / "models" / case.name)
+    write_reference(folder / "references" / f"{case.name}.safetensors", inputs, outputs=outputs, stock=expected)
+
+
 def save_vectors(folder, case, seed):
     import copy
+
+    import torch
 
     import hf_lam
     from helpers.fusion_encoders import ENCODERS as ROWS
@@ -518,6 +607,8 @@ def save_vectors(folder, case, seed):
         row = ROWS[case.encoder]
         inputs |= row.rename(row.inputs())
         encoder = {f"{row.modality}_config": row.make_config()}
+    if "decoder" in case.options:
+        inputs["decoder_input_ids"] = torch.tensor([[1, 7, 9, 30], [1, 12, 3, 5]])
     model_class = getattr(hf_lam, case.hf_lam_class)
     model = make_vector_fusion(model_class, hf_lam=case.mechanisms, **encoder, **case.options)
     add_noise(model.parameters(), seed, scale=0.1)
@@ -606,7 +697,7 @@ def load(folder):
         clean(info)
         return model.eval(), read_reference(folder / "references" / f"{case.name}.safetensors")
 
-    def check_vectors(case):
+    def check_outputs(case):
         model, reference = load_case(case)
         return difference(outputs_of(model, reference["inputs"]), reference["outputs"])
 
@@ -615,8 +706,9 @@ def load(folder):
         return difference(real_outputs(model, reference), reference["outputs"])
 
     report("loaded without hf_lam", [*CASES, *FUSION_CASES], check, LOAD_TOLERANCE)
-    report("fusion models of vectors loaded without hf_lam", VECTORS_CASES, check_vectors, STOCK_TOLERANCE)
+    report("fusion models of vectors loaded without hf_lam", VECTORS_CASES, check_outputs, STOCK_TOLERANCE)
     report("further families loaded without hf_lam", FAMILY_CASES, check_family, STOCK_TOLERANCE)
+    report("encoders with a decoder loaded without hf_lam", COMPOSED_CASES, check_outputs, STOCK_TOLERANCE)
     imported = ORIGINALS & {name.partition(".")[0] for name in sys.modules}
     if imported:
         raise AssertionError(f"{', '.join(imported)} was imported")
@@ -651,6 +743,18 @@ def load_stock(folder):
         return difference(real_outputs(model.eval(), reference), reference["stock"])
 
     report("stock checkpoints of further families into HfLam classes", FAMILY_CASES, check_family, STOCK_TOLERANCE)
+
+    def check_composed(case):
+        reference = read_reference(folder / "references" / f"{case.name}.safetensors")
+        hf_lam_class = getattr(hf_lam, case.hf_lam_class)
+        block, masks = {"lam": {"rank": 2}}, {"rank": 2}
+        model, info = hf_lam_class.from_pretrained(
+            folder / "stock" / case.name, hf_lam=block, decoder_lam=masks, output_loading_info=True
+        )
+        clean(info)
+        return difference(outputs_of(model.eval(), reference["inputs"]), reference["stock"])
+
+    report("stock checkpoints with a decoder into HfLam classes", COMPOSED_CASES, check_composed, STOCK_TOLERANCE)
 
     def check_encoders(case):
         # Before fusion layers that normalise first, an encoder has lost its own last norm.

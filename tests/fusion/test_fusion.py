@@ -23,7 +23,7 @@ from helpers.fusion_models import (
 from helpers.hosts import make_host, max_difference, perturb_mechanisms
 from hf_lam import HfLamFusionModel, LamConfig
 from hf_lam.modeling.configuration_hf_lam_fusion import INPUT_NAMES, feature_arguments
-from hf_lam.modeling.modeling_hf_lam import is_mark
+from hf_lam.modeling.weight_names_hf_lam import is_mark
 
 # Modalities that are given as vectors in place of their encoders: what holds for one holds for the other.
 MIXED = ("text", "video")

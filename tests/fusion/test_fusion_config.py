@@ -311,7 +311,7 @@ def test_the_model_writes_down_the_table_of_views() -> None:
 
 @pytest.mark.parametrize("requested", ["eager", "sdpa"])
 def test_the_attention_implementation_reaches_the_encoders(requested: str) -> None:
-    assert set(HfLamFusionConfig.sub_configs) == {f"{name}_config" for name in MODALITIES}
+    assert set(HfLamFusionConfig.sub_configs) == {*(f"{name}_config" for name in MODALITIES), "decoder"}
     model = make_fusion(hf_lam="half")
     model.set_attn_implementation("sdpa" if requested == "eager" else "eager")
     model.set_attn_implementation(requested)

@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 
 from helpers.command_line import cells
 from helpers.fusion_encoders import ENCODERS
+from helpers.fusion_heads import START, decoder_config
 from helpers.fusion_models import LENGTHS, MODALITIES, fusion_config, make_fusion, make_fusion_inputs
 from helpers.fusion_vectors import COUNTS, make_text, make_vector_fusion, make_vectors
 from helpers.hosts import make_host
 from helpers.processes import ROOT
 from hf_lam import (
     HfLamFusionConfig,
+    HfLamFusionForConditionalGeneration,
     HfLamFusionForEmbedding,
     HfLamFusionForMomentRetrieval,
     HfLamFusionForSequenceClassification,
@@ -259,6 +261,23 @@ def test_the_decoder_of_a_model_that_finds_moments_counts():
     assert report.flops == counted_by_torch(model, inputs)
     assert report.flops > cost(model.fusion, inputs).flops
     assert report.attention == cost(model.fusion, inputs).attention
+
+
+def test_the_decoder_of_a_model_that_writes_counts():
+    options = {"decoder": decoder_config()}
+    model = make_vector_fusion(HfLamFusionForConditionalGeneration, hf_lam="half", **options)
+    inputs = example_inputs(model, 2)
+    assert inputs["decoder_input_ids"].tolist() == [[START], [START]]
+    report = cost(model, inputs)
+    assert report.agrees
+    assert report.flops == counted_by_torch(model, inputs)
+    assert report.flops > cost(model.fusion, example_inputs(model.fusion, 2)).flops
+    longer = {**inputs, "decoder_input_ids": torch.full((2, 5), START)}
+    assert cost(model, longer).flops > report.flops
+    assert report.parameters == sum(parameter.numel() for parameter in model.parameters())
+    masked = make_vector_fusion(HfLamFusionForConditionalGeneration, hf_lam="half", decoder_lam={"rank": 2}, **options)
+    assert cost(masked, inputs).flops > report.flops
+    assert cost(masked, inputs).mechanism_parameters > report.mechanism_parameters
 
 
 @pytest.mark.parametrize("labelled", [["clips", "words"], ["clips", "text"], ["summary", "words"]])

@@ -24,11 +24,13 @@ from helpers.fusion_heads import (
     LENGTH,
     MECHANISMS,
     SHORT,
+    decoder_config,
     head_config,
     head_inputs,
     make_head,
     moment_labels,
     take,
+    text_labels,
     token_labels,
 )
 from helpers.fusion_models import fusion_config, lacking, make_fusion, make_fusion_inputs
@@ -56,6 +58,8 @@ def labels_for(head: str) -> dict[str, Tensor]:
         return {"labels": torch.tensor([0, 2])}
     if head == "moments":
         return moment_labels()
+    if head == "generation":
+        return {"labels": text_labels()}
     return {"labels": token_labels()} if head == "token" else {}
 
 
@@ -77,15 +81,19 @@ class FusionSubject(common.Subject):
 
     @property
     def auto(self) -> Any:
-        kind = {"sequence": "ForSequenceClassification", "token": "ForTokenClassification"}.get(self.head, "")
-        return getattr(transformers, f"AutoModel{kind}")
+        kinds = {
+            "sequence": "ForSequenceClassification",
+            "token": "ForTokenClassification",
+            "generation": "ForSeq2SeqLM",
+        }
+        return getattr(transformers, f"AutoModel{kinds.get(self.head, '')}")
 
     def convert(self, seed: int = 0) -> Any:
         return make_head(self.head, "lam_half", seed=seed)
 
 
-# What a model of two sides has on each side, and what needs classes.
-NOT_OF_EMBEDDINGS = [
+# What a model of two sides has on each side, one with a decoder twice, and what needs classes.
+OF_ONE_STACK = [
     common.returns_attentions,
     common.returns_hidden_states,
     common.retains_gradients_of_what_it_returns,
@@ -95,12 +103,12 @@ SLOW = [common.compiles, common.exports]
 
 
 def cases() -> Iterator[Any]:
-    for asked in [*common.OF_EVERY_MODEL, *NOT_OF_EMBEDDINGS, *SLOW]:
+    for asked in [*common.OF_EVERY_MODEL, *OF_ONE_STACK, *SLOW]:
         for head in HEADS:
-            is_asked = head != "embedding" or asked not in NOT_OF_EMBEDDINGS
+            is_asked = head not in ("embedding", "generation") or asked not in OF_ONE_STACK
             # Windows have no classes whose number could be another.
             if is_asked and (head, asked) != ("moments", common.loads_with_other_shapes_if_told_to):
-                marks = [pytest.mark.slow] if asked in SLOW or head == "sequence" else []
+                marks = [pytest.mark.slow] if asked in SLOW or head in ("sequence", "generation") else []
                 yield pytest.param(asked, head, marks=marks, id=f"{asked.__name__}-{head}")
 
 
@@ -112,7 +120,14 @@ def test_common(asked: Callable[[common.Subject, Path], None], head: str, tmp_pa
 @pytest.mark.parametrize("head", HEADS)
 def test_a_head_shows_the_inputs_of_the_fusion_model(head: str) -> None:
     shown = inspect.signature(HEADS[head].forward).parameters
-    own = {"embedding": ["return_loss"], "moments": ["span_labels", "saliency_labels"]}.get(head, ["labels"])
+    own = {
+        "embedding": ["return_loss"],
+        "moments": ["span_labels", "saliency_labels"],
+        "generation": [
+            *("labels", "decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds", "encoder_outputs"),
+            *("cache", "past_key_values", "use_cache"),
+        ],
+    }.get(head, ["labels"])
     assert [name for name in shown if name not in own] == list(inspect.signature(FusionModel.forward).parameters)
     inputs = head_inputs()
     ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
@@ -154,6 +169,7 @@ def test_missing_modalities(head: str) -> None:
         "sequence": {"labels": torch.tensor([0, 1, 2])},
         "token": {"labels": token_labels(3)},
         "moments": moment_labels(3),
+        "generation": {"labels": text_labels(3)},
     }
     model(**inputs, **labels.get(head, {})).loss.backward()
     assert lacking(model) == []
@@ -183,22 +199,30 @@ def test_a_fresh_head_is_warned_of(head: str, fusion_log: pytest.LogCaptureFixtu
         text=make_host("bert"),
         image=make_host("vit"),
         num_hidden_layers=1,
-        **({"projection_dim": 8} if head == "embedding" else {"num_labels": 5}),
+        **{"embedding": {"projection_dim": 8}, "generation": {"decoder": decoder_config()}}.get(
+            head, {"num_labels": 5}
+        ),
     )
     new, size = {
         "embedding": ("projection", 8),
         "moments": ("saliency, decoder, classifier, span_predictor", 2),
+        "generation": ("decoder, projection", 16),
     }.get(head, ("classifier", 5))
     assert f"encoder, {new} of {HEADS[head].__name__} start from random weights" in fusion_log.text
-    last = model.projection if head == "embedding" else model.classifier
+    last = model.projection if head in ("embedding", "generation") else model.classifier
     assert last.out_features == size
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_peft(head: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    kind = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS"}.get(head, "FEATURE_EXTRACTION")
-    of_head = {"embedding": ["projection"], "moments": ["saliency", "decoder", "classifier", "span_predictor"]}
+    kinds = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "generation": "SEQ_2_SEQ_LM"}
+    kind = kinds.get(head, "FEATURE_EXTRACTION")
+    of_head = {
+        "embedding": ["projection"],
+        "moments": ["saliency", "decoder", "classifier", "span_predictor"],
+        "generation": ["projection"],
+    }
     saved = of_head.get(head, [])
     config = peft.LoraConfig(task_type=kind, target_modules=["query", "value"], modules_to_save=["hf_lam", *saved])
     model = peft.get_peft_model(make_head(head, "lam"), config)
@@ -560,7 +584,7 @@ def test_an_embedding_model_in_sentence_transformers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["token", "embedding", "moments"])
+@pytest.mark.parametrize("head", ["token", "embedding", "moments", "generation"])
 def test_export_with_other_batches_and_lengths(head: str) -> None:
     model = make_head(head, "lam_half")
     batch, length = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("length", min=2, max=40)

@@ -90,6 +90,7 @@ def test_heads_and_bases_travel_without_hf_lam(tmp_path: Path) -> None:
     assert run_code(LOADER, tmp_path, hf_lam=False).count("loaded") == len(cases)
 
 
+@pytest.mark.slow
 def test_the_installed_package_and_a_changed_copy_work_side_by_side(tmp_path: Path) -> None:
     model, inputs = make_fusion(hf_lam="lam_half"), make_fusion_inputs()
     model.save_pretrained(tmp_path)

@@ -34,7 +34,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from helpers.checkpointing import checkpoint_activations
-from helpers.fusion_heads import head_inputs, make_head, token_labels
+from helpers.fusion_heads import head_inputs, make_head, text_labels, token_labels
 from helpers.fusion_models import make_fusion, make_fusion_inputs
 from helpers.hosts import mechanisms, set_mixing
 from helpers.lam_models import make_lam, make_samples, stacked, weights_of
@@ -93,8 +93,8 @@ FUSION_CASES: dict[str, tuple[str, bool | None, tuple[str, ...]]] = {
 }
 
 
-# Heads of fusion models that lack in one process what they compare or label.
-HEAD_CASES = ("token", "embedding")
+# Heads of fusion models that lack in one process what they compare, label or write about.
+HEAD_CASES = ("token", "embedding", "generation")
 
 
 def make_loop_model(name: str) -> Any:
@@ -162,10 +162,13 @@ def head_shares(head: str, step: int) -> list[dict[str, torch.Tensor]]:
     batch = BATCH // 2
     shares = [head_inputs(batch, 2 * step + rank) for rank in range(2)]
     texts = ("input_ids", "attention_mask")
-    shares[0] = {key: value for key, value in shares[0].items() if (key in texts) == (head == "token")}
+    shares[0] = {key: value for key, value in shares[0].items() if (key in texts) == (head != "embedding")}
     if head == "token":
         labels = token_labels(batch, seed=step)
         shares[0]["labels"], shares[1]["labels"] = labels[:, :0], labels
+    elif head == "generation":
+        for rank, share in enumerate(shares):
+            share["labels"] = text_labels(batch, seed=2 * step + rank)
     shares[1]["has_text"] = torch.arange(batch) != step
     return [{key: x.double() if x.is_floating_point() else x for key, x in share.items()} for share in shares]
 

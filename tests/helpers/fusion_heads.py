@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GPT2Config
 
 from helpers.hosts import CONFIGS, perturb_mechanisms
 from hf_lam import (
     HfLamFusionConfig,
+    HfLamFusionForConditionalGeneration,
     HfLamFusionForEmbedding,
     HfLamFusionForMomentRetrieval,
     HfLamFusionForSequenceClassification,
@@ -23,6 +25,7 @@ HEADS: dict[str, Any] = {
     "token": HfLamFusionForTokenClassification,
     "embedding": HfLamFusionForEmbedding,
     "moments": HfLamFusionForMomentRetrieval,
+    "generation": HfLamFusionForConditionalGeneration,
 }
 MECHANISMS: dict[str, Any] = {
     "none": None,
@@ -31,6 +34,8 @@ MECHANISMS: dict[str, Any] = {
     "lam": LamConfig(rank=2),
     "lam_half": (LamConfig(rank=2), LocomtConfig(views="half")),
 }
+# The decoder's words, and the tokens around a text.
+WORDS, PAD, START, END = 40, 0, 1, 2
 # Vectors of the longest sample, and of the second.
 LENGTH, SHORT = 6, 4
 
@@ -55,6 +60,8 @@ def head_config(mechanism: str = "none", **options: Any) -> HfLamFusionConfig:
 def make_head(head: str, mechanism: str = "none", seed: int = 0, **options: Any) -> Any:
     """One of `HEADS` in eval mode; the mechanisms are not at the identity."""
     torch.manual_seed(seed)
+    if head == "generation":
+        options = {"decoder": decoder_config(), "decoder_start_token_id": START, "pad_token_id": PAD} | options
     model = HEADS[head](head_config(mechanism, **options)).eval()
     for module in model.children():
         if isinstance(module, torch.nn.Linear):
@@ -62,6 +69,13 @@ def make_head(head: str, mechanism: str = "none", seed: int = 0, **options: Any)
     if model.config.hf_lam is not None:
         perturb_mechanisms(model)
     return model
+
+
+def decoder_config(**options: Any) -> GPT2Config:
+    """Of another width than the fusion layers."""
+    sizes = {"vocab_size": WORDS, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2Config(**sizes, **dropouts, initializer_range=0.1, bos_token_id=START, eos_token_id=END, **options)
 
 
 def head_inputs(batch: int = 2, seed: int = 1) -> dict[str, Tensor]:
@@ -89,6 +103,14 @@ def token_labels(batch: int = 2, classes: int = 3, seed: int = 2) -> Tensor:
     """A class for each vector, none for the padding of `head_inputs`."""
     labels = torch.randint(0, classes, (batch, LENGTH), generator=torch.Generator().manual_seed(seed))
     labels[1::2, SHORT:] = -100
+    return labels
+
+
+def text_labels(batch: int = 2, length: int = 5, seed: int = 4) -> Tensor:
+    """Words and the end of a text; every second text is shorter."""
+    labels = torch.randint(3, WORDS, (batch, length), generator=torch.Generator().manual_seed(seed))
+    labels[:, -1] = END
+    labels[1::2, -3:] = torch.tensor([END, -100, -100])
     return labels
 
 

@@ -27,11 +27,13 @@ from transformers.pipelines import SUPPORTED_TASKS
 
 from helpers.families import FAMILIES
 from helpers.fusion_encoders import ENCODERS
+from helpers.fusion_heads import decoder_config
 from helpers.fusion_models import make_fusion
 from helpers.fusion_vectors import FEATURES, make_vector_fusion
 from helpers.lam_models import make_lam
 from hf_lam import (
     HfLamFusionConfig,
+    HfLamFusionForConditionalGeneration,
     HfLamFusionForEmbedding,
     HfLamFusionForMomentRetrieval,
     HfLamFusionForSequenceClassification,
@@ -213,6 +215,11 @@ HEADS: dict[str, tuple[Any, dict[str, Any], str]] = {
     ),
     "tokens": (HfLamFusionForTokenClassification, {"label_modalities": ["text"]}, r"\['LABEL_\d'.*\]"),
     "embedding": (HfLamFusionForEmbedding, {"projection_dim": 8}, r"torch\.Size\(\[1, 8\]\)"),
+    "writer": (
+        HfLamFusionForConditionalGeneration,
+        {"decoder": decoder_config()},
+        r"\['[^']*'\]|\[\[1(, \d+)+\]\]",
+    ),
     "moments": (HfLamFusionForMomentRetrieval, LABELS, r"\[(Moment\(start=\S+, end=\S+, score=\S+\)(, )?){3}\]"),
 }
 
@@ -225,7 +232,9 @@ def test_it_runs_for_vectors_and_every_head(head: str, has_processor: bool, tmp_
     model_class, options, expected = HEADS[head]
     model = make_vector_fusion(model_class, ("text",), hf_lam="half", **options)
     model.save_pretrained(tmp_path)
-    processor = HfLamFusionProcessor(tokenizer=tokenizer(), features=vector_options()) if has_processor else None
+    parts = {"tokenizer": tokenizer(), "features": vector_options()}
+    parts |= {"decoder_tokenizer": tokenizer()} if head == "writer" else {}
+    processor = HfLamFusionProcessor(**parts) if has_processor else None
     if processor is not None:
         processor.save_pretrained(tmp_path)
     card = str(model_card(model, name="m", repository=str(tmp_path), processor=processor))

@@ -148,6 +148,7 @@ def test_a_stock_checkpoint_loads_straight(stock: type, block: dict, tmp_path: P
     assert all(parameter.isfinite().all() for parameter in loaded.parameters())
 
 
+@pytest.mark.slow
 def test_a_base_checkpoint_loads_into_a_head_and_back(tmp_path: Path, poisoned_empty: None) -> None:
     for base, head, host in (
         (BertModel, HfLamBertForSequenceClassification, "bert"),

@@ -10,6 +10,7 @@ from transformers import BertTokenizer, Wav2Vec2FeatureExtractor, WhisperFeature
 
 import hf_lam
 from helpers.fusion_encoders import ENCODERS
+from helpers.fusion_heads import decoder_config
 from helpers.fusion_models import fusion_config
 from helpers.fusion_vectors import make_vector_fusion
 from helpers.hub_server import TOKEN, HubServer
@@ -17,6 +18,7 @@ from helpers.pushing import metadata_of
 from helpers.verification import HASHES
 from hf_lam import (
     HfLamFusionConfig,
+    HfLamFusionForConditionalGeneration,
     HfLamFusionForEmbedding,
     HfLamFusionForMomentRetrieval,
     HfLamFusionForSequenceClassification,
@@ -44,6 +46,10 @@ def made(case: str) -> tuple[Any, Any]:
     if case == "places":
         model = make_vector_fusion(HfLamFusionForTokenClassification, hf_lam="half", label_modalities=["clips"])
         return model, HfLamFusionProcessor(features=vectors)
+    if case == "writer":
+        options = {"decoder": decoder_config(), "decoder_lam": {"rank": 2}}
+        model = make_vector_fusion(HfLamFusionForConditionalGeneration, hf_lam="lam_shared_rank", **options)
+        return model, HfLamFusionProcessor(decoder_tokenizer=tokenizer, features=vectors)
     if case == "moments":
         model = make_vector_fusion(HfLamFusionForMomentRetrieval, hf_lam="lam_shared_rank", label_modalities=["clips"])
         return model, HfLamFusionProcessor(features=vectors)
@@ -66,6 +72,7 @@ CASES = {
     "places": ([], ["locomt", "multimodal", "features"], "AutoModelForTokenClassification"),
     "embedding": ([], ["lam", "locomt", "multimodal", "text", "image"], "AutoModel"),
     "moments": ([], ["lam", "multimodal", "features"], "AutoModel"),
+    "writer": ([], ["lam", "multimodal", "features"], "AutoModelForSeq2SeqLM"),
     "whisper": (["someone/whisper"], ["multimodal", "audio", "features"], "AutoModelForSequenceClassification"),
     "wav2vec2": (["someone/wav2vec2"], ["multimodal", "audio", "features"], "AutoModelForSequenceClassification"),
 }
@@ -87,6 +94,8 @@ def test_a_push_passes_verify_and_says_what_it_is(case: str, hub: HubServer, mon
     files = hub.repos["user/one"].files()
     card = files["README.md"].decode()
     assert f"model = {auto_class}.from_pretrained(name" in card
+    masks = "Its decoder is a `GPT2LMHeadModel` with the learnable attention mask ([arXiv 2406.02761]("
+    assert (masks in card) == (case == "writer")
     config = json.loads(files["config.json"])
     assert config["auto_map"][auto_class].endswith(f".{type(model).__name__}")
     if processor is not None:
@@ -94,4 +103,5 @@ def test_a_push_passes_verify_and_says_what_it_is(case: str, hub: HubServer, mon
     monkeypatch.setattr(verification, "released_code", lambda: {hf_lam.__version__: HASHES})
     result = verify("user/one", token=TOKEN, weights=True)
     assert result.findings == ()
+    assert ("decoder_tokenizer/tokenizer.json" in files) == (case == "writer")
     assert result.version == hf_lam.__version__

@@ -60,7 +60,7 @@ def sentencepiece(*pieces: str) -> bytes:
 def findings_of(contents: dict[str, Any], rows: int | None = 99) -> list[tuple[str, str]]:
     files = Files({name: x if isinstance(x, bytes) else json.dumps(x).encode() for name, x in contents.items()})
     configs = {name: x for name, x in contents.items() if not isinstance(x, bytes)}
-    return [(finding.file, finding.message) for finding in check_tokenizers(files, configs, rows)]
+    return [(finding.file, finding.message) for finding in check_tokenizers(files, configs, {"vocab_size": rows})]
 
 
 FUSION = {"processor_class": "HfLamFusionProcessor"}

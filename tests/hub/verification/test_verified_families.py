@@ -75,7 +75,7 @@ STRANGE += [
     "hf_lam_os.system",
     "hf_lam_",
     "hf_lam_hf_lam_bert",
-    "hf_lam_vision-encoder-decoder",
+    "vision-encoder-decoder",
     "bert",
 ]
 

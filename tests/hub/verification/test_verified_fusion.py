@@ -12,12 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.fusion_decoders import family_config
 from helpers.fusion_encoders import ENCODERS
+from helpers.fusion_heads import decoder_config
 from helpers.fusion_models import fusion_config
 from helpers.fusion_vectors import make_vector_fusion
 from helpers.verification import WEIGHTS, edit, told
 from hf_lam import (
     HfLamFusionConfig,
+    HfLamFusionForConditionalGeneration,
     HfLamFusionForEmbedding,
     HfLamFusionForMomentRetrieval,
     HfLamFusionForSequenceClassification,
@@ -46,6 +49,12 @@ MADE: dict[str, Callable[[], Any]] = {
     "embedding": lambda: HfLamFusionForEmbedding(fusion_config(hf_lam="half", contrast=[["text"], ["audio"]])),
     "moments": lambda: make_vector_fusion(
         HfLamFusionForMomentRetrieval, hf_lam="lam_shared_rank", label_modalities=["clips"]
+    ),
+    "writer": lambda: make_vector_fusion(
+        HfLamFusionForConditionalGeneration, TWO, "half", decoder=decoder_config(), decoder_lam={"rank": 2}
+    ),
+    "writer_of_bart": lambda: make_vector_fusion(
+        HfLamFusionForConditionalGeneration, hf_lam="lam_shared_rank", decoder=family_config("bart")
     ),
     "regression": lambda: HfLamFusionForSequenceClassification(fusion_config(TWO, problem_type="regression")),
     "late": lambda: make_vector_fusion(num_hidden_layers=0),
