@@ -42,6 +42,7 @@ SMALL_SET = (
     "tests/training/test_trainer.py",
     "tests/training/test_mechanism_logging.py",
     "tests/training/test_metrics.py",
+    "tests/training/test_caption_metrics.py",
     "tests/training/test_training_media.py",
     "tests/visualization/test_visualization.py",
     "tests/hub/verification/test_verification.py",

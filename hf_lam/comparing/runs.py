@@ -21,7 +21,7 @@ LOG, TEST_LOG = "log.txt", "test-log.txt"
 # What metrics of the test data begin with.
 TEST_METRIC = "predict_"
 # What is kept of a run whose model is not: what it gave, and how.
-_KEPT = re.compile(r"(\w+_)?results?\.json|run\.json|trainer_state\.json|.*\.csv|(test-)?log\.txt")
+_KEPT = re.compile(r"(\w+_)?results?\.json|run\.json|trainer_state\.json|.*\.(csv|jsonl)|(test-)?log\.txt")
 # Measured by a clock, or of the memory of this machine.
 _OF_THE_MACHINE = re.compile(r"_(runtime|per_second|preparation_time|compilation_time|mem_\w+)$")
 _MOST_DIFFERENCES = 5

@@ -118,7 +118,7 @@ class _Row:
             raise ValueError(f"its run has left no {BATCH_FILE}, which --record_run writes.")
         self.model = _load_model(folder).to(device).eval()
         self.batch: dict[str, Tensor] = {name: tensor.to(device) for name, tensor in load_file(path).items()}
-        self.inputs = {name: tensor for name, tensor in self.batch.items() if name != "labels"}
+        self.inputs = {name: tensor for name, tensor in self.batch.items() if not name.endswith("labels")}
         self.batch_size = len(next(iter(self.inputs.values())))
         self.trained = _trained_names(folder)
         self.optimizer: torch.optim.Optimizer | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .annealing import SttAnnealingCallback, ViewAnnealingCallback, penalty_at
 from .callbacks import ReportingCallback
+from .caption_metrics import Bleu, ExactMatch, RougeL, caption_metrics
 from .collators import FusionCollator
 from .feature_caching import cache_features
 from .feature_models import load_trained_fusion
@@ -22,6 +23,8 @@ from .trainer import HfLamTrainer, HfLamTrainingArguments
 __all__ = [
     "F1",
     "Accuracy",
+    "Bleu",
+    "ExactMatch",
     "FusionCollator",
     "HfLamTrainer",
     "HfLamTrainingArguments",
@@ -30,9 +33,11 @@ __all__ = [
     "MechanismLoggingCallback",
     "MomentRetrieval",
     "ReportingCallback",
+    "RougeL",
     "SttAnnealingCallback",
     "ViewAnnealingCallback",
     "cache_features",
+    "caption_metrics",
     "classification_metrics",
     "clip_scores",
     "load_trained_fusion",

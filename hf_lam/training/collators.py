@@ -20,7 +20,7 @@ from ..modeling.configuration_hf_lam_fusion import (
 from ..modeling.sample_padding_hf_lam import pad_samples
 from ..modeling.samples_hf_lam import is_missing
 from ..modeling.vectors_hf_lam import as_numbers
-from .label_padding import LABELS, pad_labels, read_labels
+from .label_padding import LABELS, MOMENT_LABELS, pad_labels, pad_moment_labels, read_labels
 
 # Axes of the values of one sample. Sounds are waves, spectrograms, or spectrograms as images; one vector may stand for
 # a sample of one.
@@ -82,14 +82,16 @@ class FusionCollator:
     (`image_mask`).
 
     `labels`, `label` or `label_ids` become `labels`: whole numbers long, others float. Vectors of them are stacked, or
-    padded, with -100 or NaN, where they are of several lengths. What else the samples have is left to transformers'
+    padded, with -100 or NaN, where they are of several lengths. Those of moment retrieval, `span_labels`, `(windows,
+    2)`, and `saliency_labels`, `(clips,)`, are padded with NaN. What else the samples have is left to transformers'
     `default_data_collator`.
 
     Args:
         processor: an `HfLamFusionProcessor`, a tokenizer, or `None` for samples without text.
         pad_to_multiple_of: the length of the padded text, for example 8 for half precision on a GPU.
-        label_modalities: whose places are labelled, as `model.label_modalities` of a token classifier says. They are
-            padded to one length and on one side, that of the text if it is one of them, and the labels with them.
+        label_modalities: whose places are labelled, as `model.label_modalities` of a token classifier, or of a model
+            of moments, says. They are padded to one length and on one side, that of the text if it is one of them, and
+            the labels with them.
 
     Raises:
         ValueError: when called with samples that have no modality at all, texts without a tokenizer, values of
@@ -135,15 +137,19 @@ class FusionCollator:
             flags = [row is not None for row in stream.values]
             if not all(flags):
                 batch[f"has_{stream.name}"] = torch.tensor(flags)
-        known = {*LABELS, *(key for name, arguments in modalities for key in (*arguments.names, f"has_{name}"))}
+        known = {
+            *LABELS,
+            *MOMENT_LABELS,
+            *(key for name, arguments in modalities for key in (*arguments.names, f"has_{name}")),
+        }
         others = [{key: value for key, value in sample.items() if key not in known} for sample in samples]
         if others[0]:
             batch |= default_data_collator(others)
+        lengths = _lengths(self._labelled(streams), len(samples))
         labels = read_labels(samples)
         if labels is not None:
-            lengths = _lengths(self._labelled(streams), len(samples))
             batch["labels"] = pad_labels(labels, lengths, length, self._is_left)
-        return batch
+        return batch | pad_moment_labels(samples, lengths, length)
 
     @property
     def _is_left(self) -> bool:

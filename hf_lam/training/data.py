@@ -35,7 +35,8 @@ from .columns import (
     without_decoding,
 )
 from .folders import load_folders, read_folders, split_folders
-from .labels import Labels, find_labels
+from .goals import Classes, Goal
+from .labels import find_labels
 from .sources import ENCODED_FILE, Sources, first_of, numbered_stream, rows_in, shards_of, with_sources
 from .tables import load_tables, reason_of
 
@@ -48,13 +49,13 @@ class Data:
 
     splits: `train`, `validation` and `test`, those that the run needs. Images, videos and audio are not decoded.
     sources: of every split, where its samples come from.
-    labels: the classes, or the targets of regression.
+    goal: what a model learns from them.
     is_held_out: whether the split validation is a part of the training data, which had none of its own.
     """
 
     splits: dict[str, AnyDataset]
     sources: dict[str, Sources]
-    labels: Labels
+    goal: Goal
     is_held_out: bool = False
 
 
@@ -76,7 +77,7 @@ def load_data(
     labels = find_labels(
         splits, data, checkpoint, training.do_train, sources, is_held_out, count_positions=model.count_positions
     )
-    return Data(splits, sources, labels, is_held_out)
+    return Data(splits, sources, Classes(labels), is_held_out)
 
 
 def load_splits(

@@ -15,7 +15,7 @@ from ..injecting import inject
 from ..modeling.configuration_hf_lam_fusion import HfLamFusionConfig
 from ..modeling.fusion_features_hf_lam import FeatureOptions
 from ..modeling.hosts_facts_hf_lam import count_first_tokens
-from ..modeling.injection_hf_lam import injected_encoders, injection_of, remove
+from ..modeling.injection_hf_lam import injected_encoders, injection_of, remove_mechanisms
 from ..modeling.mechanism_registry_hf_lam import block_of, configs_in
 
 # What of a configuration may differ between models with equal outputs: it is for training alone, or compared apart.
@@ -60,6 +60,8 @@ def make_features_model(model: Any, modalities: Sequence[str], unlimited: Collec
     _check_weights(own, made.state_dict(), type(model).__name__)
     # With their dtypes, which may be several.
     made.load_state_dict(own, assign=True)
+    # A decoder may have its words for what it reads and for what it writes once.
+    made.tie_weights()
     made.to(model.base_model.device)
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in made.named_parameters():
@@ -115,7 +117,7 @@ def load_trained_fusion(full_model: Any, features_model: Any) -> Any:
     _check_weights(trained, expected, f"{type(full_model).__name__} without its encoders of {', '.join(cached)}")
     if block != _block_of(full_model):
         if _block_of(full_model) is not None:
-            remove(full_model)
+            remove_mechanisms(full_model)
         ours.hf_lam = block
         if block is not None:
             inject(full_model, *configs_in(block).values())

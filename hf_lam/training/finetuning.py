@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
@@ -24,14 +22,14 @@ from .arguments import DataArguments, ModelArguments, RunArguments, parse_argume
 from .calibrating import calibrate_for
 from .checkpoints import last_checkpoint
 from .columns import AnyDataset
-from .data import load_data
+from .data import Data, load_data
+from .goals import Classes, Goal
 from .labels import Labels
-from .metrics import classification_metrics, regression_metrics
 from .model_card import write_model_card
 from .models import finished, load_config, load_teacher, mechanism_callbacks, prepare_for_training
-from .predictions import POSITIONS, CollatorWithSources, logits_and_sources
+from .predictions import CollatorWithSources, is_input
 from .recording import CHECK_FILE, RecordingTrainer, check_run, hash_starts, is_finished, settings_of, write_record
-from .sources import SOURCE, Place, Sources
+from .sources import Sources
 from .trainer import HfLamTrainer, HfLamTrainingArguments, wants_fsdp
 
 logger = logging.get_logger(__name__)
@@ -67,7 +65,7 @@ class Task:
     data: which data.
     training: as for `Trainer`.
     splits: `train`, `validation` and `test`, those that the run needs, as they were loaded.
-    labels: the classes, or what regression predicts.
+    goal: what the run learns to predict.
     checkpoint: what training goes on from; None from the start.
     sources: of every split, where its samples come from.
     is_held_out: whether the split validation is a part of the training data.
@@ -78,11 +76,22 @@ class Task:
     data: Any
     training: RunArguments
     splits: dict[str, AnyDataset]
-    labels: Labels
+    goal: Goal
     checkpoint: str | None
     sources: dict[str, Sources] = field(default_factory=dict)
     is_held_out: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> Labels:
+        """The classes, or what regression predicts, of a task that is about these."""
+        assert isinstance(self.goal, Classes)
+        return self.goal.labels
+
+    @property
+    def predicts_all(self) -> bool:
+        """Whether all samples of the split test are predicted."""
+        return self.data.max_predict_samples is None and not getattr(self.data, "skip_unreadable", False)
 
 
 def open_task(
@@ -90,8 +99,11 @@ def open_task(
     data_class: type[DataArguments],
     description: str,
     arguments: list[str] | None = None,
+    *,
+    load: Callable[..., Data] = load_data,
+    training_class: type[RunArguments] = RunArguments,
 ) -> Task:
-    """Read the command line, look into the output folder, load the data and find their classes.
+    """Read the command line, look into the output folder, and load the data.
 
     If the folder has what this very command has trained (`--record_run`), only the test data are left to predict.
 
@@ -100,11 +112,13 @@ def open_task(
         data_class: `DataArguments` or a class that adds to them.
         description: for `--help`, its first paragraph.
         arguments: instead of the command line.
+        load: `load(data, model, training, checkpoint=config)`, as [`load_data`] does for classes.
+        training_class: `RunArguments` or a class that adds to them.
 
     Raises:
         ValueError: for what cannot work.
     """
-    model, data, training = parse_arguments(model_class, data_class, description, arguments)
+    model, data, training = parse_arguments(model_class, data_class, description, arguments, training_class)
     settings = settings_of(model, data, training)
     if is_finished(model, data, training):
         model = model.of_saved_model(str(training.output_dir))
@@ -112,13 +126,13 @@ def open_task(
         training.eval_strategy = IntervalStrategy.NO
     checkpoint = start(training)
     config = None if model.from_scratch or model.model_name_or_path is None else load_config(model)
-    loaded = load_data(data, model, training, checkpoint=config)
+    loaded = load(data, model, training, checkpoint=config)
     return Task(
         model,
         data,
         training,
         loaded.splits,
-        loaded.labels,
+        loaded.goal,
         checkpoint,
         loaded.sources,
         loaded.is_held_out,
@@ -187,6 +201,7 @@ def make_trainer(
     splits: Mapping[str, AnyDataset],
     processor: Any,
     collator: Any,
+    trainer_class: type[RecordingTrainer] = RecordingTrainer,
 ) -> RecordingTrainer:
     """The trainer of a run.
 
@@ -197,6 +212,7 @@ def make_trainer(
         splits: those of the task, ready for the collator. Samples of the split test may say where they come from.
         processor: saved beside the model.
         collator: makes batches.
+        trainer_class: of the trainer.
 
     Raises:
         ValueError: if the checkpoint to go on from is of another kind of model, or an option does not fit the model.
@@ -211,57 +227,47 @@ def make_trainer(
             f"{', '.join(f'--{name}' for name in _CHANGING)} change the trained model, which FSDP and DeepSpeed have "
             "in parts."
         )
-    _check_metric(training, task.labels)
+    _check_metric(training, task.goal)
     collator = CollatorWithSources(collator)
     if arguments.calibrate_views_on is not None:
         calibrate_for(model, arguments, auto_class, splits["train"], collator, training)
     shown = next(splits[split] for split in ("train", "validation", "test") if split in splits)
     samples = collator(list(islice(shown, _LOGGED_SAMPLES))) if injected_encoders(model) else {}
-    unused = ("labels", SOURCE, POSITIONS)
-    callbacks = mechanism_callbacks(model, arguments, {key: x for key, x in samples.items() if key not in unused})
+    callbacks = mechanism_callbacks(model, arguments, {key: x for key, x in samples.items() if is_input(key)})
     teacher = load_teacher(arguments, auto_class)
-    labels = task.labels
     starts = hash_starts(model) if training.record_run and training.do_train else {}
-    trainer = RecordingTrainer(
+    trainer = trainer_class(
         model=prepare_for_training(model, arguments) if training.do_train else model,
         args=training,
         train_dataset=splits.get("train"),
         eval_dataset=splits.get("validation"),
         processing_class=processor,
         data_collator=collator,
-        compute_metrics=regression_metrics if labels.is_regression else classification_metrics(labels.is_multi_label),
+        compute_metrics=task.goal.measure,
         callbacks=callbacks,
         teacher=teacher,
     )
     # A run without mechanisms is what others are compared with.
     trainer.take_loss_for_a_mean()
     trainer.starts = starts
+    trainer.kept_outputs = task.goal.outputs
     if starts:
         trainer.record_order()
     return trainer
 
 
-# The metrics of every problem type, besides the loss; and those of them of which less is better.
-_METRICS = {
-    "single_label_classification": ("accuracy", "f1"),
-    "multi_label_classification": ("map", "f1"),
-    "regression": ("mse", "mae", "pearson", "spearman"),
-}
-_ERRORS = ("mse", "mae")
-
-
-def _check_metric(training: HfLamTrainingArguments, labels: Labels) -> None:
+def _check_metric(training: HfLamTrainingArguments, goal: Goal) -> None:
     """The metric that the best model is chosen by, if one was named, must be one of those that are computed."""
-    name, known = training.metric_for_best_model, _metrics_of(labels)
+    name, known = training.metric_for_best_model, _metrics_of(goal)
     if name is not None and name.removeprefix("eval_") not in known:
         raise ValueError(f"--metric_for_best_model {name!r}: choose one of {', '.join(known)}.")
-    if name is not None and name.removeprefix("eval_") in _ERRORS:
+    if name is not None and name.removeprefix("eval_") in goal.errors:
         # `TrainingArguments` takes everything but a loss for something of which more is better.
         training.greater_is_better = False
 
 
-def _metrics_of(labels: Labels) -> list[str]:
-    return ["loss", *_METRICS[labels.problem_type]]
+def _metrics_of(goal: Goal) -> list[str]:
+    return ["loss", *goal.metrics]
 
 
 def _is_sharded(training: HfLamTrainingArguments) -> bool:
@@ -288,16 +294,21 @@ def _json_file(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+# What a configuration has that was told of no classes; files leave it out.
+_NO_CLASSES = ["LABEL_0", "LABEL_1"]
+
+
 def _kind(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a configuration must be the same in a checkpoint. Views are annealing until they are reached."""
     block = {name: options for name, options in (config.get("hf_lam") or {}).items() if name != "version"}
+    classes = [str(name) for name in (config.get("id2label") or {}).values()]
     return {
         "model_type": config.get("model_type"),
         "mechanisms": {
             name: {key: value for key, value in options.items() if key != "annealing"}
             for name, options in block.items()
         },
-        "classes": [str(name) for name in (config.get("id2label") or {}).values()],
+        "classes": [] if classes == _NO_CLASSES else classes,
     }
 
 
@@ -334,7 +345,7 @@ def run(
     training: Any = trainer.args
     metrics: dict[str, float] = {}
     results: dict[str, float] = {}
-    known = _metrics_of(task.labels)
+    known = _metrics_of(task.goal)
     if training.check_only:
         with before_training():
             check_run(trainer, known)
@@ -371,10 +382,7 @@ def run(
         _report(trainer, "predict", output.metrics or {}, splits["test"])
         results |= output.metrics or {}
         if trainer.is_world_process_zero():
-            logits, sources = logits_and_sources(output.predictions)
-            places = None if sources is None else task.sources["test"].places(sources, _is_complete(task.data))
-            rows = range(len(logits)) if places is None else [place.row for place in places]
-            _write_predictions(Path(training.output_dir, "predictions.csv"), logits, rows, task.labels, places)
+            task.goal.write_predictions(Path(training.output_dir), output.predictions, task)
     if training.do_train:
         if uncached is not None:
             trainer.model = trainer.model_wrapped = saved
@@ -409,49 +417,3 @@ def _report(trainer: HfLamTrainer, split: str, metrics: dict[str, float], datase
         metrics[f"{split}_samples"] = len(dataset)
     trainer.log_metrics(split, metrics)
     trainer.save_metrics(split, metrics)
-
-
-def _is_complete(data: Any) -> bool:
-    """Whether all samples of the test data are predicted."""
-    return data.max_predict_samples is None and not getattr(data, "skip_unreadable", False)
-
-
-def _write_predictions(
-    path: Path, logits: Any, rows: Iterable[int], labels: Labels, places: Sequence[Place] | None = None
-) -> None:
-    """One line a sample: its row in the split, what is predicted, and the file and the row in it; all count from 0.
-
-    Where samples have positions, there is a line for each of them, and a column `position`.
-
-    The prediction is the name of the class; of a multi-label task a JSON list of the names of those with a logit above
-    0; of regression the number, or a JSON list of several.
-
-    Args:
-        path: of the csv file.
-        logits: `(n, classes)`; of regression `(n, targets)`; of positions, of each sample `(positions, …)`.
-        rows: of the samples.
-        labels: the classes.
-        places: of the samples, if they are known.
-    """
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        position = ["position"] if labels.is_per_position else []
-        writer.writerow(["row", *position, "prediction", *(["file", "file_row"] if places is not None else [])])
-        for index, (row, values) in enumerate(zip(rows, logits, strict=True)):
-            said: list[list[Any]]
-            if labels.is_per_position:
-                said = [[place, _said(entry, labels)] for place, entry in enumerate(values)]
-            else:
-                said = [[_said(values, labels)]]
-            where = [] if places is None else [places[index].file, places[index].file_row]
-            writer.writerows([row, *cells, *where] for cells in said)
-
-
-def _said(values: Any, labels: Labels) -> Any:
-    if labels.is_regression:
-        numbers = [float(str(value)) for value in np.atleast_1d(values)]
-        return numbers[0] if len(numbers) == 1 else json.dumps(numbers)
-    if labels.is_multi_label:
-        chosen = [labels.names[number] for number in (values > 0).nonzero()[0]]
-        return json.dumps(chosen, ensure_ascii=False)
-    return labels.names[values.argmax()]

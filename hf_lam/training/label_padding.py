@@ -14,6 +14,8 @@ from ..modeling.vectors_hf_lam import as_numbers
 
 # What samples may call them.
 LABELS = ("labels", "label", "label_ids")
+# Those of moment retrieval: the true windows, and what people think of each clip.
+SPANS, SALIENCY = MOMENT_LABELS = ("span_labels", "saliency_labels")
 # What transformers' losses leave out; NaN among numbers.
 _IGNORED = -100
 
@@ -62,19 +64,65 @@ def pad_labels(
         if len(shapes) > 1:
             raise ValueError(f"the labels of a batch must have one shape, got {shapes}.")
         return torch.from_numpy(np.stack(rows))
-    # Tokens that stand for the whole of a modality have no labels.
-    unlabelled = [count - len(row) for row, count in zip(rows, lengths, strict=True) if count is not None and len(row)]
-    if unlabelled and min(unlabelled) < 0:
-        raise ValueError(f"a sample has {-min(unlabelled)} labels more than places that are labelled.")
     padded, _ = pad_samples(
         "the labels",
         rows,
         0,
-        length - min(unlabelled) if unlabelled and length else 0,
+        _count_places(rows, lengths, length),
         float("nan") if is_float else _IGNORED,
         is_left,
     )
     return padded
+
+
+def _count_places(rows: Sequence[np.ndarray | None], lengths: Sequence[int | None], length: int) -> int:
+    """How many of the places of a batch have labels, at least; 0 if nothing says so."""
+    # Tokens that stand for the whole of a modality have no labels.
+    unlabelled = [
+        count - len(row)
+        for row, count in zip(rows, lengths, strict=True)
+        if count is not None and row is not None and len(row)
+    ]
+    if unlabelled and min(unlabelled) < 0:
+        raise ValueError(f"a sample has {-min(unlabelled)} labels more than places that are labelled.")
+    return length - min(unlabelled) if unlabelled and length else 0
+
+
+def pad_moment_labels(
+    samples: Sequence[Mapping[str, Any]], lengths: Sequence[int | None], length: int
+) -> dict[str, torch.Tensor]:
+    """`span_labels`, `(B, W, 2)`, and `saliency_labels`, `(B, L)`, with NaN where a sample has nothing.
+
+    Args:
+        samples: with `(windows, 2)` and `(clips,)` of these names. Some may have no `saliency_labels`.
+        lengths: how many clips each has; `None` where nothing says so.
+        length: how many the batch has; 0 if the longest labels say that.
+
+    Raises:
+        ValueError: if only some have `span_labels`, for another shape, or for more labels than clips.
+    """
+    batch = {}
+    for key, axes in ((SPANS, 2), (SALIENCY, 1)):
+        rows = [None if _is_nothing(sample.get(key)) else _read_numbers(key, sample[key], axes) for sample in samples]
+        given = [row for row in rows if row is not None]
+        if not given:
+            continue
+        if key == SPANS and len(given) != len(rows):
+            raise ValueError(f"{len(given)} of {len(rows)} samples have {key}; all must have them, or none.")
+        # Of a sample without any window there is a row, too.
+        least = 1 if key == SPANS else _count_places(rows, lengths, length)
+        batch[key], _ = pad_samples(key, rows, 0, least, float("nan"))
+    return batch
+
+
+def _read_numbers(key: str, value: Any, axes: int) -> np.ndarray:
+    array = as_numbers(value).astype(np.float32)
+    array = array.reshape(0, 2) if axes == 2 and not array.size else array
+    if array.ndim != axes or (axes == 2 and array.shape[1] != 2):
+        raise ValueError(
+            f"{key} of a sample must be {'(windows, 2)' if axes == 2 else '(clips,)'}, got shape {array.shape}."
+        )
+    return array
 
 
 def _is_nothing(value: Any) -> bool:

@@ -15,9 +15,11 @@ from ..hub.cards import METRIC_NAMES, draw_pictures, link, model_card, task_of
 from ..hub.earlier_cards import CARD_FILE, CardContent, card_in, weights_of
 from ..hub.folders import evaluated
 from .arguments import DataArguments, ModelArguments, looks_local
+from .predictions import is_input
 
 if TYPE_CHECKING:
     from .finetuning import Task
+    from .goals import Goal
     from .trainer import HfLamTrainer
 
 logger = logging.get_logger(__name__)
@@ -30,9 +32,15 @@ AUTO_CLASSES = {
     "audio-classification": "AutoModelForAudioClassification",
     "multimodal-classification": "AutoModelForSequenceClassification",
     "multimodal-token-classification": "AutoModelForTokenClassification",
+    "moment-retrieval": "AutoModel",
+    "multimodal-captioning": "AutoModelForSeq2SeqLM",
+    "image-to-text": "AutoModelForImageTextToText",
 }
 # Of those, what the Hub has a name for is the task of the head.
-_MULTIMODAL = ("multimodal-classification", "multimodal-token-classification")
+_MULTIMODAL = (
+    *("multimodal-classification", "multimodal-token-classification", "multimodal-captioning"),
+    "moment-retrieval",
+)
 
 
 def write_model_card(
@@ -60,7 +68,7 @@ def write_model_card(
         origin=_origin(arguments),
         data=_about_data(task, results),
         training=_hyperparameters(trainer, task),
-        pictures=_pictures(trainer, Path(folder)),
+        pictures=_pictures(trainer, Path(folder), task.goal),
     )
     card = model_card(
         model,
@@ -90,30 +98,39 @@ def _is_local(name: str) -> bool:
 def _sources(arguments: ModelArguments) -> list[str]:
     """The checkpoints that the model was made of, as they were given."""
     encoders = getattr(arguments, "encoders", None)
-    names = [arguments.model_name_or_path] if encoders is None or arguments.model_name_or_path else encoders().values()
-    return list(filter(None, names))
+    if encoders is None or arguments.model_name_or_path:
+        return list(filter(None, [arguments.model_name_or_path]))
+    return list(filter(None, [*encoders().values(), getattr(arguments, "decoder_model", None)]))
 
 
 def _link(name: str) -> str:
     return f"a local folder (`{Path(name).resolve().name}`)" if _is_local(name) else link(name)
 
 
-def _pictures(trainer: HfLamTrainer, folder: Path) -> dict[str, str]:
+def _pictures(trainer: HfLamTrainer, folder: Path, goal: Goal) -> dict[str, str]:
+    model: Any = trainer.model
     try:
-        return draw_pictures(trainer.model, _sample(trainer), folder, trainer.processing_class)
+        sample = _sample(trainer)
+        inputs = None if sample is None else _inputs_of(trainer, sample)
+        predicted = {} if sample is None or inputs is None else goal.draw(model, sample, inputs, folder)
+        return {**predicted, **draw_pictures(model, inputs, folder, trainer.processing_class)}
     except Exception as error:  # whatever it is: a picture is no reason to end a run in a traceback
         logger.warning(f"The card has no pictures, which could not be drawn: {error}")
         return {}
 
 
 def _sample(trainer: HfLamTrainer) -> dict[str, Any] | None:
-    """One sample that the model has seen in training or evaluation, on its device; None where none can be had."""
+    """One sample that the model has seen in evaluation or training; None where none can be had."""
     dataset: Any = trainer.eval_dataset or trainer.train_dataset
-    model: Any = trainer.model
     if dataset is None or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return None  # a forward pass of one process would wait for the others
-    batch = trainer.data_collator([next(iter(dataset))])
-    return {name: x.to(model.device) for name, x in batch.items() if name != "labels"}
+    return next(iter(dataset))
+
+
+def _inputs_of(trainer: HfLamTrainer, sample: dict[str, Any]) -> dict[str, Any]:
+    """What the model is called with for a sample, on its device."""
+    model: Any = trainer.model
+    return {name: x.to(model.device) for name, x in trainer.data_collator([sample]).items() if is_input(name)}
 
 
 def _results(task: Task, task_name: str, results: Mapping[str, float]) -> list[EvalResult]:
@@ -180,14 +197,7 @@ def _about_data(task: Task, results: Mapping[str, float]) -> str:
     said = [f"{int(size):,} samples for {purpose}" for purpose, size in sizes.items() if size is not None]
     if task.is_held_out:
         said.append("those for evaluation were held out of the training data")
-    classes = task.labels.names
-    one = "each position of a sample" if task.labels.is_per_position else "a sample"
-    shown = ", ".join(f"`{name}`" for name in classes[:10]) + (", …" if len(classes) > 10 else "")
-    if task.labels.is_regression:
-        what = "One number" if len(classes) == 1 else f"{len(classes)} numbers"
-        return f"{text}. {'; '.join(said)}{'. ' * bool(said)}{what} to {one} (regression): {shown}."
-    kind = f"any number to {one}" if task.labels.is_multi_label else f"one to {one}"
-    return f"{text}. {'; '.join(said)}{'. ' * bool(said)}{len(classes)} classes, {kind}: {shown}."
+    return f"{text}. {'; '.join(said)}{'. ' * bool(said)}{task.goal.describe()}"
 
 
 def _hyperparameters(trainer: HfLamTrainer, task: Task) -> str:

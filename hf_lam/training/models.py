@@ -10,6 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TrainerCallback
+from transformers.pytorch_utils import Conv1D
 
 from ..conversion import convert
 from ..loading import loading
@@ -23,6 +24,10 @@ from .frame_processors import FrameProcessor
 from .labels import Labels
 from .mechanism_logging import MechanismLoggingCallback
 from .widening import widen_like
+
+# What LoRA adapts: the projections of queries and of values; in GPT-2, one layer is several of them.
+_ADAPTED = tuple(name for query, _, value in PROJECTION_NAMES for name in (query, value))
+_FUSED = ("c_attn", "q_attn")
 
 
 def load_pretrained(
@@ -208,22 +213,37 @@ def _with_lora(model: Any, rank: int) -> Any:
         for child in _adapted_projections(module)
     ]
     body = body_around(model, encoder)
-    head = [
-        name
+    head = {
+        name: child
         for name, child in model.named_children()
         if all(module is not body for module in child.modules()) and _has_parameters(child) and body is not model
-    ]
-    kept = [*head, *(name for name in ("hf_lam", "pooler") if _has_parameters(getattr(encoder, name, None)))]
+    }
+    # A language model in it was trained before, as the encoder was; whole copies of it would part its tied weights.
+    adapted = {name: _decoder_targets(name, child) for name, child in head.items()}
+    targets += [target for of_one in adapted.values() for target in of_one]
+    inside = [encoder, *(module for name in head if adapted[name] for module in head[name].modules())]
+    own = [name for name in ("hf_lam", "pooler") if any(_has_parameters(getattr(x, name, None)) for x in inside)]
+    kept = [*(name for name in head if not adapted[name]), *own]
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, modules_to_save=kept)
     return peft.get_peft_model(model, config)
+
+
+def _decoder_targets(name: str, child: nn.Module) -> list[str]:
+    """The projections of queries and values in a language model that is part of the head; none of anything else."""
+    if not isinstance(child, PreTrainedModel):
+        return []
+    return [
+        f"{name}.{path}"
+        for path, module in child.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and path.rpartition(".")[2] in (*_ADAPTED, *_FUSED)
+    ]
 
 
 def _adapted_projections(attention: nn.Module) -> list[str]:
     """The projections of queries and values; all of an attention that has one for several of them."""
     linear = [name for name, module in attention.named_modules() if isinstance(module, nn.Linear)]
     # Attention without scores has no queries; what stands in for them has no weights.
-    adapted = {name for query, _, value in PROJECTION_NAMES for name in (query, value)}
-    return [name for name in linear if name.rpartition(".")[2] in adapted] or linear
+    return [name for name in linear if name.rpartition(".")[2] in _ADAPTED] or linear
 
 
 def _has_parameters(module: nn.Module | None) -> bool:

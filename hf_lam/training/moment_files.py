@@ -69,13 +69,14 @@ def read_annotations(
     Args:
         path: of the file.
         names: what a key of QVHighlights is called in this file, such as `{"saliency_scores": "label"}` for TVSum.
-            Scores without `relevant_clip_ids` are of all clips.
+            Scores without `relevant_clip_ids` are of all clips, one more or less as with features.
         clip_length: seconds of a clip.
         is_labelled: whether every query must have its windows, or scores.
 
     Raises:
         ValueError: naming the file, the line and the key: for a key that is missing, a window that is not in its
-            video, scores that are not of its clips, a query that stands twice, and the like.
+            video, scores that are not of its clips, or of other people than before, a query that stands twice, and
+            the like.
     """
     path = Path(path)
     called = {key: key for key in KEYS} | dict(names or {})
@@ -84,6 +85,7 @@ def read_annotations(
         raise ValueError(f"names: there is no key {', '.join(unknown)}, only {', '.join(KEYS)}.")
     found: list[MomentAnnotation] = []
     seen: dict[Any, str] = {}
+    people: tuple[int, str] | None = None
     for place, line in _lines(path):
         values = {key: line.get(name) for key, name in called.items()}
         try:
@@ -93,6 +95,14 @@ def read_annotations(
         if annotation.qid in seen:
             raise ValueError(f"{place}, {called['qid']}: {annotation.qid!r} stands in {seen[annotation.qid]} already.")
         seen[annotation.qid] = place
+        if annotation.scores is not None:
+            count = annotation.scores.shape[1]
+            people = people or (count, place)
+            if count != people[0]:
+                raise ValueError(
+                    f"{place}, {called['saliency_scores']}: a clip has the scores of {count} people, and in "
+                    f"{people[1]} of {people[0]}."
+                )
         found.append(annotation)
     if not found:
         raise ValueError(f"{str(path)!r} has no queries.")
@@ -110,14 +120,15 @@ def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         return
     if path.suffix not in (".jsonl", ".json"):
         raise ValueError(f"{str(path)!r} must be a .jsonl or .parquet file.")
-    with path.open(encoding="utf-8") as file:
-        for number, text in enumerate(file, start=1):
-            if not text.strip():
+    with path.open("rb") as file:
+        for number, content in enumerate(file, start=1):
+            if not content.strip():
                 continue
             place = f"{str(path)!r}, line {number}"
             try:
+                text = content.decode()
                 line = json.loads(text)
-            except json.JSONDecodeError as error:
+            except ValueError as error:  # bytes that are no UTF-8, too
                 raise ValueError(f"{place}: it is no JSON: {error}.") from error
             if not isinstance(line, Mapping):
                 raise ValueError(f"{place}: it must be an object with {', '.join(_NEEDED)}, got {text.strip()[:50]}.")
@@ -177,8 +188,14 @@ def _scores(
     clips = count_clips(duration, clip_length)
     if given is None:
         return None, None
-    if ids is None:
-        ids = list(range(len(given))) if isinstance(given, (list, tuple)) else None
+    if ids is None and isinstance(given, (list, tuple)):
+        if abs(len(given) - duration / clip_length) > _ROUNDING:
+            raise _WrongKeyError(
+                "saliency_scores",
+                f"there must be scores of all {clips} clips, unless relevant_clip_ids says of which; got {len(given)}",
+            )
+        given = given[:clips]
+        ids = list(range(len(given)))
     if not isinstance(ids, (list, tuple)) or not all(isinstance(x, int) and not isinstance(x, bool) for x in ids):
         raise _WrongKeyError("relevant_clip_ids", f"it must be a list of numbers of clips, got {ids!r}")
     if len(set(ids)) < len(ids):
@@ -222,17 +239,39 @@ def read_features(
     Raises:
         ValueError: naming the file: if it is not there, cannot be read, or its numbers are NaN or infinite.
     """
-    parts = []
-    for folder in folders:
-        vectors = _load(Path(folder), f"{prefix}{name}")[:max_length]
-        if is_normalized:
-            vectors = vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-5)
-        parts.append(vectors)
+    parts = [load_features(folder, f"{prefix}{name}") for folder in folders]
+    return join_features(parts, max_length=max_length, is_normalized=is_normalized)
+
+
+def join_features(
+    parts: Sequence[np.ndarray], *, max_length: int | None = None, is_normalized: bool = True
+) -> np.ndarray:
+    """What `read_features` makes of the vectors of all folders."""
     shortest = min(map(len, parts))
-    return np.concatenate([part[:shortest] for part in parts], axis=1).astype(np.float32)
+    kept = [part[:shortest][:max_length] for part in parts]
+    if is_normalized:
+        kept = [part / (np.linalg.norm(part, axis=-1, keepdims=True) + 1e-5) for part in kept]
+    return np.concatenate(kept, axis=1).astype(np.float32)
 
 
-def _load(folder: Path, stem: str) -> np.ndarray:
+def add_endpoints(vectors: np.ndarray) -> np.ndarray:
+    """Beside the vector of every clip where it starts and ends, as fractions of the video: `(L, size + 2)`.
+
+    Source: Escorcia et al., "Temporal Localization of Moments in Video Collections with Natural Language", arXiv
+    1907.12763; the field calls them temporal endpoint features.
+    """
+    starts = np.arange(len(vectors), dtype=np.float32)
+    ends = np.stack([starts, starts + 1], axis=1) / len(vectors)
+    return np.concatenate([vectors, ends.astype(vectors.dtype)], axis=1)
+
+
+def load_features(folder: str | os.PathLike[str], stem: str) -> np.ndarray:
+    """The vectors in `STEM.npz` or `STEM.npy` of one folder, `(L, size)`, as they are.
+
+    Raises:
+        ValueError: as from `read_features`.
+    """
+    folder = Path(folder)
     path = next((path for path in (folder / f"{stem}.npz", folder / f"{stem}.npy") if path.is_file()), None)
     if path is None:
         raise ValueError(f"there is no {stem}.npz or {stem}.npy in {str(folder)!r}.")
@@ -259,7 +298,9 @@ def _load(folder: Path, stem: str) -> np.ndarray:
     return vectors
 
 
-def check_length(annotation: MomentAnnotation, clips: int, clip_length: float, max_length: int | None = None) -> None:
+def check_length(
+    annotation: MomentAnnotation, clips: int, clip_length: float, folder: str | os.PathLike[str] | None = None
+) -> None:
     """Raises a `ValueError`, naming the line, if features are of another length than the video's duration says.
 
     One clip more or less is a rounding.
@@ -268,15 +309,14 @@ def check_length(annotation: MomentAnnotation, clips: int, clip_length: float, m
         annotation: of the video.
         clips: how many vectors it has.
         clip_length: seconds of a clip.
-        max_length: what longer features were cut to.
+        folder: where they lie, for the message.
     """
     expected = annotation.duration / clip_length
-    if max_length is not None:
-        expected = min(expected, max_length)
     if abs(clips - expected) > _ROUNDING:
+        where = "" if folder is None else f" in {str(folder)!r}"
         raise ValueError(
-            f"{annotation.place}, duration: {annotation.duration} s are {expected:g} clips of {clip_length} s, and "
-            f"the features of {annotation.vid!r} have {clips}."
+            f"{annotation.place}, duration: {annotation.duration:g} s are {expected:g} clips of {clip_length:g} s, "
+            f"and the features of {annotation.vid!r}{where} have {clips}."
         )
 
 

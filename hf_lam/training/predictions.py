@@ -14,6 +14,20 @@ from .trainer import HfLamTrainer
 
 # The column that says how many positions of a sample have a prediction, where each has one.
 POSITIONS = "hf_lam_positions"
+# What samples may have beside the arguments of a model.
+BESIDE = (SOURCE, POSITIONS)
+# In a batch, the captions that generated ones are compared with, see `CaptionCollator`.
+REFERENCES = "reference_labels"
+
+
+def is_argument(name: str) -> bool:
+    """Whether the model is called with something in a batch, to compute its loss."""
+    return name not in (*BESIDE, REFERENCES)
+
+
+def is_input(name: str) -> bool:
+    """Whether an argument in a batch is what the model sees of its samples: no labels, nor where they come from."""
+    return name not in BESIDE and not name.endswith("labels")
 
 
 class CollatorWithSources:
@@ -23,17 +37,21 @@ class CollatorWithSources:
         self.collator = collator
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        own = (SOURCE, POSITIONS)
-        inputs = [{name: value for name, value in sample.items() if name not in own} for sample in samples]
+        inputs = [{name: value for name, value in sample.items() if name not in BESIDE} for sample in samples]
         batch = dict(self.collator(inputs))
-        for name in own:
+        for name in BESIDE:
             if samples and all(name in sample for sample in samples):
                 batch[name] = torch.tensor([int(sample[name]) for sample in samples])
         return batch
 
 
 class PredictingTrainer(HfLamTrainer):
-    """An `HfLamTrainer` whose predictions are the logits, and what `CollatorWithSources` puts into a batch."""
+    """An `HfLamTrainer` whose predictions are the logits, and what `CollatorWithSources` puts into a batch.
+
+    kept_outputs: how many outputs of the model, after the loss, are predictions; several are a tuple. None for all.
+    """
+
+    kept_outputs: int | None = 1
 
     def prediction_step(
         self,
@@ -43,9 +61,10 @@ class PredictingTrainer(HfLamTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
         """`Trainer.prediction_step`, without hidden states and the like."""
-        beside = [x for x in (inputs.pop(SOURCE, None), inputs.pop(POSITIONS, None)) if x is not None]
+        beside = [x for x in (inputs.pop(name, None) for name in BESIDE) if x is not None]
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        logits = logits[0] if isinstance(logits, tuple) else logits
+        if isinstance(logits, tuple):
+            logits = logits[0] if self.kept_outputs == 1 else logits[: self.kept_outputs]
         if not beside or logits is None:
             return loss, logits, labels
         return loss, (logits, *map(self._prepare_input, beside)), labels

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -23,13 +25,13 @@ from transformers.utils import logging
 
 from ..flops import cost
 from ..modeling.host_attention_hf_lam import find_encoder
-from ..modeling.injection_hf_lam import injected_encoders
 from ..modeling.layers_hf_lam import container_of
 from ..modeling.saving_hf_lam import staging
-from ..parameters import head_parameters, mechanism_parameters
+from ..parameters import head_parameters, list_carriers, mechanism_parameters
 from .arguments import DataArguments, ModelArguments, RunArguments
 from .columns import AnyDataset
-from .predictions import PredictingTrainer
+from .lengths import Lengths
+from .predictions import PredictingTrainer, is_argument, is_input
 
 logger = logging.get_logger(__name__)
 
@@ -120,13 +122,20 @@ class RecordingTrainer(PredictingTrainer):
             self.order.add(inputs)
         return super().training_step(model, inputs, *args, **kwargs)
 
-    def try_model(self) -> Tensor:
-        """The loss of the first training samples, in training mode and without gradients."""
+    def try_model(self) -> list[float]:
+        """The loss of the first training samples, in training mode and without gradients; and that of the longest.
+
+        Which is the longest is known of a table of tokens. A model may be made for shorter ones.
+        """
         dataset: Any = self.train_dataset
         model: Any = self.model
-        batch = self._prepare_inputs(self.data_collator(list(islice(iter(dataset), _TRIED))))
+        tried = [list(islice(iter(dataset), _TRIED))]
+        if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
+            lengths = Lengths(dataset, "input_ids", self.args.length_column_name).lengths
+            tried.append([dataset[lengths.index(max(lengths))]])
         with torch.no_grad():
-            return self.compute_loss(model.train(), batch)
+            batches = (self._prepare_inputs(self.data_collator(samples)) for samples in tried)
+            return [self.compute_loss(model.train(), batch).mean().item() for batch in batches]
 
     def count_flops(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, int | None]:
         """Of one sample, as a mean over a batch; None where they cannot be counted."""
@@ -152,8 +161,8 @@ def hash_starts(model: PreTrainedModel) -> dict[str, str]:
         encoder = find_encoder(model)
     except ValueError:  # there are several, on which mechanisms cannot be put
         encoder = model.base_model
-    added = {id(tensor) for base in injected_encoders(model) for tensor in _tensors_of(container_of(base))}
-    head = {id(parameter) for parameter in head_parameters(model, [encoder])}
+    added = {id(tensor) for base in list_carriers(model) for tensor in _tensors_of(container_of(base))}
+    head = {id(parameter) for parameter in head_parameters(model, [encoder])} - added
     named = [(name, tensor) for name, tensor in sorted(model.state_dict(keep_vars=True).items())]
     parts = {
         "head": [(name, tensor) for name, tensor in named if id(tensor) in head],
@@ -188,11 +197,12 @@ def check_run(trainer: RecordingTrainer, metrics: list[str]) -> None:
         ValueError: if the model or its loss cannot be computed of these samples.
     """
     try:
-        loss = trainer.try_model()
+        losses = trainer.try_model()
     except (RuntimeError, IndexError, TypeError) as error:
         raise ValueError(f"the model does not run on the training samples: {error}") from error
-    if not loss.isfinite().all():
-        raise ValueError(f"the loss of the first training samples is {loss.item()}; look at their values and labels.")
+    for loss, which in zip(losses, ("first training samples", "longest training sample"), strict=False):
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss of the {which} is {loss}; look at values and labels.")
     if trainer.is_world_process_zero():
         model: Any = trainer.accelerator.unwrap_model(trainer.model)
         _write(Path(str(trainer.args.output_dir)), CHECK_FILE, {"metrics": metrics, **count_parameters(model)})
@@ -201,7 +211,7 @@ def check_run(trainer: RecordingTrainer, metrics: list[str]) -> None:
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """How many parameters there are, how many of them train, and how many are the mechanisms'."""
     parameters = list(model.parameters())
-    added = mechanism_parameters(model) if injected_encoders(model) else []
+    added = mechanism_parameters(model) if list_carriers(model) else []
     return {
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
@@ -230,14 +240,15 @@ def write_record(
         return
     size = trainer.args.per_device_eval_batch_size
     batch = trainer.data_collator(list(islice(iter(samples), size)))
-    tensors = {name: value.contiguous() for name, value in batch.items() if isinstance(value, Tensor)}
+    # Samples that are evaluated may say where they come from, or what predictions are compared with.
+    tensors = {name: x.contiguous() for name, x in batch.items() if isinstance(x, Tensor) and is_argument(name)}
     folder = Path(str(trainer.args.output_dir))
     with staging(folder, ".recording.") as partial:
         save_file(tensors, partial / BATCH_FILE)
         os.replace(partial / BATCH_FILE, folder / BATCH_FILE)
     content = {
         **count_parameters(model),
-        **trainer.count_flops(model, {name: value for name, value in tensors.items() if name != "labels"}),
+        **trainer.count_flops(model, {name: value for name, value in tensors.items() if is_input(name)}),
         "steps": trainer.state.global_step,
         "orders": {} if trainer.order is None else dict(sorted(trainer.order.digests.items())),
         **facts,

@@ -16,7 +16,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
 from huggingface_hub import EvalResult
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import HubStrategy, has_length, unwrap_peft_model
@@ -31,6 +31,7 @@ from ..modeling.injection_hf_lam import injected_encoders, injection_of
 from ..modeling.layers_hf_lam import container_of
 from ..modeling.modeling_hf_lam import HfLamMixin, rename_legacy_keys
 from ..observing import fused_tokens_of
+from ..parameters import list_carriers
 from .callbacks import ReportingCallback
 from .checkpoints import last_checkpoint
 from .distillation import (
@@ -116,6 +117,19 @@ class HfLamTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
+class _Untokenized:
+    """A processor without a tokenizer, while a model trains: all of it, but for what transformers takes it for.
+
+    Of a processor, `Trainer` gives the special tokens of the tokenizer to the model, and fails where there is none.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+
 class HfLamTrainer(Trainer):
     """transformers' `Trainer` for models with mechanisms; others are trained exactly as by `Trainer`.
 
@@ -135,6 +149,8 @@ class HfLamTrainer(Trainer):
     - Where batches are grouped by length, samples without a text have the length 0, and the order is that of the seed
       (`data_seed`, or else `seed`) and the epoch, whatever dropout and new weights have drawn before.
     - Labels that are NaN are not counted where a loss is a share of all labels of a step.
+    - A processor may be one without a tokenizer.
+    - A model of moments is evaluated with windows, scores of clips, or both, whichever the samples have.
 
     Args:
         *args: what `Trainer` takes; `args` may be plain `TrainingArguments`, which have the defaults of
@@ -328,6 +344,25 @@ class HfLamTrainer(Trainer):
                 f"{self.args.gradient_accumulation_steps * self.args.world_size} (steps times processes)."
             )
 
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """`Trainer.prediction_step`, which takes a sample for one without labels if any of them is not there.
+
+        Where a model can do without some of its labels (`optional_labels`), those that there are count.
+        """
+        names = self.label_names
+        optional = getattr(unwrap_peft_model(self.accelerator.unwrap_model(self.model)), "optional_labels", ())
+        self.label_names = [x for x in names if x not in optional or inputs.get(x) is not None] or names
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self.label_names = names
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """`Trainer.training_step`; a `RuntimeError` if the loss is NaN or infinite."""
         loss = super().training_step(*args, **kwargs)
@@ -389,7 +424,13 @@ class HfLamTrainer(Trainer):
                 # The first process has the parameters, the others may not.
                 dist.broadcast_object_list(found)
             self._flops[None] = found[0]
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        processor: Any = self.processing_class
+        if isinstance(processor, ProcessorMixin) and getattr(processor, "tokenizer", self) is None:
+            self.processing_class = _Untokenized(processor)  # type: ignore[assignment]
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.processing_class = processor
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """FLOPs of a training step on a batch, three times those of a forward pass (see the class)."""
@@ -542,7 +583,7 @@ def _choose_sharded_layers(plugin: Any, model: Any) -> None:
 def _trained_mechanisms(model: Any) -> list[nn.Parameter]:
     return [
         parameter
-        for base in injected_encoders(model)
+        for base in list_carriers(model)
         for parameter in container_of(base).parameters()
         if parameter.requires_grad
     ]

@@ -191,6 +191,8 @@ def _widened(model: Any, config: Any) -> Any:
             after.narrow(axis, 0, before.shape[axis]).copy_(before)
         state[name] = new
     made.load_state_dict(state, assign=True)
+    # A decoder may have its words for what it reads and for what it writes once.
+    made.tie_weights()
     made.to(model.device)
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in made.named_parameters():

@@ -128,6 +128,7 @@ def test_runs_with_other_settings_are_refused(tmp_path: Path) -> None:
     assert traced(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_several_workers_give_what_one_gives(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

@@ -245,6 +245,7 @@ def assert_what_trained(folder: Path, minilm: Path) -> None:
     assert not [key for key in saved(folder / "hardened") if "query" in key or "q_proj" in key]
 
 
+@pytest.mark.slow
 def test_a_mechanism_from_a_file(hosts: dict[str, str], tmp_path: Path) -> None:
     """It trains with its own learning rate, is logged, and lies beside the weights with the card."""
     folder = tmp_path / "out"

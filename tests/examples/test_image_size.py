@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
 from helpers.scripts import script_module
+from hf_lam.training.fusion_loading import load_fusion_processor
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_images_have_the_size_that_was_asked_for(
 ) -> None:
     arguments = script.FusionArguments(image_model=str(encoder), image_size=size)
     config = SimpleNamespace(features=None, modalities=["image"])
-    processor = script.load_processor(arguments, config, {})
+    processor = load_fusion_processor(arguments, config, arguments.encoders(), resizing=arguments.resizing())
     image = Image.new("RGB", (40, 100), (9, 9, 9))
     pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, expected, expected)

@@ -303,6 +303,7 @@ def test_waveforms(
     assert "makes spectrograms of (32, 64) (frames, mel bins), the audio encoder takes (64, 64)" in message
 
 
+@pytest.mark.slow
 def test_a_saved_model_gets_mechanisms_once(
     script: ModuleType, saved: Path, text_and_image: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

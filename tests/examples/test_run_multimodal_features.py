@@ -216,11 +216,15 @@ def test_positions_come_from_a_column(stopped: ModuleType, data: Path, tmp_path:
     ("changes", "message"),
     [
         ({"clips": [[1.0, 2.0]] * 2}, "row 2: clips: its vectors have 2 numbers, those of the model 3"),
-        ({"clips": [[1.0, 2.0, 3.0], [1.0]]}, "row 2: clips: its vectors must be numbers, all of one length"),
+        pytest.param(
+            {"clips": [[1.0, 2.0, 3.0], [1.0]]},
+            "row 2: clips: its vectors must be numbers, all of one length",
+            marks=pytest.mark.slow,
+        ),
         ({"clips": [[1.0, float("nan"), 3.0]] * 2}, "row 2: clips: 2 of its numbers are NaN or infinite"),
-        ({"label": [0]}, "row 2: it has 1 labels in 'label' for"),
-        ({"heard": [[1.0] * 4]}, "row 2: it has vectors of different numbers"),
-        ({"clips": None, "heard": None}, "row 2: it has nothing in clips, heard"),
+        pytest.param({"label": [0]}, "row 2: it has 1 labels in 'label' for", marks=pytest.mark.slow),
+        pytest.param({"heard": [[1.0] * 4]}, "row 2: it has vectors of different numbers", marks=pytest.mark.slow),
+        pytest.param({"clips": None, "heard": None}, "row 2: it has nothing in clips, heard", marks=pytest.mark.slow),
     ],
 )
 def test_rows_that_do_not_fit_are_named(

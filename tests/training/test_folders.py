@@ -11,6 +11,7 @@ from hf_lam.training import folders as folders_module
 from hf_lam.training import labels as labels_module
 from hf_lam.training.arguments import DataArguments, ModelArguments, parse_arguments
 from hf_lam.training.data import Data, find_column, load_data
+from hf_lam.training.goals import Classes
 from hf_lam.training.sources import ENCODED_FILE, SOURCE
 
 KINDS = {"image": ("png", Image), "video": ("mp4", Video), "audio": ("wav", Audio)}
@@ -42,6 +43,11 @@ def load(*arguments: object, streaming: bool = False) -> Data:
     return load_data(data, model, training)
 
 
+def classes_of(data: Data) -> tuple[str, ...]:
+    assert isinstance(data.goal, Classes)
+    return data.goal.labels.names
+
+
 def names_in(data: Data, split: str, column: str) -> list[str]:
     return [
         Path(row[column]["path"] if isinstance(row[column], dict) else row[column]).name for row in data.splits[split]
@@ -56,7 +62,7 @@ def test_as_kaggle_ships_them(kind: str, streaming: bool, said: list[str]) -> No
     touch(f"d/test/1.{suffix}", f"d/test/2.{suffix}", "d/train/.DS_Store", "d/train/a/Thumbs.db", "d/README.txt")
     touch("d/train/notes.txt", f"d/train/a/._0.{suffix}", f"d/train/.ipynb_checkpoints/x.{suffix}", "d/__MACOSX/x.png")
     data = load("--data_dir", "d", "--do_train", "--do_predict", streaming=streaming)
-    assert data.labels.names == ("a", "b")
+    assert classes_of(data) == ("a", "b")
     assert [row["label"] for row in data.splits["train"]] == [0, 0, 1]
     assert names_in(data, "test", kind) == [f"1.{suffix}", f"2.{suffix}"]
     assert find_column(data.splits["train"], None, "column", feature, ()) == kind
@@ -71,7 +77,7 @@ def test_as_kaggle_ships_them(kind: str, streaming: bool, said: list[str]) -> No
 def test_stray_files_are_left_out_and_named(said: list[str]) -> None:
     touch("d/train/a/0.png", "d/train/b/1.png", "d/train/stray.png", "d/cover.png")
     data = load("--data_dir", "d", "--do_train")
-    assert names_in(data, "train", "image") == ["0.png", "1.png"] and data.labels.names == ("a", "b")
+    assert names_in(data, "train", "image") == ["0.png", "1.png"] and classes_of(data) == ("a", "b")
     assert len(said) == 1 and "1 files of the split 'train' lie beside the folders" in said[0]
     assert "'stray.png'" in said[0]
 
@@ -80,7 +86,7 @@ def test_stray_files_are_left_out_and_named(said: list[str]) -> None:
 def test_stray_tables_are_left_out_and_named(options: tuple[str, ...], said: list[str]) -> None:
     touch("d/train/a/0.png", "d/train/b/1.png", "d/train/labels.csv", "d/test/2.png", "d/test/info.json", "d/all.csv")
     data = load(*options, "--do_train", "--do_predict")
-    assert data.labels.names == ("a", "b") and names_in(data, "test", "image") == ["2.png"]
+    assert classes_of(data) == ("a", "b") and names_in(data, "test", "image") == ["2.png"]
     assert said[0].startswith("2 tables lie in the folders of the data, and are left out: ")
     assert "'train/labels.csv'" in said[0] and "'test/info.json'" in said[0]
 
@@ -97,7 +103,7 @@ def test_a_table_beside_images_is_the_data() -> None:
 def test_one_folder_that_is_no_class_holds_files_without_labels(test: str, said: list[str]) -> None:
     touch("d/train/a/0.png", "d/train/b/1.png", f"d/test/{test}")
     data = load("--data_dir", "d", "--do_train", "--do_predict")
-    assert data.labels.names == ("a", "b") and "label" not in data.splits["test"].column_names
+    assert classes_of(data) == ("a", "b") and "label" not in data.splits["test"].column_names
     assert "which is no class of the training data" in said[0]
 
 
@@ -115,7 +121,7 @@ def test_names_of_splits(names: tuple[str, str, str]) -> None:
 def test_classes_without_folders_of_splits_are_divided() -> None:
     touch(*(f"d/{label}/{index}.png" for label in "ab" for index in range(10)))
     data = load("--data_dir", "d", "--do_train", "--do_eval")
-    assert data.is_held_out and data.labels.names == ("a", "b")
+    assert data.is_held_out and classes_of(data) == ("a", "b")
     assert len(data.splits["train"]) == 17 and len(data.splits["validation"]) == 3
     for split, dataset in data.splits.items():
         sources = data.sources[split].places([row[SOURCE] for row in dataset])
@@ -127,7 +133,7 @@ def test_a_folder_for_each_split(streaming: bool) -> None:
     touch("mine/a/0.png", "mine/b/1.png", "yours/b/2.png", "theirs/3.png")
     given = ["--train_dir", "mine", "--validation_dir", "yours", "--test_dir", "theirs"]
     data = load(*given, "--do_train", "--do_eval", "--do_predict", streaming=streaming)
-    assert data.labels.names == ("a", "b")
+    assert classes_of(data) == ("a", "b")
     assert [row["label"] for row in data.splits["validation"]] == [1]
     assert names_in(data, "test", "image") == ["3.png"]
     with pytest.raises(ValueError, match="no folders with images, videos or audio"):
@@ -178,22 +184,22 @@ def test_parts_of_a_data_set_are_told_apart() -> None:
 
 def test_what_else_folders_may_be_called(said: list[str]) -> None:
     touch("vehicles/train/0.png", "vehicles/plane/1.png", "vehicles/car/2.png")
-    assert load("--data_dir", "vehicles", "--do_train").labels.names == ("car", "plane", "train")
+    assert classes_of(load("--data_dir", "vehicles", "--do_train")) == ("car", "plane", "train")
     touch("d/train/a/0.png", "d/train/b/1.png", "d/thumbnails/0.png")
-    assert load("--data_dir", "d", "--do_train").labels.names == ("a", "b")
+    assert classes_of(load("--data_dir", "d", "--do_train")) == ("a", "b")
     assert len(said) == 1 and "'thumbnails' is left out" in said[0]
     touch("e/train_1/a/0.png", "e/train_1/b/0.png", "e/train_2/a/1.png", "e/test/a/2.png")
     data = load("--data_dir", "e", "--do_train")
-    assert len(data.splits["train"]) == 3 and data.labels.names == ("a", "b")
+    assert len(data.splits["train"]) == 3 and classes_of(data) == ("a", "b")
 
 
 def test_a_delimiter_that_was_not_said() -> None:
     Path("a.csv").write_text("text;label\na;0\nb;1\n")
     with pytest.raises(ValueError, match=r"only text;label\. Is that several of them\? See --delimiter"):
         load("--train_file", "a.csv", "--do_train")
-    assert load("--train_file", "a.csv", "--do_train", "--delimiter", ";").labels.names == ("0", "1")
+    assert classes_of(load("--train_file", "a.csv", "--do_train", "--delimiter", ";")) == ("0", "1")
     Path("a.csv").write_text("text\tlabel\na\t0\nb\t1\n")
-    assert load("--train_file", "a.csv", "--do_train", "--delimiter", "\\t").labels.names == ("0", "1")
+    assert classes_of(load("--train_file", "a.csv", "--do_train", "--delimiter", "\\t")) == ("0", "1")
 
 
 def test_of_several_columns_of_a_kind_it_is_the_one_with_a_usual_name() -> None:

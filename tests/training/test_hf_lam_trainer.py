@@ -192,6 +192,7 @@ def test_mechanisms_that_peft_copied(tmp_path: Path) -> None:
     assert trainer.state.total_flos == 3 * 8 * cost(model.get_base_model(), {k: v[0] for k, v in sample.items()}).flops
 
 
+@pytest.mark.slow
 def test_resumed_with_groups_equals_uninterrupted(tmp_path: Path) -> None:
     options = {"mechanism_learning_rate": 1e-2, "weight_decay": 0.1, "max_steps": 4, "save_strategy": "steps"}
     uninterrupted = make_bert(**DROPOUT)
@@ -283,6 +284,7 @@ def test_counting_disturbs_nothing(tmp_path: Path) -> None:
         assert torch.equal(parameter.grad, gradient)
 
 
+@pytest.mark.slow
 def test_views_count_once_they_are_reached(tmp_path: Path) -> None:
     model = make_lam(ViTForImageClassification, "vit", LocomtConfig(views="half", annealing=True), num_labels=3)
     before = cost(model).flops

@@ -148,6 +148,7 @@ def test_the_loss_of_a_fusion_model_leaves_out_what_samples_lack(tmp_path: Path)
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow
 def test_an_encoder_alone_learns_from_hidden_states(tmp_path: Path) -> None:
     teacher: PreTrainedModel = make_model(BertModel, "bert", seed=7, initializer_range=0.1)
     model = hf_lam.convert(copy.deepcopy(teacher), LocomtConfig(segments="token_type_ids", views="self"))

@@ -96,6 +96,11 @@ def test_lines_of_other_sets(tmp_path: Path) -> None:
         ({"saliency_scores": [[4], [1, 2], [1], [1]]}, "line 2, saliency_scores: the scores must be numbers"),
         ({"saliency_scores": [4, 1, 1, 1]}, r"line 2, saliency_scores: .*got the shape \(4,\)"),
         ({"saliency_scores": [[-1]] * 4}, "line 2, saliency_scores: scores must be finite and at least 0"),
+        ({"saliency_scores": [[1, 2]] * 4}, "line 2, saliency_scores: a clip has the scores of 2 people, .* of 3"),
+        (
+            {"relevant_clip_ids": None},
+            "line 2, saliency_scores: there must be scores of all 10 clips, unless relevant_clip_ids .*; got 4",
+        ),
         ({"qid": 1}, r"line 2, qid: 1 stands in .*line 1 already"),
         (
             {"relevant_windows": None, "saliency_scores": None},
@@ -116,6 +121,23 @@ def test_wrong_lines(changes: dict[str, Any], message: str, tmp_path: Path) -> N
 def test_files_without_lines(lines: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         read_annotations(write(tmp_path, *lines))
+
+
+def test_scores_of_all_clips_are_rounded_as_features_are(tmp_path: Path) -> None:
+    line = {**{key: LINE[key] for key in ("query", "vid")}, "duration": 7}
+    lines = [{**line, "qid": count, "saliency_scores": [[count]] * count} for count in (3, 4)]
+    three, four = read_annotations(write(tmp_path, *lines))
+    assert three.relevant == four.relevant == (0, 1, 2) and scores_of(four, 2.0).tolist() == [[4]] * 3
+
+
+def test_files_that_are_no_text(tmp_path: Path) -> None:
+    content = "".join(json.dumps({**WITHOUT, "qid": n, "query": "café"}, ensure_ascii=False) + "\n" for n in (1, 2))
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(content.encode().replace("café".encode(), "café".encode("latin1"), 2))
+    with pytest.raises(ValueError, match=r"train\.jsonl', line 1: it is no JSON: 'utf-8' codec"):
+        read_annotations(path)
+    path.write_text(content, encoding="utf-8")
+    assert [annotation.query for annotation in read_annotations(path)] == ["café"] * 2
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
@@ -193,11 +215,10 @@ def test_features_of_another_length(tmp_path: Path) -> None:
     (annotation,) = read_annotations(write(tmp_path, LINE))
     for clips in (9, 10, 11):
         check_length(annotation, clips, 2.0)
-    with pytest.raises(ValueError, match=r"line 1, duration: 20\.0 s are 10 clips of 2\.0 s, .* have 8"):
-        check_length(annotation, 8, 2.0)
-    check_length(annotation, 5, 2.0, max_length=5)
-    with pytest.raises(ValueError, match="are 5 clips"):
-        check_length(annotation, 8, 2.0, max_length=5)
+    for clips in (8, 12):
+        message = rf"line 1, duration: 20 s are 10 clips of 2 s, .* in 'clip' have {clips}"
+        with pytest.raises(ValueError, match=message):
+            check_length(annotation, clips, 2.0, "clip")
 
 
 # --- labels and predictions ------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import EvalPrediction
 
-from hf_lam.training.finetuning import _check_metric, _write_predictions
+from hf_lam.training.finetuning import _check_metric
+from hf_lam.training.goals import Classes, write_classes
 from hf_lam.training.label_lists import read_list
 from hf_lam.training.labels import Labels
 from hf_lam.training.metrics import regression_metrics
@@ -23,7 +24,7 @@ from hf_lam.training.trainer import HfLamTrainingArguments
 
 def written(path: Path, logits: Any, labels: Labels, places: list[Place] | None = None) -> list[dict[str, str]]:
     rows = range(len(logits)) if places is None else [place.row for place in places]
-    _write_predictions(path / "p.csv", np.asarray(logits, dtype=np.float32), rows, labels, places)
+    write_classes(path / "p.csv", np.asarray(logits, dtype=np.float32), rows, labels, places)
     with (path / "p.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -103,7 +104,9 @@ def test_the_best_of_errors_is_the_smallest(metric: str, is_greater_better: bool
     training = HfLamTrainingArguments(
         **options, load_best_model_at_end=True, save_strategy="epoch", eval_strategy="epoch"
     )
-    _check_metric(training, Labels(("x",), is_regression=True))
+    _check_metric(training, Classes(Labels(("x",), is_regression=True)))
     assert training.greater_is_better is is_greater_better
     with pytest.raises(ValueError, match="choose one of loss, accuracy, f1"):
-        _check_metric(HfLamTrainingArguments(**{**options, "metric_for_best_model": "mse"}), Labels(("a", "b")))
+        _check_metric(
+            HfLamTrainingArguments(**{**options, "metric_for_best_model": "mse"}), Classes(Labels(("a", "b")))
+        )

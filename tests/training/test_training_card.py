@@ -22,6 +22,7 @@ from hf_lam.modeling.version_hf_lam import TRAVELLING_FILES
 from hf_lam.training import HfLamTrainer, HfLamTrainingArguments
 from hf_lam.training.arguments import DataArguments, ModelArguments
 from hf_lam.training.finetuning import Task
+from hf_lam.training.goals import Classes
 from hf_lam.training.labels import Labels
 from hf_lam.training.model_card import write_model_card
 
@@ -58,9 +59,9 @@ def card_of(
     options = {"output_dir": str(folder / "out"), "use_cpu": True, "report_to": "none", **training}
     given = HfLamTrainingArguments(**options)
     trainer = HfLamTrainer(model=model, args=given)
-    labels = labels or Labels(("bad", "good"))
+    goal = Classes(labels or Labels(("bad", "good")))
     task = Task(
-        ModelArguments(**arguments), DataArguments(**data), given, splits or {}, labels, None, is_held_out=is_held_out
+        ModelArguments(**arguments), DataArguments(**data), given, splits or {}, goal, None, is_held_out=is_held_out
     )
     write_model_card(folder, trainer, task, task_name, RESULTS if results is None else results)
     return ModelCard.load(folder / "README.md")

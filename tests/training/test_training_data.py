@@ -528,6 +528,7 @@ def test_the_image_script_refuses_bad_input(vit: Path, capsys: pytest.CaptureFix
     assert '"train_samples": 4' in Path("out", "train_results.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_text_script(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
     options = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
