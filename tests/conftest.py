@@ -39,5 +39,8 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return poisoned
 
+    with torch.device("cpu"):
+        # torch remembers, the first time, which functions make tensors on the device of such a context.
+        torch.empty(0)
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poison(getattr(torch, name)))

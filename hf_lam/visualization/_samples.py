@@ -11,7 +11,7 @@ from torch import nn
 from ..modeling.injection_hf_lam import InjectedEncoder, encoders_with, injected_encoders, injection_of
 from ..modeling.mechanism_hf_lam import Attended, Attention
 from ..modeling.mechanism_registry_hf_lam import config_class_of
-from ..observing import FusedTokens, evaluation_mode, observing
+from ..observing import FusedTokens, evaluation_mode, observing, run_encoder
 
 
 def encoder_with(model: nn.Module, name: str, description: str) -> Any:
@@ -47,7 +47,7 @@ def of_each_layer(
         return attend(attention)
 
     with torch.no_grad(), evaluation_mode(model), observing(base, take_and_attend):
-        model(**inputs)
+        run_encoder(model, inputs)
     return [taken[index] for index in sorted(taken)]
 
 

@@ -481,6 +481,7 @@ def test_where_a_patch_looks_on_the_image(query, token, head):
     assert [patch.get_bbox().bounds for patch in first.patches] == ([(11.5, 7.5, 4, 4)] if token == 12 else [])
 
 
+@pytest.mark.slow
 def test_the_pictures_of_maps_are_saved_as_png_and_svg(tmp_path):
     model, inputs = with_stt("vit"), make_inputs("vit")
     for figure in (plot_synthetic_maps(model, inputs), plot_map_on_image(model, inputs, query=(0, 0))):

@@ -109,6 +109,7 @@ def test_files_are_valid_and_the_same_every_time(format, tmp_path, monkeypatch):
             assert b"dc:date" not in data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["bert", "vit"])
 def test_a_notebook_shows_every_figure_by_itself(host):
     """Without pyplot, which alone makes Jupyter draw a plain `Figure`; copies by pickle, too."""
@@ -146,6 +147,7 @@ assert "matplotlib.pyplot" not in sys.modules
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_captions_say_what_is_shown(figures, tmp_path):
     model, inputs = with_mechanisms("vit", LamConfig(per_head=True), HALF), make_inputs("vit")
     captions = save_pictures(model, inputs, tmp_path)
@@ -194,6 +196,7 @@ def test_the_sample_that_was_asked_for_is_drawn(figures, tmp_path):
         save_pictures(model, inputs, tmp_path, sample=2)
 
 
+@pytest.mark.slow
 def test_of_deep_models_some_layers_are_drawn(figures, tmp_path, monkeypatch):
     assert spread_layers(14, pictures._MOST_PANELS) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 11, 12, 13]
     assert spread_layers(12, pictures._MOST_PANELS) == list(range(12))
@@ -278,6 +281,7 @@ def test_models_with_nothing_to_draw(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_mechanisms_of_two_encoders_are_left_out(figures, tmp_path):
     text = BertConfig(**{**make_host("bert").config.to_dict(), "is_decoder": True, "add_cross_attention": True})
     config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(make_host("vit").config, text)

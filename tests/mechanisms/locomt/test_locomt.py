@@ -286,6 +286,7 @@ def test_the_operator_runs_where_it_is_meant_to_and_nowhere_else(monkeypatch: py
     assert ran == ["composed"] * 3
 
 
+@pytest.mark.slow
 def test_operators_pass_torchs_own_checks() -> None:
     *inputs, _ = inputs_of()
     pairs = [number for head, view in enumerate(VIEWS) for i, j in sorted(view) for number in (head, i, j)]
