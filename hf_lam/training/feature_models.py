@@ -20,6 +20,10 @@ from ..modeling.mechanism_registry_hf_lam import block_of, configs_in
 
 # What of a configuration may differ between models with equal outputs: it is for training alone, or compared apart.
 _FREE = {
+    # Trainer writes those of the tokenizer into a configuration.
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "classifier_dropout",

@@ -39,7 +39,9 @@ MODELS = [
 ]
 # Two are tried with the quick tests.
 QUICK = ["HfLamBertForSequenceClassification", "HfLamFusionModel"]
-OTHERS = [name for name in MODELS if name not in QUICK]
+# Models with a decoder are pushed where they are tested.
+WITH_DECODERS = ("EncoderDecoderModel", "ForConditionalGeneration")
+OTHERS = [name for name in MODELS if name not in QUICK and not name.endswith(WITH_DECODERS)]
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
