@@ -821,7 +821,7 @@ def test_a_killed_process_is_started_again(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     run_code(CACHE, tmp_path / "whole", "-1")
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
-    assert len(files_of(tmp_path / "whole")) == 5 + 3
+    assert len(files_of(tmp_path / "whole" / "cache")) == 5 + 3
 
 
 @pytest.mark.slow
