@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any, ClassVar, NamedTuple
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from .configuration_hf_lam import HfLamConfigMixin
 from .cross_lam_hf_lam import check_cross_lam
@@ -22,7 +22,7 @@ from .injection_hf_lam import check_grid
 from .locomt_hf_lam import baseline_block, find_baseline
 from .mechanism_registry_hf_lam import configs_in, mechanism_block
 from .moment_options_hf_lam import read_moment_options
-from .option_checks_hf_lam import check_host_options, is_count
+from .option_checks_hf_lam import as_config, check_host_options, is_count
 
 
 class ModalityArguments(NamedTuple):
@@ -448,19 +448,9 @@ def _is_of_model(config: Any) -> bool:
 
 def encoder_config_of(modality: str, config: Any) -> Any:
     """A modality's configuration as an object; a `ValueError` that names the modality if it is none."""
-    if isinstance(config, Mapping):
-        check_host_options(f"{modality}_config", config)
-        model_type = str(config.get("model_type"))
-        if model_type not in CONFIG_MAPPING:
-            raise ValueError(
-                f"{modality}_config has the model type {model_type!r}, which transformers does not know as one of its "
-                "own. Give the configuration of an encoder such as BERT, ViT, VideoMAE or AST."
-            )
-        config = CONFIG_MAPPING[model_type](**{key: value for key, value in config.items() if key != "model_type"})
     if config is None:
         return None
-    if not isinstance(config, PreTrainedConfig):
-        raise ValueError(f"{modality}_config must be a configuration or a dictionary, got {type(config).__name__}.")
+    config = as_config(f"{modality}_config", config, "an encoder such as BERT, ViT, VideoMAE or AST")
     if config.model_type.startswith("hf_lam_"):
         raise ValueError(
             f"{modality}_config is of type {config.model_type!r}; a fusion model has its mechanisms in the fusion "

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from .option_checks_hf_lam import check_host_options, is_count
+from .option_checks_hf_lam import as_config, check_host_options, is_count
 
 TOKEN_IDS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 # What a decoder is made with here, whatever its configuration says.
@@ -40,17 +39,7 @@ def decoder_config_of(config: Any) -> Any:
     """
     if config is None:
         return None
-    if isinstance(config, Mapping):
-        check_host_options("decoder", config)
-        model_type = str(config.get("model_type"))
-        if model_type not in CONFIG_MAPPING:
-            raise ValueError(
-                f"decoder has the model type {model_type!r}, which transformers does not know as one of its own. Give "
-                "the configuration of a decoder with cross-attention, such as GPT-2 or BERT."
-            )
-        config = CONFIG_MAPPING[model_type](**{key: value for key, value in config.items() if key != "model_type"})
-    if not isinstance(config, PreTrainedConfig):
-        raise ValueError(f"decoder must be a configuration or a dictionary, got {type(config).__name__}.")
+    config = as_config("decoder", config, "a decoder with cross-attention, such as GPT-2 or BERT")
     find_decoder_class(config)
     check_host_options("decoder", config)
     config = copy.deepcopy(config)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 # No model has more tokens, features or classes, nor more layers. One that had would not fail but hang, or ask for all
@@ -82,6 +83,31 @@ def check_host_option(owner: str, name: str, value: Any) -> None:
             raise ValueError(f"{owner}: {name} is a probability, from 0 to 1, got {value!r}.")
         if name in _NOT_NEGATIVE and not (0 <= value < math.inf and not isinstance(value, bool)):
             raise ValueError(f"{owner}: {name} must be a number of at least 0, got {value!r}.")
+
+
+def as_config(owner: str, config: Any, wanted: str) -> Any:
+    """A configuration, or the dictionary of one, as an object.
+
+    Args:
+        owner: what it was given as, for messages.
+        config: what was given.
+        wanted: of which kind of model, with examples.
+
+    Raises:
+        ValueError: if it is neither, or that of a model that is not one of transformers' own.
+    """
+    if isinstance(config, Mapping):
+        check_host_options(owner, config)
+        model_type = str(config.get("model_type"))
+        if model_type not in CONFIG_MAPPING:
+            raise ValueError(
+                f"{owner} has the model type {model_type!r}, which transformers does not know as one of its own. Give "
+                f"the configuration of {wanted}."
+            )
+        return CONFIG_MAPPING[model_type](**{key: value for key, value in config.items() if key != "model_type"})
+    if not isinstance(config, PreTrainedConfig):
+        raise ValueError(f"{owner} must be a configuration or a dictionary, got {type(config).__name__}.")
+    return config
 
 
 def check_host_options(owner: str, config: Any) -> None:
