@@ -21,8 +21,7 @@ from datasets import Dataset, Image
 from transformers import AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 from hf_lam import HfLamFusionForConditionalGeneration
-from hf_lam.modeling.hosts_hf_lam import max_length_of
-from hf_lam.training import FusionCollator, cache_features, load_trained_fusion
+from hf_lam.training import FusionCollator, load_trained_fusion
 from hf_lam.training.caption_models import (
     CaptioningArguments,
     is_of_images,
@@ -41,22 +40,18 @@ from hf_lam.training.captions import (
 )
 from hf_lam.training.columns import AnyDataset, columns_of
 from hf_lam.training.data import find_column, limited
-from hf_lam.training.feature_models import encoded_modalities, make_features_model
 from hf_lam.training.finetuning import Task, Uncached, before_training, make_trainer, open_task, run
 from hf_lam.training.fusion_arguments import MultimodalArguments
 from hf_lam.training.fusion_loading import (
-    find_columns,
-    find_vectors,
     load_fusion_config,
-    load_fusion_processor,
     load_saved_fusion,
     make_fusion,
 )
-from hf_lam.training.fusion_rows import FusionRows
+from hf_lam.training.fusion_runs import open_rows, run_encoders_once, train_new_parts
 from hf_lam.training.media import read_image
-from hf_lam.training.media_data import prepare_media, root_of
+from hf_lam.training.media_data import prepare_media
 from hf_lam.training.models import count_channels, for_trainer, process
-from hf_lam.training.vectors import as_arrays, find_scales, find_sizes
+from hf_lam.training.vectors import find_sizes
 
 
 @dataclass
@@ -126,36 +121,7 @@ def open_fusion(task: Task) -> Parts:
         model, new = make_fusion(head, arguments, arguments.encoders(), options, ["projection"])
         new, tokenizer = [*new, "projection"], decoder.tokenizer
         model.generation_config.max_length = training.generation_max_length
-    config = model.config
-    vectors = find_vectors(first, arguments, config)
-    loaded = {split: as_arrays(dataset, vectors.values()) for split, dataset in task.splits.items()}
-    scales = {}
-    if arguments.standardize_features:
-        trained = limited({"train": loaded["train"]}, data, task.training.seed)["train"]
-        scales = find_scales(trained, vectors, sizes, root_of(data, "train"))
-    processor = load_fusion_processor(
-        arguments,
-        config,
-        arguments.encoders(),
-        scales=scales,
-        resizing=arguments.resizing(),
-        decoder_tokenizer=tokenizer,
-    )
-    named = find_columns(first, data, config)
-    max_tokens = data.max_seq_length
-    if "text" in named:
-        lengths = (max_tokens, processor.tokenizer.model_max_length, max_length_of(model.base_model.text_model))
-        max_tokens = min(filter(None, lengths))
-    rows = FusionRows(
-        config,
-        processor,
-        named,
-        vectors,
-        max_tokens=max_tokens,
-        max_seconds=data.max_seconds,
-        is_mel_first=data.spectrogram_mel_first,
-        cuts_window=data.cut_to_sound,
-    )
+    loaded, processor, rows = open_rows(task, model, sizes, first, decoder_tokenizer=tokenizer)
     return Parts(
         "multimodal-captioning",
         model,
@@ -222,19 +188,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         pad_to = None if training.mixed_precision == "no" else 8
         collator = CaptionCollator(FusionCollator(processor if is_fusion else None, pad_to), model.config)
         splits, uncached = label(prepared), None
-        if task.arguments.cache_features is not None and training.check_only:
-            make_features_model(model, encoded_modalities(model))
-        elif task.arguments.cache_features is not None:
-            folder = task.arguments.cache_features
-            with training.main_process_first(desc="caching features"):
-                cached, part = cache_features(model, prepared, folder, processor=processor, device=training.device)
+        if (cached := run_encoders_once(task, model, prepared, processor)) is not None:
             uncached = Uncached(partial(load_trained_fusion, model), splits)
-            model, splits = part, label(cached)
+            model, splits = cached[0], label(cached[1])
         saved = for_trainer(processor) if is_fusion else processor
         trainer = make_trainer(task, model, auto_class, splits, saved, collator, CaptioningTrainer)
-        for part_name in new:
-            # Frozen, random layers would let nothing through that could be learnt from.
-            model.get_submodule(part_name).requires_grad_(True)
+        train_new_parts(model, new)
     return run(trainer, task, splits, name, uncached)
 
 

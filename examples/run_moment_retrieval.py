@@ -19,7 +19,6 @@ from transformers import AutoModel
 from hf_lam import HfLamFusionForMomentRetrieval
 from hf_lam.mechanism_options import json_object
 from hf_lam.modeling.fusion_features_hf_lam import FeatureOptions
-from hf_lam.modeling.hosts_hf_lam import max_length_of
 from hf_lam.modeling.moment_options_hf_lam import read_moment_options
 from hf_lam.training import FusionCollator
 from hf_lam.training.arguments import ModelArguments
@@ -27,6 +26,7 @@ from hf_lam.training.data import limited
 from hf_lam.training.finetuning import before_training, make_trainer, open_task, run
 from hf_lam.training.fusion_arguments import FUSION_OPTIONS
 from hf_lam.training.fusion_loading import load_fusion_config, load_fusion_processor, load_saved_fusion, make_fusion
+from hf_lam.training.fusion_runs import most_tokens, train_new_parts
 from hf_lam.training.models import for_trainer
 from hf_lam.training.moment_data import AUDIO, WORDS, MomentArguments, MomentSamples, MomentVectors, load_moments
 from hf_lam.training.moment_goal import Moments
@@ -203,12 +203,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         processor = load_fusion_processor(given, model.config, given.encoders())
         tokenizer = None
         if has_text:
-            lengths = (
-                data.max_words,
-                processor.tokenizer.model_max_length,
-                max_length_of(model.base_model.text_model),
-            )
-            limit = min(filter(None, lengths))
+            limit = most_tokens(data.max_words, model, processor)
             tokenizer = partial(processor.tokenizer, truncation=True, max_length=limit, return_tensors="np")
         samples = {
             split: MomentSamples(of_split, goal.annotations, vectors, tokenizer, split == "train")
@@ -220,9 +215,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             label_modalities=model.label_modalities,
         )
         trainer = make_trainer(task, model, AutoModel, samples, for_trainer(processor), collator)
-        for name in new:
-            # Frozen, random layers would let nothing through that could be learnt from.
-            model.get_submodule(name).requires_grad_(True)
+        train_new_parts(model, new)
     return run(trainer, task, samples, "moment-retrieval")
 
 

@@ -16,26 +16,20 @@ from typing import Any
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from hf_lam import HfLamFusionForSequenceClassification, HfLamFusionForTokenClassification
-from hf_lam.modeling.hosts_hf_lam import max_length_of
-from hf_lam.training import FusionCollator, cache_features, load_trained_fusion
-from hf_lam.training.data import limited
-from hf_lam.training.feature_models import encoded_modalities, make_features_model
+from hf_lam.training import FusionCollator, load_trained_fusion
 from hf_lam.training.finetuning import Uncached, before_training, make_trainer, open_task, run
 from hf_lam.training.fusion_arguments import FusionArguments, MultimodalArguments
 from hf_lam.training.fusion_loading import (
-    find_columns,
-    find_vectors,
     load_fusion_config,
-    load_fusion_processor,
     load_saved_fusion,
     make_fusion,
 )
-from hf_lam.training.fusion_rows import FusionRows
+from hf_lam.training.fusion_runs import open_rows, run_encoders_once, train_new_parts
 from hf_lam.training.label_positions import labels_positions
 from hf_lam.training.labels import Labels
-from hf_lam.training.media_data import prepare_media, root_of
+from hf_lam.training.media_data import prepare_media
 from hf_lam.training.models import for_trainer
-from hf_lam.training.vectors import as_arrays, find_scales, find_sizes
+from hf_lam.training.vectors import find_sizes
 
 
 def load_fusion(
@@ -94,30 +88,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         config = model.config
         check_positions(labels, config)
         first = next(iter(task.splits.values()))
-        columns = find_columns(first, data, config)
-        vectors = find_vectors(first, task.arguments, config)
-        loaded = {split: as_arrays(dataset, vectors.values()) for split, dataset in task.splits.items()}
-        scales = {}
-        if task.arguments.standardize_features:
-            trained = limited({"train": loaded["train"]}, data, task.training.seed)["train"]
-            scales = find_scales(trained, vectors, sizes, root_of(data, "train"))
-        encoders, resizing = task.arguments.encoders(), task.arguments.resizing()
-        processor = load_fusion_processor(task.arguments, config, encoders, scales=scales, resizing=resizing)
-        max_tokens = data.max_seq_length
-        if "text" in columns:
-            lengths = (max_tokens, processor.tokenizer.model_max_length, max_length_of(model.base_model.text_model))
-            max_tokens = min(filter(None, lengths))
-        rows = FusionRows(
-            config,
-            processor,
-            columns,
-            vectors,
-            label_column=data.label_column_name if labels.is_per_position else None,
-            max_tokens=max_tokens,
-            max_seconds=data.max_seconds,
-            is_mel_first=data.spectrogram_mel_first,
-            cuts_window=data.cut_to_sound,
-        )
+        label_column = data.label_column_name if labels.is_per_position else None
+        loaded, processor, rows = open_rows(task, model, sizes, first, label_column=label_column)
         count = rows.count_labels if labels.is_per_position else None
         splits = prepare_media(loaded, rows.read, rows.encode, labels, data, task.training.seed, task.sources, count)
         collator = FusionCollator(
@@ -126,18 +98,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             label_modalities=config.labelled_modalities if labels.is_per_position else None,
         )
         uncached = None
-        if task.arguments.cache_features is not None and task.training.check_only:
-            make_features_model(model, encoded_modalities(model))
-        elif task.arguments.cache_features is not None:
-            folder = task.arguments.cache_features
-            with task.training.main_process_first(desc="caching features"):
-                cached, part = cache_features(model, splits, folder, processor=processor, device=task.training.device)
+        if (cached := run_encoders_once(task, model, splits, processor)) is not None:
             uncached = Uncached(partial(load_trained_fusion, model), splits)
-            model, splits = part, cached
+            model, splits = cached
         trainer = make_trainer(task, model, auto_class_of(labels), splits, for_trainer(processor), collator)
-        for name in new:
-            # Frozen, random layers would let nothing through that could be learnt from.
-            model.get_submodule(name).requires_grad_(True)
+        train_new_parts(model, new)
     kind = "multimodal-token-classification" if labels.is_per_position else "multimodal-classification"
     return run(trainer, task, splits, kind, uncached)
 
