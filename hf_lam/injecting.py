@@ -67,7 +67,7 @@ def remove(model: ModelT) -> ModelT:
     for base in decoders:
         remove_cross_lam(base)
     for part in model.modules() if decoders else ():
-        config = getattr(part, "config", None)
+        config: Any = getattr(part, "config", None)
         if getattr(config, "decoder_lam", None) is not None:
             config.decoder_lam = None
     return model
