@@ -23,7 +23,9 @@ from transformers import (
 )
 
 import hf_lam
+from helpers.captioners import make_captioner
 from helpers.card_metadata import read_metadata
+from helpers.fusion_decoders import family_config
 from helpers.fusion_models import fusion_config, make_fusion
 from helpers.hosts import CONVERTIBLE, SIZES, make_inputs
 from helpers.hub_server import GITATTRIBUTES, TOKEN, HubServer
@@ -39,9 +41,7 @@ MODELS = [
 ]
 # Two are tried with the quick tests.
 QUICK = ["HfLamBertForSequenceClassification", "HfLamFusionModel"]
-# Models with a decoder are pushed where they are tested.
-WITH_DECODERS = ("EncoderDecoderModel", "ForConditionalGeneration")
-OTHERS = [name for name in MODELS if name not in QUICK and not name.endswith(WITH_DECODERS)]
+OTHERS = [name for name in MODELS if name not in QUICK]
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -54,8 +54,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def make_any(name: str) -> Any:
     """A tiny model of an `HfLam…` class."""
+    if name == "HfLamVisionEncoderDecoderModel":
+        return hf_lam.convert(make_captioner("lam", "bert"))
     if name.startswith("HfLamFusion"):
-        return getattr(hf_lam, name)(fusion_config(("text", "image"), hf_lam="lam"))
+        written = {"decoder": family_config("gpt2")} if name.endswith("ForConditionalGeneration") else {}
+        return getattr(hf_lam, name)(fusion_config(("text", "image"), hf_lam="lam", **written))
     stock = getattr(transformers, name.removeprefix("HfLam"))
     return make_lam(stock, CONVERTIBLE[stock], num_hidden_layers=1)
 
