@@ -332,6 +332,12 @@ def _evaluating(encoders: Iterable[Any], device: str | torch.device | None) -> I
 # --- hashes ----------------------------------------------------------------------------------------------------------
 
 
+def hash_encoders(model: Any) -> str:
+    """A short hash of what a fusion model's encoders compute, for the name of a folder with their features."""
+    digests = {name: _hash_encoder(model.base_model.modality_model(name)) for name in encoded_modalities(model)}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def _hash_encoder(encoder: Any) -> str:
     """A hash of what decides what an encoder computes."""
     options = {key: value for key, value in encoder.config.to_diff_dict().items() if key not in _NOT_COMPUTED}

@@ -62,8 +62,8 @@ class FusionArguments(ModelArguments):
         default=None,
         metadata={
             "help": "A folder for what the encoders give: they stay as they are, run over the data once, and the rest "
-            "is trained on that. The folder may be used again with the same encoders and data; what is saved is the "
-            "whole model."
+            "is trained on that. The folder may be used again with the same data; other encoders have a folder of "
+            "their own in it. What is saved is the whole model."
         },
     )
     fusion_config: str | None = field(

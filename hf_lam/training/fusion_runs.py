@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..modeling.hosts_hf_lam import max_length_of
 from .columns import AnyDataset
 from .data import limited
-from .feature_caching import cache_features
+from .feature_caching import cache_features, hash_encoders
 from .feature_models import encoded_modalities, make_features_model
 from .fusion_loading import find_columns, find_vectors, load_fusion_processor
 from .fusion_rows import FusionRows
@@ -98,6 +99,9 @@ def run_encoders_once(
 ) -> tuple[Any, dict[str, AnyDataset]] | None:
     """The features model of a run and its data, if `--cache_features` names a folder for them; None otherwise.
 
+    Each set of encoders has its own folder in that one: a model of other modalities can share it, and so can one whose
+    encoders keep their last norm (`late`).
+
     A run that only looks whether it can begin makes none, and is told whether there could be one.
     """
     folder = task.arguments.cache_features
@@ -106,8 +110,9 @@ def run_encoders_once(
     if task.training.check_only:
         make_features_model(model, encoded_modalities(model))
         return None
+    own = Path(folder, hash_encoders(model))
     with task.training.main_process_first(desc="caching features"):
-        cached, part = cache_features(model, splits, folder, processor=processor, device=task.training.device)
+        cached, part = cache_features(model, splits, own, processor=processor, device=task.training.device)
     return part, cached
 
 

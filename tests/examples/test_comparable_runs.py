@@ -189,9 +189,8 @@ def test_rows_of_a_fusion_model(cached: bool, pairs: dict[str, Any], tmp_path: P
     rows = {**ROWS, "self": {"mechanism": "locomt", "mechanism_config": '{"views": "self"}'}}
     del rows["stt"]  # it has no one grid
     rows["mbt"] = {"mechanism": "locomt", "mechanism_config": '{"views": "self", "bottleneck_tokens": 2}'}
-    # The last norms of the encoders are their own there, so that they give something else.
+    # The last norms of the encoders are their own there, so that they give something else, in a folder of their own.
     rows["late"] = {"fusion_config": json.dumps({**json.loads(pairs["fusion_config"]), "baseline": "late"})}
-    rows["late"] |= {"cache_features": str(tmp_path / "late_cache") if cached else None}
     rows["wide"] = {"fusion_config": json.dumps({**json.loads(pairs["fusion_config"]), "num_hidden_layers": 3})}
     rows["calibrated"] = {"mechanism": "locomt", "calibrate_views_on": str(tmp_path / "stock"), "views_budget": 0.6}
     records = {}
@@ -203,6 +202,7 @@ def test_rows_of_a_fusion_model(cached: bool, pairs: dict[str, Any], tmp_path: P
         assert (
             trained and trained <= names and not any(".encoders." in x or x.startswith("encoders.") for x in trained)
         )
+    assert not cached or len([x for x in (tmp_path / "cache").iterdir() if x.is_dir()]) == 2
     late = records.pop("late")
     assert late["starts"]["head"] == records["stock"]["starts"]["head"]
     assert late["orders"]["labels"] == records["stock"]["orders"]["labels"]
