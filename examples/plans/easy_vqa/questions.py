@@ -91,7 +91,8 @@ def _write(arguments: QuestionArguments, folder: Path) -> None:
     number_of = {text: number for number, text in enumerate(texts)}
     _save(folder / "questions", range(len(texts)), texts, _text_encoder(arguments))
     for split, images_of in IMAGES_OF.items():
-        rows = tables[split]
+        # As lists: a column of a table looks every value up by itself.
+        rows = tables[split].select_columns(["question", "answer", "image_id"])[:]
         joined = Dataset.from_dict(
             {
                 "question": rows["question"],
