@@ -14,8 +14,8 @@ preference" (score 0), not "blocked"; in one that is added, it changes nothing. 
 zeros, and sends zero gradients.
 
 Both are cases of `softmax( (Q Kᵀ · scaling) ⊙ factor + addend + P )`, which is what a layer with any mechanisms
-computes. Here are the checks, the choice of an implementation, the formula as it stands and the fused CUDA kernel; the
-chunked implementation has a file of its own, `lam_chunked_hf_lam.py`.
+computes. Here are the checks, the choice of an implementation and the fused CUDA kernel; the formula as it stands and
+the chunked implementation have files of their own, `lam_formula_hf_lam.py` and `lam_chunked_hf_lam.py`.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
 """
@@ -32,8 +32,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from .lam_chunked_hf_lam import attend_chunked
-from .numerics_hf_lam import broadcasts, format_shape, needs_plain_operators, softmax_dtype, without_autocast
-from .padding_hf_lam import add_padding, additive, check_padding
+from .lam_formula_hf_lam import attend_by_formula, merge_addend
+from .numerics_hf_lam import broadcasts, format_shape, needs_plain_operators
+from .padding_hf_lam import check_padding
 
 IMPLEMENTATIONS = ("auto", "eager", "chunked", "flex_attention")
 COMBINES = ("multiply", "add")
@@ -76,6 +77,14 @@ def lam_attention(
         ValueError: sizes that do not fit, an unknown `combine`, an unknown or impossible `implementation`, a
             `dropout_p` outside [0, 1), or a floating point `attention_mask` of zeros and ones, which would mask
             nothing.
+
+    Examples:
+        >>> import torch
+        >>> from hf_lam import lam_attention
+        >>> query, key, value = torch.randn(3, 2, 4, 10, 8)  # 2 samples, 4 heads, 10 tokens
+        >>> stock = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        >>> torch.allclose(lam_attention(query, key, value, torch.ones(2, 1, 10, 10)), stock, atol=1e-5)
+        True
     """
     return changed_attention(
         query,
@@ -282,32 +291,10 @@ def flex_obstacle(query: Tensor, value: Tensor, dropout_p: float) -> str | None:
 # --- the formula -----------------------------------------------------------------------------------------------------
 
 
-def _merge_addend(arguments: AttentionArguments) -> Tensor | None:
-    """All that is added to the scores, in the form of a padding of all keys."""
-    addend, padding = arguments.addend, arguments.attention_mask
-    if addend is None:
-        return padding
-    if padding is not None and padding.is_floating_point():
-        addend = addend.to(softmax_dtype(addend.dtype))
-    merged = add_padding(addend, padding)
-    return merged.expand(*merged.shape[:3], arguments.key.shape[2])
-
-
 def _attend_eager(arguments: AttentionArguments) -> tuple[Tensor, Tensor]:
-    """Output and weights by the formula as it stands; every operator is a plain, differentiable one."""
-    query, key, value, factor, addend, _, scaling, dropout_p = arguments
-    padding = _merge_addend(arguments)
-    dtype = softmax_dtype(value.dtype)
-    with without_autocast(query.device.type):
-        scores = torch.matmul(query, key.transpose(-2, -1)).to(dtype) * scaling
-        scores = scores if factor is None else scores * factor.to(dtype)
-        if padding is None or key.shape[2] == 0:
-            weights = torch.softmax(scores if addend is None else scores + addend, dim=-1)
-        else:
-            added, blocked = additive(padding, dtype)
-            weights = torch.softmax(scores + added, dim=-1).masked_fill(blocked, 0)
-        weights = torch.dropout(weights.to(value.dtype), dropout_p, train=dropout_p > 0)
-        return torch.matmul(weights, value), weights
+    """Output and weights."""
+    p = arguments.dropout_p
+    return attend_by_formula(*arguments[:7], lambda weights: torch.dropout(weights, p, train=p > 0))
 
 
 # --- flex_attention ----------------------------------------------------------------------------------------------
@@ -320,7 +307,8 @@ def _compile_flex_attention() -> Callable[..., Any]:
 
 def _attend_flex(arguments: AttentionArguments) -> Tensor:
     """One fused kernel, which reads the factor and the padding where it computes a score."""
-    factor, attention_mask = arguments.factor, _merge_addend(arguments)
+    factor, length_k = arguments.factor, arguments.key.shape[2]
+    attention_mask = merge_addend(arguments.addend, arguments.attention_mask, length_k)
 
     def at(tensor: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         # A broadcast dimension is indexed at 0; expanding it would give it a full-size gradient.

@@ -20,7 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .numerics_hf_lam import empty_output, operator_namespace, product_dtype, refuse_second_derivatives, softmax_dtype
+from .lam_formula_hf_lam import attend_by_formula
+from .numerics_hf_lam import (
+    differentiate_gradients,
+    empty_output,
+    operator_namespace,
+    product_dtype,
+    softmax_dtype,
+)
 from .padding_hf_lam import additive
 
 # Score elements in one chunk, of which one buffer (backward: three) exists at a time. CPU: 4 MiB in fp32, which stays
@@ -307,6 +314,16 @@ def _lam_backward(
     return grad_query, grad_key, grad_value, grad_factor, grad_addend, grad_mask
 
 
+def _draw_whole(query: Tensor, key: Tensor, dropout: _Dropout, dtype: torch.dtype) -> Tensor:
+    """Dropout's factors of all weights, as the chunks draw them."""
+    whole = query.new_ones((*query.shape[:3], key.shape[2]), dtype=dtype)
+    for chunk in _chunks(query, key):
+        factors = dropout.factors(whole[chunk].contiguous())
+        if factors is not None:
+            whole[chunk] = factors
+    return whole
+
+
 # --- the operators ---------------------------------------------------------------------------------------------------
 #
 # Operators, so that torch.compile sees one opaque node, not an unrolled loop.
@@ -317,14 +334,38 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(output, *tensors, seed)
 
 
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad_out, _, *tensors, seed, ctx.scaling, ctx.dropout_p, ctx.wanted = inputs
+    ctx.save_for_backward(grad_out, *tensors, seed)
+
+
+def _differentiate_backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
+    """Second derivatives, with the whole score matrix. That of `out` is part of those of what it is computed from."""
+    grad_out, *inputs, seed = ctx.saved_tensors
+    query, key, value = inputs[:3]
+    dropout = _Dropout(ctx.dropout_p, seed, query.device)
+
+    def drop_out(weights: Tensor) -> Tensor:
+        if seed is None:
+            return weights
+        return (weights * _draw_whole(query, key, dropout, softmax_dtype(value.dtype))).to(weights.dtype)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, f: Tensor | None, a: Tensor | None, p: Tensor | None) -> Tensor:
+        return attend_by_formula(q, k, v, f, a, p, ctx.scaling, drop_out)[0]
+
+    asked = [v if want else None for v, want in zip(tangents, ctx.wanted, strict=True)]
+    of_grad_out, *of_inputs = differentiate_gradients(attend, inputs, grad_out, asked)
+    return of_grad_out, None, *of_inputs, None, None, None, None
+
+
 def _register_operators() -> Any:
     """The namespace of this file's operators; a copy may have registered them before."""
-    namespace = operator_namespace(__file__, "numerics_hf_lam", "padding_hf_lam")
+    namespace = operator_namespace(__file__, "numerics_hf_lam", "padding_hf_lam", "lam_formula_hf_lam")
     operators = getattr(torch.ops, namespace)
     if hasattr(operators, "lam_forward"):
         return operators
     lam_backward = torch.library.custom_op(f"{namespace}::lam_backward", _lam_backward, mutates_args=())
-    lam_backward.register_autograd(refuse_second_derivatives)
+    lam_backward.register_autograd(_differentiate_backward, setup_context=_setup_backward)
     lam_forward = torch.library.custom_op(f"{namespace}::lam_forward", _lam_forward, mutates_args=())
 
     @lam_backward.register_fake

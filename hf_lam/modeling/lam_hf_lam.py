@@ -331,7 +331,7 @@ class LearnableAttentionMask(TokenReader):
         hidden, length = self.read(hidden_states), hidden_states.shape[1]
         if self.config.rank is None:
             return self.bound(self.make_dense(hidden, length, columns))
-        return self.bound(self.make_rows(hidden) @ self.make_columns(hidden).mT)
+        return self.bound(_multiply(self.make_rows(hidden), self.make_columns(hidden)))
 
     def make_dense(self, hidden: Tensor, length: int, columns: Tensor | None) -> Tensor:
         """`(B, 1 or H, Lq, length)`, from the last hidden layer of the queries; a `ValueError` for too many keys."""
@@ -341,19 +341,21 @@ class LearnableAttentionMask(TokenReader):
                 f"max_length={self.max_length}. Make it longer with LamConfig(max_length={length}), or use a low-rank "
                 "mask, which takes any length: LamConfig(rank=8)."
             )
+        if columns is None and torch.compiler.is_exporting():
+            # A slice of the weights of several heads would hold an exported program to lengths below the longest.
+            columns = torch.arange(length, device=hidden.device)
         if columns is not None:
             columns = columns.to(hidden.device)
-            weight, bias = self.out_weight.index_select(1, columns), self.out_bias.index_select(1, columns)
-            return hidden @ weight.mT + bias.unsqueeze(1)
-        return hidden @ self.out_weight[:, :length].mT + self.out_bias[:, None, :length]
+            return _project(hidden, self.out_weight.index_select(1, columns), self.out_bias.index_select(1, columns))
+        return _project(hidden, self.out_weight[:, :length], self.out_bias[:, :length])
 
     def make_rows(self, hidden: Tensor) -> Tensor:
         """The factors `f` of the queries, `(B, 1 or H, Lq, rank)`, from their last hidden layer."""
-        return hidden @ self.row_weight.mT + self.row_bias.unsqueeze(1)
+        return _project(hidden, self.row_weight, self.row_bias)
 
     def make_columns(self, hidden: Tensor) -> Tensor:
         """The factors `g` of the keys, `(B, 1 or H, Lk, rank)`, from their last hidden layer."""
-        return hidden @ self.column_weight.mT + self.column_bias.unsqueeze(1)
+        return _project(hidden, self.column_weight, self.column_bias)
 
     def bound(self, mask: Tensor) -> Tensor:
         """What the network computes, as a mask."""
@@ -370,6 +372,26 @@ class LearnableAttentionMask(TokenReader):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.config.to_dict().items() if value is not None)
+
+
+def _multiply(rows: Tensor, columns: Tensor) -> Tensor:
+    """`(B, m, Lq, r)` and `(B, m, Lk, r)` to `(B, m, Lq, Lk)`."""
+    if torch.compiler.is_exporting():  # as below
+        pairs = zip(rows.unbind(1), columns.unbind(1), strict=True)
+        return torch.stack([of_rows @ of_columns.mT for of_rows, of_columns in pairs], 1)
+    return rows @ columns.mT
+
+
+def _project(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The last layer of each of `m` masks, with weights `(m, n, w)` and biases `(m, n)`.
+
+    Shapes: `(B, 1, L, w)` to `(B, m, L, n)`.
+    """
+    if torch.compiler.is_exporting():
+        # A product that broadcasts would hold an exported program to some of the lengths.
+        tokens = hidden.squeeze(1)
+        return torch.stack([nn.functional.linear(tokens, *of_mask) for of_mask in zip(weight, bias, strict=True)], 1)
+    return hidden @ weight.mT + bias.unsqueeze(1)
 
 
 class LearnableAttentionMasks(Mechanism, nn.ModuleList):

@@ -72,6 +72,14 @@ def locomt_attention(
         TypeError: a mask or tensor of a dtype that has no meaning here.
         ValueError: sizes or views that do not fit, an unknown `combine` or `implementation`, a `dropout_p` outside
             [0, 1), or a floating point `attention_mask` of zeros and ones, which would mask nothing.
+
+    Examples:
+        >>> import torch
+        >>> from hf_lam import locomt_attention
+        >>> query, key, value = torch.randn(3, 2, 2, 10, 8)  # 2 samples, 2 heads, 10 tokens
+        >>> views = [{(0, 0), (1, 1)}, {(0, 1), (1, 0)}]  # each segment sees itself; each the other
+        >>> locomt_attention(query, key, value, [6, 4], views).shape
+        torch.Size([2, 2, 10, 8])
     """
     lengths, views = _check_segments(query, key, segment_lengths, views)
     if implementation not in IMPLEMENTATIONS:

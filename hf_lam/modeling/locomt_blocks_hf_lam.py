@@ -18,16 +18,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from .lam_attention_hf_lam import changed_attention, check_arguments
 from .locomt_layout_hf_lam import Layout
 from .locomt_views_hf_lam import View
 from .numerics_hf_lam import (
+    differentiate_gradients,
     empty_output,
     needs_plain_operators,
     operator_namespace,
-    refuse_second_derivatives,
     softmax_dtype,
     without_autocast,
 )
@@ -259,15 +260,20 @@ class _Plan(NamedTuple):
     keys: list[slice]
 
 
-@functools.lru_cache(maxsize=256)
-def _plans(lengths: tuple[int, ...], pairs: tuple[int, ...], num_heads: int) -> list[_Plan]:
-    """The blocks that have queries; without keys where there is nothing to see."""
+def _views(pairs: Sequence[int], num_heads: int) -> list[View]:
+    """The views of all heads, of which `pairs` has a head, a query segment and a key segment one after the other."""
     views: list[set[tuple[int, int]]] = [set() for _ in range(num_heads)]
     for head, i, j in zip(pairs[::3], pairs[1::3], pairs[2::3], strict=True):
         views[head].add((i, j))
+    return [frozenset(view) for view in views]
+
+
+@functools.lru_cache(maxsize=256)
+def _plans(lengths: tuple[int, ...], pairs: tuple[int, ...], num_heads: int) -> list[_Plan]:
+    """The blocks that have queries; without keys where there is nothing to see."""
     at = _positions(lengths)
     plans = []
-    for heads, queries, keys in blocks_of([frozenset(view) for view in views], len(lengths)):
+    for heads, queries, keys in blocks_of(_views(pairs, num_heads), len(lengths)):
         rows = slice(at[queries[0]].start, at[queries[-1]].stop)
         key_segments = [at[j] for j in keys if lengths[j]]
         if rows.start < rows.stop:
@@ -391,6 +397,26 @@ def _locomt_backward(
     return grad_query, grad_key, grad_value
 
 
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad_out, _, _, *tensors, ctx.lengths, ctx.pairs, ctx.scaling = inputs
+    ctx.save_for_backward(grad_out, *tensors)
+
+
+def _differentiate_backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
+    """Second derivatives: those of the blocks in differentiable operators."""
+    grad_out, *inputs = ctx.saved_tensors
+    views = _views(ctx.pairs, inputs[0].shape[1])
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            changes = (None, None, padding)
+            return _attend_composed(query, key, value, ctx.lengths, 0, views, changes, ctx.scaling, 0.0)
+
+    of_grad_out, *of_inputs = differentiate_gradients(attend, inputs, grad_out, (*tangents, None))
+    # What was computed from the inputs has its part in theirs.
+    return of_grad_out, None, None, *of_inputs, None, None, None
+
+
 def _register_operators() -> Any:
     """The namespace of this file's operators; a copy may have registered them before."""
     namespace = operator_namespace(__file__, "numerics_hf_lam")
@@ -398,7 +424,7 @@ def _register_operators() -> Any:
     if hasattr(operators, "locomt_forward"):
         return operators
     locomt_backward = torch.library.custom_op(f"{namespace}::locomt_backward", _locomt_backward, mutates_args=())
-    locomt_backward.register_autograd(refuse_second_derivatives)
+    locomt_backward.register_autograd(_differentiate_backward, setup_context=_setup_backward)
     locomt_forward = torch.library.custom_op(f"{namespace}::locomt_forward", _locomt_forward, mutates_args=())
 
     @locomt_backward.register_fake

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from .moment_options_hf_lam import MomentOptions
+from .numerics_hf_lam import needs_plain_operators
 
 # The classes of a query.
 FOREGROUND, BACKGROUND = 0, 1
@@ -65,7 +66,14 @@ def match(logits: Tensor, spans: Tensor, labels: Tensor, options: MomentOptions)
 
     Raises:
         ImportError: if SciPy is not installed.
+        NotImplementedError: under the transforms of `torch.func` and in forward-mode differentiation, which show no
+            values.
     """
+    if needs_plain_operators():
+        raise NotImplementedError(
+            "the loss of windows matches predicted windows to true ones by their values, which torch.func and "
+            "forward-mode differentiation do not show: use backward(), or leave out span_labels."
+        )
     try:
         assign = importlib.import_module("scipy.optimize").linear_sum_assignment
     except ImportError as error:

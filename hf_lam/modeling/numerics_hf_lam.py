@@ -9,6 +9,7 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,42 @@ def needs_plain_operators() -> bool:
     return torch._C._are_functorch_transforms_active() or is_forward_mode()
 
 
-def refuse_second_derivatives(ctx: Any, *grads: Any) -> Any:
-    """What an operator that computes gradients registers as its own backward."""
-    raise NotImplementedError(
-        "the fast attention of hf_lam has no second derivatives, like torch's; set attn_implementation='eager' "
-        "(model.set_attn_implementation('eager')), which has."
-    )
+def differentiate_gradients(
+    attend: Callable[..., Tensor],
+    inputs: Sequence[Tensor | None],
+    grad_out: Tensor,
+    tangents: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Derivatives of the gradients of an attention, which its fast operators do not have, by autograd.
+
+    Args:
+        attend: a formula of the attention, in plain operators.
+        inputs: what it is called with.
+        grad_out: the gradient of its output.
+        tangents: for each input, what its gradient is multiplied with; None for one that nobody wants.
+
+    Returns:
+        The gradients of `grad_out` and of every input; None for what needs none. They can be differentiated again.
+    """
+    is_recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # One input may be computed of another one: each stands for itself here, and still for what it was.
+        own = [x if x is None else x.view_as(x) for x in (grad_out, *inputs)]
+        learnt = {i: x for i, x in enumerate(own) if x is not None and x.requires_grad}
+        wanted = {i: v for i, v in enumerate(tangents, 1) if v is not None and i in learnt}
+        gradients = torch.autograd.grad(
+            attend(*own[1:]), [learnt[i] for i in wanted], own[0], create_graph=True, allow_unused=True
+        )
+        pairs = [(x, v) for x, v in zip(gradients, wanted.values(), strict=True) if x is not None and x.requires_grad]
+        found = torch.autograd.grad(
+            [x for x, _ in pairs],
+            list(learnt.values()),
+            [v for _, v in pairs],
+            create_graph=is_recorded,
+            allow_unused=True,
+        )
+    by_place = dict(zip(learnt, found, strict=True))
+    return [by_place.get(i) for i in range(len(own))]
 
 
 def is_forward_mode() -> bool:

@@ -93,7 +93,8 @@ def allowed(padding: Tensor) -> Tensor:
 
 def valid_tokens(padding: Tensor, batch: int, length: int) -> Tensor:
     """Which tokens are not padding, bool `(B, L)`: those that some query may see."""
-    return allowed(padding).flatten(1, 2).any(1).expand(batch, length)
+    # Not flattened, which would hold an exported program to some of the lengths.
+    return allowed(padding).any(2).any(1).expand(batch, length)
 
 
 def restrict_padding(padding: Tensor | None, seen: Tensor) -> Tensor:

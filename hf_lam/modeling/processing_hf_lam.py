@@ -30,7 +30,7 @@ from .media_inputs_hf_lam import (
 from .sample_padding_hf_lam import pad_samples
 from .samples_hf_lam import Given, columns_of, is_missing, read_samples, row_or_batch
 from .targets_hf_lam import encode_targets, pad_targets, token_ids_of
-from .vectors_hf_lam import VectorOptions, read_vector_options
+from .vectors_hf_lam import read_vector_options, vector_options
 
 # Of every modality with an encoder: the part of the processor that reads it, and the argument of its call.
 PARTS = {
@@ -312,7 +312,7 @@ class HfLamFusionProcessor(ProcessorMixin):
         for name in places:
             if name not in samples:
                 raise ValueError(f"positions of {name} were given without its features.")
-            if VectorOptions(**self.features[name]).positions is None:
+            if vector_options(self.features[name]).positions is None:
                 raise ValueError(f"positions of {name} were given, but it has none (positions=None).")
 
     def _part(self, name: str) -> Any:
@@ -350,7 +350,7 @@ class HfLamFusionProcessor(ProcessorMixin):
         return made
 
     def _encode_vectors(self, name: str, samples: list[Any], places: list[Any] | None) -> Inputs:
-        arguments, options = feature_arguments(name), VectorOptions(**self.features[name])
+        arguments, options = feature_arguments(name), vector_options(self.features[name])
         vectors = [options.prepare(name, sample) for sample in samples if sample is not None]
         rows = {arguments.values: vectors or [torch.zeros(0, options.size).numpy()]}
         if places is not None:

@@ -44,7 +44,8 @@ def pad_samples(
     longest = max(length, *(shape[axis] for shape in shapes))
     shape = list(present[0].shape)
     shape[axis] = longest
-    dtype = reduce(torch.promote_types, [torch.from_numpy(sample[:0].copy()).dtype for sample in present])
+    kinds = {sample.dtype: sample for sample in present}.values()
+    dtype = reduce(torch.promote_types, [torch.from_numpy(sample[:0].copy()).dtype for sample in kinds])
     made = torch.full((len(samples), *shape), value, dtype=dtype)
     mask = torch.zeros(len(samples), longest, dtype=torch.long)
     # Arrays of other kinds, such as those of a memory map, are written into arrays.

@@ -69,6 +69,13 @@ def stt_attention(
         TypeError: a tensor of a dtype that has no meaning here.
         ValueError: sizes that do not fit, an unknown `implementation`, a `dropout_p` outside [0, 1), or a floating
             point `attention_mask` of zeros and ones, which would mask nothing.
+
+    Examples:
+        >>> import torch
+        >>> from hf_lam import stt_attention
+        >>> rows, columns = torch.randn(2, 4, 3, 3).softmax(-1), torch.randn(2, 4, 5, 5).softmax(-1)
+        >>> stt_attention(torch.randn(2, 4, 15, 8), [rows, columns]).shape  # a grid of 3 × 5
+        torch.Size([2, 4, 15, 8])
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -61,6 +62,15 @@ class VectorOptions:
             raise ValueError(f"{name} must be one of, or {self.size} {wanted}, got {given!r}")
         return numbers.tolist()
 
+    @cached_property
+    def _shift(self) -> Any:
+        return as_numbers(self.mean).astype("float32")
+
+    @cached_property
+    def _scale(self) -> Any:
+        std = as_numbers(self.std).astype("float32")
+        return std + (std == 0)
+
     def prepare(self, name: str, vectors: Any) -> Any:
         """The vectors of one sample, an array `(L, size)` in single precision.
 
@@ -81,10 +91,9 @@ class VectorOptions:
             raise ValueError(f"{name}: one sample must be of shape (vectors, {self.size}), got {numbers.shape}.")
         numbers = numbers[: self.max_length].astype("float32")
         if self.mean is not None:
-            numbers = numbers - as_numbers(self.mean).astype("float32")
+            numbers = numbers - self._shift
         if self.std is not None:
-            std = as_numbers(self.std).astype("float32")
-            numbers = numbers / (std + (std == 0))
+            numbers = numbers / self._scale
         if not _are_finite(numbers):
             raise ValueError(f"{name}: a sample has numbers that are NaN or infinite.")
         return numbers
@@ -115,6 +124,14 @@ class VectorOptions:
     def blank_positions(self) -> Any:
         """Those of a sample without vectors."""
         return torch.zeros(0, dtype=torch.long if self.positions == "learned" else torch.float).numpy()
+
+
+def vector_options(options: Mapping[str, Any]) -> VectorOptions:
+    """Those of one modality, as the `features` of a processor have them; read once, and not for every sample."""
+    return _vector_options(**{name: tuple(x) if isinstance(x, list) else x for name, x in options.items()})
+
+
+_vector_options = lru_cache(maxsize=64)(VectorOptions)
 
 
 def read_vector_options(features: Any) -> dict[str, dict[str, Any]]:

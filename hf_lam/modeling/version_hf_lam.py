@@ -28,6 +28,7 @@ TRAVELLING_FILES = (
     "mechanism_hf_lam.py",
     "mechanism_checks_hf_lam.py",
     "mechanism_registry_hf_lam.py",
+    "lam_formula_hf_lam.py",
     "lam_chunked_hf_lam.py",
     "lam_attention_hf_lam.py",
     "lam_hf_lam.py",

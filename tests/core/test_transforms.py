@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, jacfwd, jacrev, jvp, linearize, vmap
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, linearize, stack_module_state, vmap
 
 from helpers.hosts import first_output, make_host, make_inputs, max_difference, mechanisms, perturb_mechanisms
 from hf_lam import inject
 from hf_lam.modeling.functional import lam_attention, locomt_attention, stt_attention
+from hf_lam.modeling.lam_attention_hf_lam import changed_attention
 from hf_lam.modeling.locomt_views_hf_lam import parse_view
 
 # Every fast path: the masks, the blocks, both, the annealed scores, the mode products, and what a mixture adds.
@@ -95,6 +97,39 @@ def test_gradients_of_every_sample(case: tuple[nn.Module, Tensor]) -> None:
                 torch.testing.assert_close(of_samples[name][index], parameter.grad, rtol=1e-6, atol=1e-9, msg=name)
 
 
+def test_products_with_a_hessian(case: tuple[nn.Module, Tensor]) -> None:
+    """Forward over reverse, reverse over reverse, and by autograd of the gradients."""
+    model, pixels = case
+
+    def loss(pixels: Tensor) -> Tensor:
+        return model(pixels).last_hidden_state.square().sum()
+
+    along = torch.randn_like(pixels)
+    leaf = pixels.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    (expected,) = torch.autograd.grad((gradient * along).sum(), leaf)
+    torch.testing.assert_close(jvp(grad(loss), (pixels,), (along,))[1], expected, rtol=1e-8, atol=1e-9)
+    found = grad(lambda pixels: (grad(loss)(pixels) * along).sum())(pixels)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+    assert expected.abs().max() > 1e-3
+
+
+def test_several_models_at_once(case: tuple[nn.Module, Tensor]) -> None:
+    model, pixels = case
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        parameter.data *= 1.1
+    # As torch's page on ensembles does: the model that is called has no weights.
+    empty = copy.deepcopy(model).to("meta")
+
+    def run(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        return functional_call(empty, (parameters, buffers), (pixels,)).last_hidden_state
+
+    found = vmap(run)(*stack_module_state([model, other]))
+    for output, each in zip(found, (model, other), strict=True):
+        torch.testing.assert_close(output, each(pixels).last_hidden_state, rtol=1e-9, atol=1e-10)
+
+
 def test_rows_of_a_jacobian_at_once(case: tuple[nn.Module, Tensor]) -> None:
     model, pixels = case
 
@@ -128,26 +163,27 @@ def test_padded_texts_with_token_types(name: str) -> None:
     assert all(one_by_one[key].shape == (2, *gradient.shape) for key, gradient in expected.items())
 
 
-@pytest.mark.parametrize("name", ["per_layer", "half", "shared_lam"])
-def test_second_derivatives_are_refused_by_fast_attention_and_right_in_the_reference(name: str) -> None:
-    model = make_injected("vit", name)
-    pixels = images("vit").requires_grad_()
+@pytest.mark.parametrize(
+    ("host", "name"), [("vit", "per_layer"), ("vit", "half"), ("vit", "shared_lam"), ("bert", "directed")]
+)
+def test_second_derivatives_are_those_of_the_reference(host: str, name: str) -> None:
+    model, inputs = make_injected(host, name), make_inputs(host, token_types=host == "bert")
+    inputs = {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
+    parameters = list(model.parameters())
 
-    def differentiate_twice() -> Tensor:
-        (gradient,) = torch.autograd.grad(model(pixels).last_hidden_state.square().sum(), pixels, create_graph=True)
-        return torch.autograd.grad(gradient.square().sum(), pixels)[0]
+    def differentiate(times: int) -> list[Tensor]:
+        value = first_output(model, inputs).square().sum()
+        for _ in range(times):
+            gradients = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
+            found = [x for x in gradients if x is not None]
+            value = sum(x.square().sum() for x in found)  # type: ignore[assignment]
+        return [x.detach() for x in found]
 
-    with pytest.raises(NotImplementedError, match=r"no second derivatives.*attn_implementation='eager'"):
-        differentiate_twice()
+    fast = differentiate(2)
     model.set_attn_implementation("eager")
-    twice, along = differentiate_twice(), torch.randn_like(pixels)
-
-    def gradient_norm(at: Tensor) -> Tensor:
-        leaf = at.detach().requires_grad_()
-        return torch.autograd.grad(model(leaf).last_hidden_state.square().sum(), leaf)[0].square().sum()
-
-    difference = (gradient_norm(pixels + 1e-5 * along) - gradient_norm(pixels - 1e-5 * along)) / 2e-5
-    torch.testing.assert_close((twice * along).sum(), difference, rtol=1e-5, atol=1e-6)
+    for found, expected in zip(fast, differentiate(2), strict=True):
+        scale = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(found / scale, expected / scale, rtol=1e-9, atol=1e-11)
 
 
 # --- the functions ---------------------------------------------------------------------------------------------------
@@ -178,6 +214,44 @@ def test_what_auto_chooses_has_tangents_and_batches(function: str) -> None:
     assert tangent.abs().max() > 1e-2
     many = torch.stack([query, 2 * query])
     torch.testing.assert_close(vmap(attend("auto"))(many), torch.stack([attend("eager")(x) for x in many]))
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_second_derivatives_of_changed_scores(
+    dropout_p: float, is_padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Several chunks, of heads and of rows, which draw their dropout one after the other.
+    for name, size in {"_CPU_CHUNK": 8, "_MIN_ROWS": 2, "_MAX_MIN_HEADS": 1}.items():
+        monkeypatch.setattr(f"hf_lam.modeling.lam_chunked_hf_lam.{name}", size)
+    query, key, value = (torch.randn(2, 2, 3, 2, dtype=torch.double, requires_grad=True) for _ in range(3))
+    factor, addend = (torch.randn(1, heads, 3, 3, dtype=torch.double, requires_grad=True) for heads in (2, 1))
+    padding = torch.tensor([[1, 1, 0], [1, 0, 1], [0, 0, 0]]).bool()[None, None] if is_padded else None
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        options: Any = {"attention_mask": padding, "dropout_p": dropout_p, "implementation": "chunked"}
+        # One input is computed of another one.
+        return changed_attention(query, key + query, value, factor=factor, addend=addend, **options)
+
+    assert torch.autograd.gradgradcheck(attend, (query, key, value, factor, addend), fast_mode=True)
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_second_and_third_derivatives_of_blocks(is_padded: bool) -> None:
+    query, key, value = (torch.randn(1, 2, 5, 2, dtype=torch.double, requires_grad=True) for _ in range(3))
+    views = [parse_view(view, ["a", "b"]) for view in ("self", "a>b")]
+    padding = torch.tensor([1, 1, 0, 0, 0]).bool() if is_padded else None
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return locomt_attention(query, key + query, value, [2, 3], views, attention_mask=padding)
+
+    def differentiate(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return torch.autograd.grad(attend(query, key, value).square().sum(), query, create_graph=True)[0]
+
+    assert torch.autograd.gradgradcheck(attend, (query, key, value), fast_mode=True)
+    if not is_padded:
+        assert torch.autograd.gradgradcheck(differentiate, (query, key, value), fast_mode=True)
 
 
 def test_kernels_asked_for_by_name_say_what_they_cannot() -> None:

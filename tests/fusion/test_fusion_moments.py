@@ -140,6 +140,12 @@ def test_without_scipy_the_loss_says_what_to_install(monkeypatch: pytest.MonkeyP
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
+def test_transforms_that_hide_values_are_refused_by_the_loss_of_windows() -> None:
+    spans, logits, labels = torch.rand(1, 4, 2), torch.randn(1, 4, 2), torch.rand(1, 1, 2)
+    with pytest.raises(NotImplementedError, match=r"by their values.*use backward\(\)"):
+        torch.func.grad(lambda x: match(logits, x, labels, MomentOptions()).query.sum() + x.sum())(spans)
+
+
 def test_a_sample_alone_is_as_in_a_batch() -> None:
     model, inputs = make_head("moments", "lam_half"), head_inputs()
     together, alone = outputs_of(model, inputs), outputs_of(model, take(inputs, 1, SHORT))

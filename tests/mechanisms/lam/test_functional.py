@@ -454,7 +454,7 @@ def test_meta_and_fake_tensors() -> None:
     assert fake.shape == real.shape and all(x.grad is not None and x.grad.shape == x.shape for x in inputs)
 
 
-FILES = ("numerics", "padding", "lam_chunked", "lam_attention")
+FILES = ("numerics", "padding", "lam_formula", "lam_chunked", "lam_attention")
 
 
 def load_copy(folder: Path, name: str, altered: str = "") -> tuple[ModuleType, ModuleType]:
@@ -467,13 +467,13 @@ def load_copy(folder: Path, name: str, altered: str = "") -> tuple[ModuleType, M
         path = Path(chunked.__file__).with_name(f"{file}_hf_lam.py")
         extra = "\n# another version\n" if file == altered else ""
         (folder / name / path.name).write_bytes(path.read_bytes() + extra.encode())
-    return tuple(importlib.import_module(f"{name}.{file}_hf_lam") for file in FILES[2:])
+    return tuple(importlib.import_module(f"{name}.{file}_hf_lam") for file in FILES[3:])
 
 
 def test_copies_live_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     same = load_copy(tmp_path, "lam_copy_same")
-    others = [load_copy(tmp_path, f"lam_copy_{file}", file) for file in ("lam_chunked", "padding", "numerics")]
+    others = [load_copy(tmp_path, f"lam_copy_{file}", file) for file in FILES[:4]]
     operators = [copy._OPERATORS.lam_forward for copy, _ in (same, *others)]
     assert operators[0] is chunked._OPERATORS.lam_forward
     assert len(set(operators)) == len(operators)
