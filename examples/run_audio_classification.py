@@ -60,7 +60,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             return sound[: round(task.data.max_seconds * rate)]
 
         encode = partial(process, processor, model, sampling_rate=rate)
-        splits = prepare_media(task.splits, read, encode, task.labels, task.data, task.training.seed, task.sources)
+        splits = prepare_media(
+            task.splits, read, encode, task.labels, task.data, task.training.seed, task.sources, files=[column]
+        )
         collator = SoundCollator(processor)
         trainer = make_trainer(task, model, AutoModelForAudioClassification, splits, processor, collator)
     return run(trainer, task, splits, "audio-classification")

@@ -85,6 +85,7 @@ class Parts(NamedTuple):
     splits: the data as they are read.
     read: takes a sample out of a row.
     encode: makes inputs of the model of it.
+    files: the columns that may have files.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Parts(NamedTuple):
     splits: Mapping[str, AnyDataset]
     read: Callable[..., Any]
     encode: Callable[..., dict[str, Any]]
+    files: list[str]
 
 
 def open_fusion(task: Task) -> Parts:
@@ -132,6 +134,7 @@ def open_fusion(task: Task) -> Parts:
         loaded,
         rows.read,
         rows.encode,
+        rows.files,
     )
 
 
@@ -154,7 +157,7 @@ def open_images(task: Task) -> Parts:
 
     encode = partial(process, processor.image_processor, model)
     kind = AutoModelForImageTextToText
-    return Parts("image-to-text", model, [], kind, processor, processor.tokenizer, task.splits, read, encode)
+    return Parts("image-to-text", model, [], kind, processor, processor.tokenizer, task.splits, read, encode, [column])
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -171,14 +174,14 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         assert isinstance(goal, Captions)
         is_fusion = not is_of_images(task.arguments)
         parts = open_fusion(task) if is_fusion else open_images(task)
-        name, model, new, auto_class, processor, tokenizer, loaded, read, encode = parts
+        name, model, new, auto_class, processor, tokenizer, loaded, read, encode, files = parts
         if new and task.arguments.lora_rank is not None:
             raise ValueError(
                 "--lora_rank adapts what was trained before, and here fusion layers or projections start from random "
                 "weights. Train without --lora_rank first, and name the saved model."
             )
         goal.tokenizer = tokenizer
-        prepared = prepare_media(loaded, read, encode, goal, data, training.seed, task.sources)
+        prepared = prepare_media(loaded, read, encode, goal, data, training.seed, task.sources, files=files)
         kept = {
             split: rows.select(prepared[split].rows) if isinstance(rows, Dataset) else rows
             for split, rows in limited(loaded, data, training.seed).items()

@@ -49,7 +49,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             return read_image(row[column], row[shape] if shape else None, root, count_channels(encoder))
 
         encode = partial(process, processor, model)
-        splits = prepare_media(task.splits, read, encode, task.labels, task.data, task.training.seed, task.sources)
+        splits = prepare_media(
+            task.splits, read, encode, task.labels, task.data, task.training.seed, task.sources, files=[column]
+        )
         trainer = make_trainer(task, model, AutoModelForImageClassification, splits, processor, DefaultDataCollator())
     return run(trainer, task, splits, "image-classification")
 

@@ -91,7 +91,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         label_column = data.label_column_name if labels.is_per_position else None
         loaded, processor, rows = open_rows(task, model, sizes, first, label_column=label_column)
         count = rows.count_labels if labels.is_per_position else None
-        splits = prepare_media(loaded, rows.read, rows.encode, labels, data, task.training.seed, task.sources, count)
+        seed, files = task.training.seed, rows.files
+        splits = prepare_media(loaded, rows.read, rows.encode, labels, data, seed, task.sources, count, files)
         collator = FusionCollator(
             processor,
             pad_to_multiple_of=None if task.training.mixed_precision == "no" else 8,

@@ -57,7 +57,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             return read_video(row[column], frames, row[shape] if shape else None, root, channels)
 
         encode = partial(process, processor, model)
-        splits = prepare_media(task.splits, read, encode, task.labels, task.data, task.training.seed, task.sources)
+        splits = prepare_media(
+            task.splits, read, encode, task.labels, task.data, task.training.seed, task.sources, files=[column]
+        )
         trainer = make_trainer(task, model, AutoModelForVideoClassification, splits, processor, DefaultDataCollator())
     return run(trainer, task, splits, "video-classification")
 

@@ -30,6 +30,11 @@ def penalty_at(progress: float, start: float = 0.0, end: float = 0.8, max_penalt
         start: until then, `μ` is 0.
         end: from then on, `μ` is `max_penalty`; in between it grows linearly.
         max_penalty: the last `μ`, in units of the attention scores (natural logarithm of the weights' ratio).
+
+    Examples:
+        >>> from hf_lam.training import penalty_at
+        >>> [penalty_at(progress) for progress in (0.0, 0.4, 0.8, 1.0)]
+        [0.0, 15.0, 30.0, 30.0]
     """
     return grow_linearly(progress, start, end, max_penalty)
 

@@ -379,13 +379,17 @@ class MediaArguments(DataArguments):
     """Which data, where files may turn out to be damaged."""
 
     skip_unreadable: bool = field(
-        default=False, metadata={"help": "Leave out images, videos and audio that cannot be read, and name them."}
+        default=False,
+        metadata={
+            "help": "Read all images, videos and sounds before training; leave out and name those that cannot be read."
+        },
     )
     max_checked_samples: int | None = field(
         default=None,
         metadata={
-            "help": "Before training, read so many samples of each split, evenly spread, and not all of them. A "
-            "damaged one among the others then ends the training that comes to it."
+            "help": "Before training, read so many samples of each split, evenly spread. Unless it is given, as many "
+            "are read as fit into 1 GiB of memory, and not read again; of the others, files that are missing, of an "
+            "unknown kind or cut off are found as well. What is damaged otherwise ends the training that comes to it."
         },
     )
 

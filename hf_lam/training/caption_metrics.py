@@ -110,7 +110,13 @@ class ExactMatch(_CaptionMetric):
 
 
 def caption_metrics(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
-    """ "bleu", "rougeL" and "exact" of captions in memory; the same numbers and errors as [`Bleu`] and the others."""
+    """ "bleu", "rougeL" and "exact" of captions in memory; the same numbers and errors as [`Bleu`] and the others.
+
+    Examples:
+        >>> from hf_lam.training import caption_metrics
+        >>> caption_metrics(["a dog"], [["a dog", "a small dog"]])["exact"]
+        1.0
+    """
     texts = _read_references(predictions, references)
     return {
         "bleu": _bleu(predictions, texts),

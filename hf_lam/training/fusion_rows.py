@@ -62,6 +62,12 @@ class FusionRows:
         if cuts_window:
             self.options["audio_kwargs"] = {"padding": "longest"}
 
+    @property
+    def files(self) -> list[str]:
+        """The columns that may have files."""
+        media = [column for name, column in self.columns.items() if name != "text"]
+        return [*media, *(source.column for source in self.vectors.values())]
+
     def _spectrogram_size(self) -> tuple[int, ...] | None:
         if self.extractor is None or not hasattr(self.config.audio_config, "frequency_stride"):
             return None

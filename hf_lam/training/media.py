@@ -167,9 +167,10 @@ def opened(value: Any, root: str | None) -> Any:
         value = os.fspath(value)
     if not isinstance(value, str):
         raise ValueError(f"expected a path or the bytes of a file, got {type(value).__name__}")
-    path = value if root is None or "://" in value or os.path.isabs(value) else os.path.join(root, value)
-    # Of `datasets`: what it streams from archives and from the Hub has no path in the file system.
-    return xopen(path, "rb")
+    if "://" in value:
+        # Of `datasets`: what it streams from archives and from the Hub has no path in the file system.
+        return xopen(value, "rb")
+    return open(value if root is None else os.path.join(root, value), "rb")
 
 
 def raw_array(value: Any, shape: Any) -> np.ndarray | None:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, Features, IterableDataset, Value
-from datasets.fingerprint import generate_fingerprint
+from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
 from .arguments import DataArguments, MediaArguments
 from .columns import MOST_SHOWN, AnyDataset, list_first, name_of_sample, names_of_rows, stored_columns
 from .data import limited
+from .file_checks import Checked, check_rows, may_be_readable, rows_of
 from .labels import has_labels
 from .media import UnreadableError
 from .predictions import POSITIONS
@@ -27,6 +27,9 @@ logger = logging.get_logger(__name__)
 
 # Rows of a stream that are made ready together.
 _STREAMED = 16
+
+# Memory for samples that were made ready before training.
+KEPT_BYTES = 2**30
 
 
 class Labelling(Protocol):
@@ -44,12 +47,15 @@ def prepare_media(
     seed: int,
     sources: Mapping[str, Sources] | None = None,
     count_labels: Callable[[Mapping[str, Any]], int] | None = None,
+    files: Sequence[str] = (),
 ) -> dict[str, AnyDataset]:
     """Splits whose rows become what the model is called with, when they are needed.
 
-    Every file (or `data.max_checked_samples` of each split) is read, and its inputs made, once before, so that one
-    that cannot be read or that the model could not learn from is known before training starts; those of a stream are
-    looked at on the way.
+    Files are read, and their inputs made, before, so that one that cannot be read or that the model could not learn
+    from is known before training starts. The inputs are kept, and training does not read these files again. Beyond
+    what `KEPT_BYTES` has room for, files are only looked at: whether they are there, of a known kind, and do not end
+    early. `data.skip_unreadable` reads them all, `data.max_checked_samples` so many of each split, whatever room they
+    need. Those of a stream are read on the way.
 
     Args:
         splits: what `load_splits` gave.
@@ -62,6 +68,7 @@ def prepare_media(
         seed: for the choice of samples.
         sources: of every split, where its samples come from, for messages.
         count_labels: of the inputs of a sample whose positions have labels, how many these are.
+        files: the columns that may have files.
 
     Returns:
         The splits, without `labels` where there are none. Those that are no stream have `rows`, a list: which rows of
@@ -90,15 +97,18 @@ def prepare_media(
 
     prepared: dict[str, AnyDataset] = {}
     refused: list[str] = []
+    budget = KEPT_BYTES
     for split, dataset in limited(splits, data, seed).items():
         root = root_of(data, split)
         source = (sources or {}).get(split)
         is_labelled = has_labels(split, splits[split], data)
         ready = partial(transform, root=root, is_labelled=is_labelled, is_test=split == "test")
         if isinstance(dataset, Dataset):
-            unreadable = _unreadable(dataset, partial(made, root=root), split, data)
+            checked = _check(dataset, ready, partial(_looks_fine, columns=files, root=root), split, data, budget)
+            budget -= checked.size
+            unreadable = checked.problems
             rows = [row for row in range(len(dataset)) if row not in unreadable]
-            prepared[split] = _Transformed(dataset, rows, ready)
+            prepared[split] = _Transformed(dataset, rows, ready, checked.kept)
             if unreadable:
                 named = names_of_rows(dataset, list(unreadable)[:MOST_SHOWN], source)
                 message = _message_of(unreadable, named, len(dataset), split)
@@ -113,6 +123,35 @@ def prepare_media(
             " ".join([*refused, *([] if data.skip_unreadable else ["--skip_unreadable leaves them out."])])
         )
     return prepared
+
+
+def _check(
+    dataset: Dataset,
+    make: Callable[[dict[str, Any]], dict[str, Any]],
+    looks_fine: Callable[[dict[str, Any]], bool],
+    split: str,
+    data: MediaArguments,
+    budget: int,
+) -> Checked:
+    """What is wrong with the rows that cannot be read. The main process looks, and tells the others."""
+    checked = Checked({}, {}, 0)
+    if PartialState().is_main_process:
+        checked = check_rows(
+            dataset,
+            make,
+            looks_fine,
+            number=data.max_checked_samples,
+            is_whole=data.skip_unreadable,
+            workers=data.preprocessing_num_workers,
+            budget=budget,
+            split=split,
+        )
+    problems: list[Any] = [checked.problems]
+    return checked._replace(problems=broadcast_object_list(problems)[0])
+
+
+def _looks_fine(row: Mapping[str, Any], columns: Sequence[str], root: str | None) -> bool:
+    return all(may_be_readable(row[column], row.get(f"{column}_shape"), root) for column in columns)
 
 
 def _usable(sample: Any, encode: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
@@ -148,59 +187,46 @@ def root_of(data: DataArguments, split: str) -> str | None:
 
 
 class _Transformed(torch.utils.data.Dataset):
-    """Rows that are made ready when they are needed.
+    """Rows that are made ready when they are needed, or were before.
 
     Unlike `Dataset.with_transform`, which pickles the transform for a fingerprint that nobody needs, for seconds.
     """
 
     def __init__(
-        self, dataset: Dataset, rows: list[int], transform: Callable[[dict[str, Any]], dict[str, Any]]
+        self,
+        dataset: Dataset,
+        rows: list[int],
+        transform: Callable[[dict[str, Any]], dict[str, Any]],
+        kept: Mapping[int, dict[str, Any]],
     ) -> None:
         self.dataset = dataset
         self.rows = rows
         self.transform = transform
+        self.kept = kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A process that is not forked reads files itself, rather than to be sent all that was kept.
+        return {**self.__dict__, "kept": {}}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.transform(self.dataset[self.rows[index]])
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """What a `DataLoader` asks for: reading a batch from the table at once takes as long as reading a row."""
-        return [self.transform(row) for row in _rows(self.dataset[[self.rows[index] for index in indices]])]
+        rows = [self.rows[index] for index in indices]
+        lacking = [row for row in rows if row not in self.kept]
+        read = iter(rows_of(self.dataset[lacking]) if lacking else ())
+        # Whoever gets a sample may put something else into it.
+        return [dict(self.kept[row]) if row in self.kept else self._make(next(read)) for row in rows]
 
-
-def _unreadable(dataset: Dataset, make: Callable[..., Any], split: str, data: MediaArguments) -> dict[int, str]:
-    """What is wrong with the rows that cannot be read. The main process looks, and tells the others."""
-
-    def problem_of(number: dict[str, int]) -> dict[str, str | None]:
+    def _make(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
-            make(dataset[number["row"]])
+            return self.transform(row)
         except UnreadableError as error:
-            return {"problem": str(error)}
-        return {"problem": None}
-
-    rows = np.arange(len(dataset))
-    if data.max_checked_samples is not None and data.max_checked_samples < len(rows):
-        rows = np.linspace(0, len(rows) - 1, data.max_checked_samples).round().astype(int)
-    found: list[Any] = [None]
-    if PartialState().is_main_process:
-        # Not `dataset.map`: of a data set with some columns in a format, it would make that of all of them.
-        problems = Dataset.from_dict({"row": rows}).map(
-            problem_of,
-            remove_columns="row",
-            num_proc=data.preprocessing_num_workers,
-            # Files may have changed since an earlier run, which no fingerprint of the data set tells.
-            load_from_cache_file=False,
-            keep_in_memory=True,
-            # Otherwise `make` is pickled for one, which takes long.
-            new_fingerprint=generate_fingerprint(dataset),
-            features=Features({"problem": Value("string")}),
-            desc=f"Reading the {split} files",
-        )["problem"]
-        found = [{int(row): problem for row, problem in zip(rows, problems, strict=True) if problem}]
-    return broadcast_object_list(found)[0]
+            raise UnreadableError(f"{error}. --skip_unreadable reads all files before training.") from error
 
 
 def _message_of(unreadable: Mapping[int, str], named: Sequence[str], total: int, split: str) -> str:
@@ -218,7 +244,7 @@ def _readable_stream(
 ) -> IterableDataset:
     def of_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = []
-        for row in _rows(batch):
+        for row in rows_of(batch):
             try:
                 rows.append(transform(row))
             except UnreadableError as error:
@@ -231,10 +257,6 @@ def _readable_stream(
         return _columns(rows)
 
     return dataset.map(of_batch, batched=True, batch_size=_STREAMED, remove_columns=stored_columns(dataset))
-
-
-def _rows(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -8,9 +8,17 @@ of a packet.
 from __future__ import annotations
 
 import functools
+import io
+import math
+import mmap
 import struct
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+# The content of a file, which need not be read as a whole.
+Content: TypeAlias = "bytes | mmap.mmap"
 
 
 class EndsEarlyError(ValueError):
@@ -20,7 +28,7 @@ class EndsEarlyError(ValueError):
         super().__init__(f"it ends early: {reason}")
 
 
-def check_end(content: bytes) -> None:
+def check_end(content: Content) -> None:
     """Raises an `EndsEarlyError` if the container declares more bytes than `content` has.
 
     Knows WAV, AVI and other RIFF files, W64, AIFF, AU, CAF, Matroska and WebM, Ogg, MP3, MPEG transport and program
@@ -28,7 +36,7 @@ def check_end(content: bytes) -> None:
     are decoded. Other files pass.
     """
     for magic, check in _CHECKS:
-        if content.startswith(magic):
+        if content[: len(magic)] == magic:
             return check(content)
     start = _after_id3(content)
     if _audio_frame(content[start : start + 4]) is not None:
@@ -36,7 +44,61 @@ def check_end(content: bytes) -> None:
     return _check_transport_stream(content)
 
 
-def declared_flac_samples(content: bytes) -> int | None:
+def looks_whole(content: Content) -> bool:
+    """Whether this is an image, a sound, a video or an array of numpy that does not end early.
+
+    No more than its ends, and the lengths that it declares, are looked at. What looks whole may still be damaged, and
+    what does not may still be read: only reading it tells.
+    """
+    try:
+        check_end(content)
+        for magic, end in _IMAGE_ENDS:
+            if content[: len(magic)] == magic:
+                return content[len(content) - len(end) :] == end
+        if content[:6] == b"\x93NUMPY":
+            return _array_end(content) <= len(content)
+        if content[:4] == b"PK\3\4":  # an .npz file
+            return 0 <= content.rfind(b"PK\5\6") <= len(content) - 22
+        if content[:2] == b"BM":
+            return struct.unpack_from("<I", content, 2)[0] <= len(content)
+        if content[4:8] == b"ftyp":
+            return _ends_with_a_box(content)
+        return (
+            content[:4] in _OTHERS or any(content[: len(magic)] == magic for magic, _ in _CHECKS) or _is_mpeg(content)
+        )
+    except Exception:  # whatever it is that these bytes are no such file for
+        return False
+
+
+def _array_end(content: Content) -> int:
+    """Where an array of numpy ends."""
+    head = io.BytesIO(content[: 1 << 16])
+    version = np.lib.format.read_magic(head)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(head)
+    return head.tell() + math.prod(shape) * dtype.itemsize
+
+
+def _ends_with_a_box(content: Content) -> bool:
+    """Whether the boxes of an MP4, MOV, HEIF or AVIF file end where it does, and the one with its index is there."""
+    at, is_indexed = 0, False
+    while at < len(content):
+        size, name = struct.unpack_from(">I4s", content, at)
+        size = struct.unpack_from(">Q", content, at + 8)[0] if size == 1 else size
+        is_indexed |= name in (b"moov", b"meta")
+        if size < 8:
+            return False
+        at += size
+    return at == len(content) and is_indexed
+
+
+def _is_mpeg(content: Content) -> bool:
+    """Whether it is an MPEG stream of sounds, or a transport stream."""
+    start = _after_id3(content)
+    return _audio_frame(content[start : start + 4]) is not None or _transport_packets(content) is not None
+
+
+def declared_flac_samples(content: Content) -> int | None:
     """How many samples a channel has, by the header of a FLAC file; None if it does not say, or is another file."""
     start = _after_id3(content)
     if content[start : start + 4] != b"fLaC" or len(content) < start + 26:
@@ -44,7 +106,7 @@ def declared_flac_samples(content: bytes) -> int | None:
     return int.from_bytes(content[start + 21 : start + 26], "big") & (1 << 36) - 1 or None
 
 
-def _demand(content: bytes, end: int, what: str) -> None:
+def _demand(content: Content, end: int, what: str) -> None:
     if end > len(content):
         raise EndsEarlyError(f"{what} lasts to byte {end}, the file has {len(content)}")
 
@@ -55,8 +117,8 @@ def _demand(content: bytes, end: int, what: str) -> None:
 _UNKNOWN = 0x7FFF0000
 
 
-def _check_riff(content: bytes) -> None:
-    order: Literal["big", "little"] = "big" if content.startswith(b"RIFX") else "little"
+def _check_riff(content: Content) -> None:
+    order: Literal["big", "little"] = "big" if content[:4] == b"RIFX" else "little"
     size = int.from_bytes(content[4:8], order)
     if content[8:12] != b"WAVE":
         # Frames lie in nested lists; the outermost says it all. A further RIFF may follow in AVI files.
@@ -80,32 +142,32 @@ def _check_riff(content: bytes) -> None:
             return
 
 
-def _check_w64(content: bytes) -> None:
+def _check_w64(content: Content) -> None:
     for name, start, length in _chunks(content, 40, 24, lambda head: int.from_bytes(head[16:24], "little") - 24, 8):
         if name == b"data" and 0 < length < 1 << 62:
             _demand(content, start + length, "the samples' chunk")
 
 
-def _check_aiff(content: bytes) -> None:
+def _check_aiff(content: Content) -> None:
     for name, start, length in _chunks(content, 12, 8, lambda head: int.from_bytes(head[4:8], "big")):
         if name == b"SSND" and 0 < length < _UNKNOWN:
             _demand(content, start + length, "the samples' chunk")
 
 
-def _check_caf(content: bytes) -> None:
+def _check_caf(content: Content) -> None:
     for name, start, length in _chunks(content, 8, 12, lambda head: int.from_bytes(head[4:12], "big", signed=True), 1):
         if name == b"data" and length > 0:
             _demand(content, start + length, "the samples' chunk")
 
 
-def _check_au(content: bytes) -> None:
-    start, length = struct.unpack_from(">II", content.ljust(12, b"\0"), 4)
+def _check_au(content: Content) -> None:
+    start, length = struct.unpack_from(">II", content[:12].ljust(12, b"\0"), 4)
     if 0 < length < _UNKNOWN:
         _demand(content, start + length, "the sound")
 
 
 def _chunks(
-    content: bytes, at: int, head: int, length_of: Callable[[bytes], int], align: int = 2
+    content: Content, at: int, head: int, length_of: Callable[[bytes], int], align: int = 2
 ) -> Iterator[tuple[bytes, int, int]]:
     """The name of each chunk, where its body begins, and how long that says to be."""
     while at + head <= len(content):
@@ -121,7 +183,7 @@ def _chunks(
 _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
 
 
-def _check_matroska(content: bytes) -> None:
+def _check_matroska(content: Content) -> None:
     at = 0
     while (element := _element(content, at)) is not None:
         name, start, length = element
@@ -134,7 +196,7 @@ def _check_matroska(content: bytes) -> None:
             at = start + length
 
 
-def _element(content: bytes, at: int) -> tuple[int, int, int | None] | None:
+def _element(content: Content, at: int) -> tuple[int, int, int | None] | None:
     """The name of an EBML element, where its body begins, and its length, None if that is open; None for none."""
     name_width = _width(content, at)
     length_width = _width(content, at + name_width)
@@ -147,7 +209,7 @@ def _element(content: bytes, at: int) -> tuple[int, int, int | None] | None:
     return int.from_bytes(content[at:middle], "big"), start, None if length == is_open else length
 
 
-def _width(content: bytes, at: int) -> int:
+def _width(content: Content, at: int) -> int:
     """How many bytes an EBML number takes, which its first byte says; 0 for none."""
     return 9 - content[at].bit_length() if at < len(content) and content[at] else 0
 
@@ -155,7 +217,7 @@ def _width(content: bytes, at: int) -> int:
 # --- Ogg -------------------------------------------------------------------------------------------------------------
 
 
-def _check_ogg(content: bytes) -> None:
+def _check_ogg(content: Content) -> None:
     at = 0
     while content[at : at + 4] == b"OggS":
         count = content[at + 26] if at + 26 < len(content) else 0
@@ -178,7 +240,7 @@ _BITRATES = {
 _RATES = (44100, 48000, 32000)
 
 
-def _after_id3(content: bytes) -> int:
+def _after_id3(content: Content) -> int:
     """Where a tag in front of a file ends, and the zeros behind it."""
     at = 0
     while content[at : at + 3] == b"ID3" and len(content) >= at + 10:
@@ -211,7 +273,7 @@ def _audio_frame(header: bytes) -> tuple[int, int] | None:
     return (144 if is_first or layer == 2 else 72) * bits // hertz + padding, 4 + side
 
 
-def _check_mp3(content: bytes) -> None:
+def _check_mp3(content: Content) -> None:
     at = _after_id3(content)
     frame = _audio_frame(content[at : at + 4])
     assert frame is not None
@@ -235,13 +297,20 @@ def _check_mp3(content: bytes) -> None:
 _LAST_PACKETS = 8192
 
 
-def _check_transport_stream(content: bytes) -> None:
+def _transport_packets(content: Content) -> tuple[int, int] | None:
+    """How long the packets of a transport stream are, and where in them the standard's own begin."""
     # 192: a time stamp before each packet (M2TS); 204: check bytes behind it.
     for size, first in ((188, 0), (192, 4), (204, 0)):
         if len(content) > first + 3 * size and all(content[first + n * size] == 0x47 for n in range(4)):
-            break
-    else:
+            return size, first
+    return None
+
+
+def _check_transport_stream(content: Content) -> None:
+    packets = _transport_packets(content)
+    if packets is None:
         return
+    size, first = packets
     count, rest = divmod(len(content), size)
     if rest:
         _demand(content, (count + 1) * size, "a packet")
@@ -264,7 +333,7 @@ def _check_transport_stream(content: bytes) -> None:
                 raise EndsEarlyError("the last packet of a stream is not complete")
 
 
-def _check_program_stream(content: bytes) -> None:
+def _check_program_stream(content: Content) -> None:
     at = 0
     while content[at : at + 3] == b"\0\0\1" and at + 6 <= len(content):
         kind = content[at + 3]
@@ -284,7 +353,7 @@ def _check_program_stream(content: bytes) -> None:
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
-def _check_asf(content: bytes) -> None:
+def _check_asf(content: Content) -> None:
     at = content.find(_ASF_FILE_PROPERTIES, 0, 1 << 16)
     if at >= 0 and len(content) >= at + 92:
         (size,) = struct.unpack_from("<Q", content, at + 40)
@@ -293,7 +362,7 @@ def _check_asf(content: bytes) -> None:
             _demand(content, size, "the file")
 
 
-def _check_gif(content: bytes) -> None:
+def _check_gif(content: Content) -> None:
     if len(content) < 13:
         return
     at = 13 + _colors(content[10])
@@ -319,7 +388,7 @@ def _colors(flags: int) -> int:
 
 
 # By the first bytes of a file.
-_CHECKS: tuple[tuple[bytes, Callable[[bytes], None]], ...] = (
+_CHECKS: tuple[tuple[bytes, Callable[[Content], None]], ...] = (
     (b"RIFF", _check_riff),
     (b"RIFX", _check_riff),
     (b"RF64", _check_riff),
@@ -334,3 +403,8 @@ _CHECKS: tuple[tuple[bytes, Callable[[bytes], None]], ...] = (
     (b"\x00\x00\x01\xba", _check_program_stream),
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", _check_asf),
 )
+
+# Images by their first bytes, and how they end.
+_IMAGE_ENDS = ((b"\xff\xd8\xff", b"\xff\xd9"), (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"), (b"GIF8", b";"))
+# FLAC and TIFF, of which only decoding tells.
+_OTHERS = (b"fLaC", b"II*\0", b"MM\0*")

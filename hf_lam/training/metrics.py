@@ -174,6 +174,14 @@ def classification_metrics(is_multi_label: bool) -> Callable[[EvalPrediction], d
     Raises:
         ValueError: when called with logits or labels of other shapes, or with tokens none of which has a label, and
             for what MeanAveragePrecision refuses.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hf_lam.training import classification_metrics
+        >>> from transformers import EvalPrediction
+        >>> compute_metrics = classification_metrics(is_multi_label=False)
+        >>> compute_metrics(EvalPrediction(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 0])))["accuracy"]
+        0.5
     """
     return _multi_label_metrics if is_multi_label else _single_label_metrics
 
@@ -220,6 +228,13 @@ def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
     Raises:
         ValueError: when called with other shapes.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hf_lam.training import regression_metrics
+        >>> from transformers import EvalPrediction
+        >>> regression_metrics(EvalPrediction(np.array([1.0, 2.0]), np.array([1.0, 4.0])))["mae"]
+        1.0
     """
     from scipy.stats import pearsonr, spearmanr
 
@@ -287,6 +302,14 @@ def retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
     Raises:
         ValueError: when called with other shapes, numbers that are not finite, or no sample with both sides.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hf_lam.training import retrieval_metrics
+        >>> from transformers import EvalPrediction
+        >>> sides = (np.eye(3), np.eye(3)[[0, 1, 2]])  # each text is nearest to its own picture
+        >>> retrieval_metrics(EvalPrediction(sides, None))["first_to_second_r@1"]
+        1.0
     """
     outputs = prediction.predictions
     if not isinstance(outputs, tuple) or len(outputs) < 2:

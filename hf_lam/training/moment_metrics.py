@@ -118,6 +118,11 @@ def clip_scores(
 
     Raises:
         ValueError: if a clip is not in the video, or scores and clips are not as many.
+
+    Examples:
+        >>> from hf_lam.training import clip_scores
+        >>> clip_scores(6.0, [1], [[4, 3, 4]], clip_length=2.0).tolist()
+        [[0.0, 0.0, 0.0], [4.0, 3.0, 4.0], [0.0, 0.0, 0.0]]
     """
     clips = count_clips(duration, clip_length)
     scores = np.asarray(saliency_scores, dtype=float)
@@ -286,6 +291,12 @@ def submission_metrics(
 
     Raises:
         ValueError: if the queries of the two are not the same.
+
+    Examples:
+        >>> from hf_lam.training import submission_metrics
+        >>> found = [{"qid": 1, "pred_relevant_windows": [[0, 10, 0.9]]}]
+        >>> round(submission_metrics(found, [{"qid": 1, "relevant_windows": [[0, 8]]}])["MR-full-R1@0.5"])
+        100
     """
     by_query = {line["qid"]: line for line in submission}
     wanted = {line["qid"]: line for line in annotations}

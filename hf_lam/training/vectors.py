@@ -100,7 +100,7 @@ def read_vectors(
     with naming(value, name):
         given = _array_of(value, shape, root)
         try:
-            array = as_numbers(given).astype(np.float32)
+            array = as_numbers(given).astype(np.float32, copy=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"its vectors must be numbers, all of one length{_lengths_in(given)}") from error
         array = array[None] if array.ndim == 1 else array
@@ -108,8 +108,8 @@ def read_vectors(
             raise ValueError(f"it must be vectors (vectors, numbers), got shape {array.shape}")
         if size is not None and array.shape[1] != size:
             raise ValueError(f"its vectors have {array.shape[1]} numbers, those of the model {size}")
-        bad = np.argwhere(~np.isfinite(array))
-        if len(bad):
+        if not np.isfinite(array).all():
+            bad = np.argwhere(~np.isfinite(array))
             raise ValueError(f"{len(bad)} of its numbers are NaN or infinite, the first in vector {bad[0][0]}")
         return array
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
+from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import ASTFeatureExtractor
 
-from helpers.media import sound
+from helpers.media import encoded, sound
 from hf_lam.training.arguments import MediaArguments
-from hf_lam.training.media import UnreadableError, read_audio
+from hf_lam.training.file_checks import may_be_readable, size_of, spread
+from hf_lam.training.media import UnreadableError, read_audio, read_image
 from hf_lam.training.media_data import prepare_media
 
 RATE = 16000
@@ -111,6 +114,115 @@ def test_a_part_of_the_files_may_be_read_before_training(tmp_path: Path) -> None
         split[1]
     with pytest.raises(ValueError, match=r"1 of 4 samples .*bad\.wav"):
         prepared_split(dataset, tmp_path, max_checked_samples=4)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Twelve, numbered by their level: 0 and 8 are read first, as are 4 and 2 where there is room for four."""
+    for level in range(12):
+        (tmp_path / f"{level}.png").write_bytes(encoded(Image.new("L", (4, 4), level)))
+    return tmp_path
+
+
+def prepared_pictures(
+    folder: Path, reads: list[int], encode: Any = None, value: Any = str, **options: Any
+) -> Dataset | Any:
+    def read(row: dict[str, Any], root: str | None) -> Any:
+        reads.append(row["number"])
+        return read_image(row["image"], root=str(folder), num_channels=1)
+
+    def as_pixels(image: Any) -> dict[str, Any]:
+        return {"pixel_values": np.asarray(image, dtype=np.float32)}
+
+    names = [value(f"{level}.png") for level in range(12)]
+    data = MediaArguments(data_dir=str(folder), **options)
+    splits = {"test": Dataset.from_dict({"image": names, "number": list(range(12))})}
+    return prepare_media(splits, read, encode or as_pixels, None, data, 0, files=["image"])["test"]  # type: ignore[arg-type]
+
+
+def test_what_was_read_before_training_is_not_read_again(pictures: Path) -> None:
+    reads: list[int] = []
+    split = prepared_pictures(pictures, reads)
+    assert sorted(reads) == list(range(12))
+    for sample in split:
+        sample["labels"] = 1
+    (batch,) = DataLoader(split, batch_size=12, collate_fn=list)
+    assert [sample["pixel_values"][0, 0] for sample in batch] == list(range(12))
+    assert all(list(sample) == ["pixel_values"] for sample in batch)
+    assert len(reads) == 12
+    # A process that is started anew is sent no samples.
+    copied = copy.copy(split)
+    assert copied[5]["pixel_values"][0, 0] == 5 and reads[12:] == [5]
+
+
+def in_a_dictionary(path: str) -> dict[str, Any]:
+    return {"path": path, "bytes": None}
+
+
+@pytest.mark.parametrize("value", [str, in_a_dictionary])
+def test_what_there_is_no_room_for_is_looked_at(value: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_lam.training.media_data.KEPT_BYTES", 4 * 16 * 4)
+    monkeypatch.setattr("hf_lam.training.file_checks._LEAST", 2)
+    monkeypatch.setattr("hf_lam.training.file_checks._TOGETHER", 2)
+    reads: list[int] = []
+    assert len(prepared_pictures(pictures, reads, value=value)) == 12
+    assert reads == [0, 8, 4, 2]
+    (pictures / "1.png").unlink()
+    (pictures / "3.png").write_bytes(b"")
+    (pictures / "5.png").write_bytes(b"a text")
+    (pictures / "7.png").write_bytes((pictures / "7.png").read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"4 of 12 .*1\.png.*3\.png.*5\.png.*7\.png.*--skip_unreadable leaves"):
+        prepared_pictures(pictures, reads, value=value)
+    # One that is whole, and damaged.
+    content = bytearray((pictures / "6.png").read_bytes())
+    content[content.index(b"IDAT") + 6] ^= 255
+    for level in (1, 3, 5, 6, 7):
+        (pictures / f"{level}.png").write_bytes(bytes(content) if level == 6 else encoded(Image.new("L", (4, 4))))
+    split = prepared_pictures(pictures, reads, value=value)
+    with pytest.raises(UnreadableError, match=r"6\.png.*--skip_unreadable"):
+        split[6]
+    assert prepared_pictures(pictures, reads, value=value, skip_unreadable=True).rows == [*range(6), *range(7, 12)]
+    reads.clear()
+    prepared_pictures(pictures, reads, value=value, max_checked_samples=3)
+    assert reads == [0, 8, 4]
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "found"),
+    [
+        (None, None, True),
+        (np.zeros(3), None, True),
+        ([[1.0, 2.0]], None, True),
+        ("[[1.0, 2.0]]", None, True),
+        ("https://example.org/a.png", None, True),
+        (bytes(12), [3], True),
+        (bytes(12), None, False),
+        ("a.npy", None, True),
+        ("absent.npy", None, False),
+        (["a.png", {"path": "a.png", "bytes": None}], None, True),
+        (["a.png", "absent.png"], None, False),
+        (Path("a.png"), None, True),
+        ({"array": [0.5], "sampling_rate": 8000}, None, True),
+    ],
+)
+def test_which_values_look_as_if_they_could_be_read(value: Any, shape: Any, found: bool, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((2, 3)))
+    (tmp_path / "a.png").write_bytes(encoded(Image.new("L", (4, 4))))
+    assert may_be_readable(value, shape, str(tmp_path)) == found
+
+
+def test_how_much_memory_a_sample_takes() -> None:
+    sample = {"pixels": np.zeros((3, 50, 50), np.float32), "tokens": [1000.5] * 100, "labels": [["a"], ["b", "c"]]}
+    assert 30000 + 100 * 30 < size_of(sample) < 30000 + 100 * 34 + 600
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 12, 64, 1000])
+def test_every_beginning_of_the_order_is_evenly_spread(total: int) -> None:
+    order = spread(total)
+    assert sorted(order) == list(range(total))
+    for count in (1, 3, 10, 100):
+        gaps = np.diff([-1, *sorted(order[:count]), total])
+        assert count > total or gaps.max() <= 2 ** np.ceil(np.log2(total / count)) + 1
 
 
 def test_a_batch_is_its_rows(tmp_path: Path) -> None:

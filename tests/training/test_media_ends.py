@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from helpers.media import sound, video
+from helpers.media import encoded, sound, video
 from hf_lam.training.media import UnreadableError, read_audio, read_video
+from hf_lam.training.media_ends import looks_whole
 
 TONE = 0.5 * np.sin(2 * np.pi * 440 * np.arange(12000) / 16000)
 
@@ -75,7 +78,9 @@ NOT_PIPED = ("mov", "m4a", "rf64", "w64", "aiff")
 
 
 def check(content: bytes, read: Callable[[bytes], np.ndarray]) -> None:
-    """Cut off anywhere, it is refused, or gives the same as the whole."""
+    """Cut off anywhere, it is refused, or gives the same as the whole; most of it is seen without reading."""
+    assert looks_whole(content)
+    assert looks_whole(content[: len(content) // 2 - 1]) == content.startswith(b"fLaC")
     whole = read(content)
     for cut in [1, 100, *np.linspace(2, 0.8 * len(content), 8).astype(int)]:
         try:
@@ -95,6 +100,20 @@ def test_a_video_that_was_cut_off(kind: str) -> None:
 @pytest.mark.parametrize("kind", SOUNDS)
 def test_a_sound_that_was_cut_off(kind: str) -> None:
     check(sound(TONE, **SOUNDS[kind]), read_sound)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "npy", "npz"])
+def test_whether_a_picture_or_an_array_was_cut_off_is_seen_without_reading(kind: str) -> None:
+    (pixels, *_), file = frames(), io.BytesIO()
+    if kind.startswith("np"):
+        (np.save if kind == "npy" else np.savez)(file, pixels)
+    content = file.getvalue() or encoded(Image.fromarray(pixels), kind)
+    assert looks_whole(content)
+    assert not any(looks_whole(content[:end]) for end in (-1, -5, len(content) // 2, 10, 3, 0))
+
+
+def test_what_is_of_no_known_kind_does_not_look_whole() -> None:
+    assert not any(map(looks_whole, (b"a text", b"", bytes(1000), b"<!DOCTYPE html>" * 100)))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in VIDEOS if kind not in NOT_PIPED and kind != "mp4"])
