@@ -17,9 +17,11 @@ from .registering import register
 if TYPE_CHECKING:
     from .comparing import compare
     from .conversion import convert
+    from .exporting import export
     from .flops import cost
     from .hub import push, verify
     from .injecting import inject, remove
+    from .inspecting import inspect
     from .locomt.calibration import calibrate_views
     from .locomt.fronts import calibrate_front
     from .locomt.views import set_views
@@ -70,7 +72,7 @@ if TYPE_CHECKING:
         HfLamFusionModel,
     )
     from .modeling.processing_hf_lam import HfLamFusionProcessor
-    from .parameters import freeze_host, mechanism_parameters
+    from .parameters import freeze_host, mechanism_parameters, print_trainable_parameters
     from .stt.attention2d import SttAttention2d
     from .stt.fitting import fit_synthesizers
     from .stt.hardening import harden
@@ -120,15 +122,18 @@ __all__ = [
     "compare",
     "convert",
     "cost",
+    "export",
     "fit_synthesizers",
     "freeze_host",
     "harden",
     "import_mechanism",
     "inject",
+    "inspect",
     "lam_attention",
     "load_mechanism",
     "locomt_attention",
     "mechanism_parameters",
+    "print_trainable_parameters",
     "push",
     "register_mechanism",
     "remove",
@@ -142,12 +147,14 @@ __all__ = [
 _NAMES = {
     "comparing": ("compare",),
     "conversion": ("convert",),
+    "exporting": ("export",),
     "flops": ("cost",),
     "hub": ("push", "verify"),
     "injecting": ("inject", "remove"),
     "locomt.calibration": ("calibrate_views",),
     "locomt.fronts": ("calibrate_front",),
     "locomt.views": ("set_views",),
+    "inspecting": ("inspect",),
     "mechanism_files": ("load_mechanism", "save_mechanism"),
     "mechanism_options": ("import_mechanism",),
     "modeling.functional": ("lam_attention", "locomt_attention", "stt_attention"),
@@ -166,7 +173,7 @@ _NAMES = {
     "modeling.mechanism_list_hf_lam": ("LamConfig", "LocomtConfig", "SttConfig"),
     "modeling.mechanism_registry_hf_lam": ("register_mechanism",),
     "modeling.processing_hf_lam": ("HfLamFusionProcessor",),
-    "parameters": ("freeze_host", "mechanism_parameters"),
+    "parameters": ("freeze_host", "mechanism_parameters", "print_trainable_parameters"),
     "stt.attention2d": ("SttAttention2d",),
     "stt.fitting": ("fit_synthesizers",),
     "stt.hardening": ("harden",),

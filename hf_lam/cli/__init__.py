@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..modeling.version_hf_lam import __version__
-from . import compare, convert, cost, demo, inspect, push, verify
+from . import compare, convert, cost, demo, export, inspect, push, verify
 from .common import CHECK_FAILED, NETWORK_FAILED, WRONG_USE, exit_code_of, exit_codes, help_of, one_line
 
 __all__ = ["CHECK_FAILED", "NETWORK_FAILED", "WRONG_USE", "app", "main"]
@@ -43,6 +43,7 @@ def hf_lam(
 app.command(help=help_of(convert.convert), epilog=convert.EPILOG)(convert.convert)
 app.command(help=help_of(inspect.inspect), epilog=inspect.EPILOG)(inspect.inspect)
 app.command(help=help_of(cost.cost), epilog=cost.EPILOG)(cost.cost)
+app.command(help=help_of(export.export), epilog=export.EPILOG)(export.export)
 app.command(help=help_of(push.push), epilog=push.EPILOG)(push.push)
 app.command(help=help_of(compare.compare), epilog=compare.EPILOG)(compare.compare)
 app.command(help=help_of(verify.verify), epilog=verify.EPILOG)(verify.verify)

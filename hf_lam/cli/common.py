@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..loading import LoadingError, causes, loading
+from ..result_tables import ResultTable, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,6 +88,34 @@ def result_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDE)
 
 
+def print_tables(tables: Iterable[ResultTable]) -> None:
+    """Print what a result shows; on a terminal, tables are no wider than that."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = result_console()
+    for found in tables:
+        if found.title:
+            title = "\n".join(map(printable, found.title.splitlines()))
+            console.print(title, markup=False, highlight=False, soft_wrap=True)
+        if found.columns:
+            table = Table()
+            for column in found.columns:
+                is_number = column.is_number
+                table.add_column(
+                    column.heading, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold"
+                )
+            for row in found.rows:
+                table.add_row(*map(escape, row))
+            if found.totals:
+                table.add_section()
+            for row in found.totals:
+                table.add_row(*map(escape, row))
+            console.print(table)
+        if found.notes:
+            console.print("\n".join(map(printable, found.notes)), markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def working(what: str, *, has_bars: bool = False) -> Iterator[None]:
     """Say on stderr what is being done: a spinner on a terminal, one line elsewhere.
@@ -120,11 +148,6 @@ def _quiet_transformers(bars: bool) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if shows_bars:
             logging.enable_progress_bar()
-
-
-def count_each(texts: Iterable[str]) -> str:
-    """How often every text is there: `6 self, 6 cross:a-b`."""
-    return ", ".join(f"{number} {text}" for text, number in Counter(texts).items())
 
 
 def size_of(count: int) -> str:

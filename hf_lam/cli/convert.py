@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..modeling.version_hf_lam import OWN_MECHANISMS
+from ..output import check_output, new_folder, saying_why
 from .common import (
     CHECK_FAILED,
     ELSEWHERE,
@@ -26,7 +27,6 @@ from .common import (
     working,
 )
 from .comparing import Comparison, check_same_ids, compare
-from .output import check_output, new_folder, saying_why
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import prod
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,22 +12,16 @@ from .common import (
     AsJson,
     Elsewhere,
     Revision,
-    count_each,
     epilog,
     is_local,
     load_config,
     model_source,
     print_json,
+    print_tables,
     random_model,
-    result_console,
     stdout_for,
     working,
 )
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from ..flops import CostReport
 
 EPILOG = epilog(
     [
@@ -81,10 +74,7 @@ def cost(
     if as_json:
         print_json(report.to_dict())
     else:
-        console = result_console()
-        console.print(f"{report.model}: GFLOPs of the attention products")
-        console.print(_cost_table(report))
-        console.print(_cost_lines(report), markup=False, highlight=False, soft_wrap=True)
+        print_tables(report.tables())
     if not report.agrees:
         raise typer.Exit(CHECK_FAILED)
 
@@ -97,71 +87,3 @@ def _read_lengths(given: Iterable[str]) -> dict[str, int]:
             raise ValueError(f"--length {pair!r} must be the name of a modality and a number, such as text=20.")
         lengths[name] = int(number)
     return lengths
-
-
-def _cost_table(report: CostReport) -> Table:
-    from rich.table import Table
-
-    kinds = list(report.attention)
-    table = Table()
-    table.add_column("layer")
-    has_views = any(layer.views for layer in report.layers)
-    if has_views:
-        table.add_column("views", overflow="fold")
-    synthesis = ["synthesis"] if report.synthesizer else []
-    for kind in [*kinds, *(["own/full"] if "own" in kinds else []), "counted", *synthesis]:
-        table.add_column(kind, justify="right", no_wrap=True)
-    for index, layer in enumerate(report.layers):
-        sums = {kind: sum(heads) for kind, heads in layer.formula.items()}
-        views = [count_each(layer.views)] if layer.views else []
-        synthesis = [_giga(layer.synthesis)] if report.synthesizer else []
-        table.add_row(str(index), *views, *_cost_cells(sums, layer.forward), *synthesis)
-    table.add_section()
-    views = [""] if has_views else []
-    synthesis = [_giga(report.synthesis)] if report.synthesizer else []
-    table.add_row("all", *views, *_cost_cells(report.attention, report.forward_attention), *synthesis)
-    return table
-
-
-def _cost_cells(sums: dict[str, int], counted: int) -> list[str]:
-    ratio = [f"{sums['own'] / sums['full']:.3f}"] if "own" in sums else []
-    return [*(_giga(flops) for flops in sums.values()), *ratio, _giga(counted)]
-
-
-def _giga(flops: int) -> str:
-    return f"{flops / 1e9:.4g}"
-
-
-def _cost_lines(report: CostReport) -> str:
-    size = f"batch of {report.batch_size}, {report.tokens} tokens, heads of {report.head_size} features"
-    segments = ", ".join(f"{name} {length}" for name, length in (report.segments or {}).items())
-    added = f", {report.mechanism_parameters:,} of them of hf_lam" if report.mechanism_parameters else ""
-    counted = f"counted: the forward pass, which computes {report.forward_kind} attention; formula and count "
-    counted += "are equal" if report.agrees else "DIFFER"
-    lines = [
-        f"{size}{f'; segments {segments}' if segments else ''}",
-        *([f"bottleneck: {report.bottleneck_tokens} tokens for each segment"] if segments else []),
-        counted if report.layers else "late fusion: no fusion layers, so no attention between the modalities",
-        *([_synthesis_line(report)] if report.synthesizer else []),
-        *(_added_line(name, flops, report.added_formula[name]) for name, flops in report.added.items()),
-        f"whole model: {_giga(report.flops)} GFLOPs, {report.parameters:,} parameters{added}",
-    ]
-    return "\n".join(lines)
-
-
-def _synthesis_line(report: CostReport) -> str:
-    where = ""
-    if report.grid is not None:
-        prefix = report.tokens - prod(report.grid)
-        where = f", on a grid of {'×'.join(map(str, report.grid))}"
-        where += f" after {prefix} prefix token{'s' if prefix > 1 else ''}" if prefix else ""
-    share = (report.forward_attention + report.synthesis) / report.attention["full"]
-    return (
-        f"synthesised attention: {report.synthesizer}{where}; counted and synthesis are "
-        f"{share:.3f} of full, without what projections cost"
-    )
-
-
-def _added_line(name: str, counted: int, formula: int) -> str:
-    by_formula = "as by formula" if counted == formula else f"{_giga(formula)} by formula"
-    return f"{name}: {_giga(counted)} GFLOPs of its own, {by_formula}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ from .common import (
     stdout_for,
     working,
 )
-
-if TYPE_CHECKING:
-    from ..hub import Verification
 
 EPILOG = epilog(
     [
@@ -65,37 +62,6 @@ def verify(
     if as_json:
         print_json(found.to_dict())
     else:
-        result_console().print(_lines(found), markup=False, highlight=False, soft_wrap=True)
+        result_console().print(str(found), markup=False, highlight=False, soft_wrap=True)
     if not found.passed:
         raise typer.Exit(CHECK_FAILED)
-
-
-def _lines(found: Verification) -> str:
-    count = len(found.findings)
-    verdict = "passed" if found.passed else f"NOT PASSED: {count} finding{'s' if count > 1 else ''}"
-    lines = [f"{found.source}: {verdict}"]
-    kinds = list(dict.fromkeys(finding.kind for finding in found.findings))
-    for kind in kinds:
-        lines.append(f"{kind}:")
-        of_kind = [finding for finding in found.findings if finding.kind == kind]
-        lines += [f"  {': '.join(filter(None, (finding.file, finding.message)))}" for finding in of_kind]
-    version = f"hf_lam {found.version}" if found.version is not None else "of no released hf_lam"
-    lines.append(f"code: {version}, {len(found.code)} files")
-    for title, touched in (
-        ("imports besides its own files", found.imports),
-        ("would reach", found.hosts),
-        ("would read", found.reads),
-        ("would write", found.writes),
-    ):
-        lines.append(f"{title}: {', '.join(touched) or 'nothing'}")
-    if found.revision is not None:
-        lines.append(f"commit: {found.revision}")
-    if found.passed and found.revision is not None:
-        pin = f'revision="{found.revision}", code_revision="{found.revision}"'
-        lines.append(f'load it:  AutoModel.from_pretrained("{found.source}", trust_remote_code=True, {pin})')
-    return "\n".join(map(_printable, lines))
-
-
-def _printable(text: str) -> str:
-    """Names of files and what is in them come from the repository: they must not give orders to the terminal."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -31,7 +31,7 @@ from hf_lam.cli import common
 from hf_lam.cli.common import EXIT_CODES
 from hf_lam.hub import PushError
 
-COMMANDS = ["convert", "inspect", "cost", "push", "verify", "demo"]
+COMMANDS = ["convert", "inspect", "cost", "export", "push", "verify", "demo"]
 
 
 class Terminal(io.StringIO):

@@ -14,9 +14,9 @@ from transformers import BertForSequenceClassification, BertTokenizer, ViTForIma
 from helpers.command_line import error_line, run_main
 from helpers.hosts import make_model
 from hf_lam import cli
-from hf_lam.cli.output import new_folder
 from hf_lam.hub import cards
 from hf_lam.modeling.saving_hf_lam import list_staged
+from hf_lam.output import new_folder
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat"]
 

@@ -67,7 +67,10 @@ def test_the_table_has_the_model_before_and_after(finished):
         assert f"{100 * row.attention_flops:.1f} %" in printed
     assert f"{lam.parameters_added:,}" in printed
     assert "training loss" in printed
-    assert "trust_remote_code=True" in printed.splitlines()[-1]
+    *_, loading, _, _, inspecting, converting, comparing = printed.strip().splitlines()
+    assert "trust_remote_code=True" in loading
+    following = [line.split()[:2] for line in (inspecting, converting, comparing)]
+    assert following == [["hf-lam", "inspect"], ["hf-lam", "convert"], ["hf-lam", "compare"]]
 
 
 @pytest.mark.slow

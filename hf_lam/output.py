@@ -1,4 +1,4 @@
-"""The folder that a command writes: whole or not at all, and one process at a time."""
+"""A folder that is written: whole or not at all, and one process at a time."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def new_folder(output: Path) -> Iterator[Path]:
         ValueError: if something is in the way or comes in the way, if another process is writing the same, or if
             nothing can be written there.
     """
-    from ..modeling.saving_hf_lam import staging
+    from .modeling.saving_hf_lam import staging
 
     check_output(output)
     target = output.resolve()
@@ -91,7 +91,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 def _check_alone(staged: Path, prefix: str, output: Path) -> None:
     """Raises a `ValueError` if another living process began to write the same before."""
-    from ..modeling.saving_hf_lam import is_alive, list_staged
+    from .modeling.saving_hf_lam import is_alive, list_staged
 
     others = [folder for folder in list_staged(staged.parent, prefix) if folder != staged and is_alive(folder)]
     # One that began later finds this one.
