@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from .modeling.cross_lam_hf_lam import decoders_with_masks
 from .modeling.host_attention_hf_lam import find_encoder
 from .modeling.injection_hf_lam import InjectedEncoder, injected_encoders
-from .modeling.layers_hf_lam import container_of
+from .modeling.layers_hf_lam import all_containers, container_of
+from .result_tables import Column, ResultTable
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -37,6 +38,12 @@ def mechanism_parameters(model: nn.Module) -> list[nn.Parameter]:
 
     Raises:
         ValueError: if the model has no mechanisms.
+
+    Examples:
+        >>> import torch
+        >>> from hf_lam import LamConfig, convert, mechanism_parameters
+        >>> model = convert("bert-base-uncased", LamConfig(rank=8))
+        >>> optimizer = torch.optim.AdamW(mechanism_parameters(model), lr=1e-3)
     """
     bases = list_carriers(model)
     if not bases:
@@ -56,6 +63,12 @@ def freeze_host(model: ModelT, train_head: bool = False) -> ModelT:
 
     Raises:
         ValueError: if the model has no mechanisms.
+
+    Examples:
+        >>> from hf_lam import LamConfig, convert, freeze_host
+        >>> model = freeze_host(convert("bert-base-uncased", LamConfig(rank=8)))
+        >>> all("hf_lam" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        True
     """
     trained = {id(parameter) for parameter in mechanism_parameters(model)}
     if train_head:
@@ -66,10 +79,82 @@ def freeze_host(model: ModelT, train_head: bool = False) -> ModelT:
     return model
 
 
+def print_trainable_parameters(model: nn.Module) -> None:
+    """Print how many parameters a model has and how many of them train: host, mechanisms, head, adapters.
+
+    Args:
+        model: any model, with or without mechanisms, and with or without adapters of PEFT around it. What PEFT copies
+            of a part (`modules_to_save`) counts as that part.
+
+    Examples:
+        >>> from hf_lam import LamConfig, convert, freeze_host, print_trainable_parameters
+        >>> model = freeze_host(convert("bert-base-uncased", LamConfig(rank=8)))
+        >>> print_trainable_parameters(model)  # doctest: +ELLIPSIS
+        HfLamBert...: parameters
+        part           trained  ...
+    """
+    print(parameter_table(model).to_text())
+
+
+def parameter_table(model: nn.Module) -> ResultTable:
+    """What [`print_trainable_parameters`] prints."""
+    found: dict[str, list[nn.Parameter]] = {"host": []}
+    taken: set[int] = set()
+    for part, parameters in _parts_of(model):
+        # What two parts share belongs to the first.
+        its = [parameter for parameter in dict.fromkeys(parameters) if id(parameter) not in taken]
+        taken |= {id(parameter) for parameter in its}
+        found.setdefault(part, []).extend(its)
+    found["host"] = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    return ResultTable(
+        f"{type(model).__name__}: parameters",
+        [Column("part", is_number=False), Column("trained"), Column("all"), Column("trained, %")],
+        [_counted(part, parameters) for part, parameters in found.items() if parameters],
+        [_counted("all", list(model.parameters()))],
+    )
+
+
+def _counted(part: str, parameters: Sequence[nn.Parameter]) -> list[str]:
+    every = sum(parameter.numel() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return [part, f"{trained:,}", f"{every:,}", f"{100 * trained / every:.2f}" if every else "–"]
+
+
+def _parts_of(model: nn.Module) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
+    """The parts of a model besides its host, by their names; a part may come in several pieces."""
+    encoders, decoders = injected_encoders(model), decoders_with_masks(model)
+    for base in encoders:
+        for container in all_containers(base):
+            for name, mechanism in container.named_children():
+                yield f"mechanism {name}", mechanism.parameters()
+            yield "mechanisms", container.parameters()
+    for base in decoders:
+        for container in all_containers(base):
+            yield "masks of the decoder", container.parameters()
+    for module in model.modules():
+        # PEFT says so of its layers; its copies of whole modules are not adapters, but those modules trained.
+        for name in getattr(module, "adapter_layer_names", ()):
+            of_adapters = getattr(module, name, None)
+            if name != "modules_to_save" and isinstance(of_adapters, nn.Module):
+                yield "adapters", of_adapters.parameters()
+    prompts = getattr(model, "prompt_encoder", None)
+    if isinstance(prompts, nn.Module):
+        yield "adapters", prompts.parameters()
+    try:
+        bodies = encoders or (_bodies_of(decoders, model) if decoders else [find_encoder(_around(model))])
+    except (ValueError, TypeError, StopIteration):  # nothing that hf_lam knows as an encoder: all of it is the host
+        return
+    yield "head", head_parameters(model, bodies)
+
+
+def _around(model: nn.Module) -> Any:
+    """The transformers model in a model."""
+    return next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+
+
 def _bodies_of(decoders: Iterable[Any], model: nn.Module) -> list[Any]:
     """The encoders that decoders look at, in a model that has both; or else the decoders themselves."""
-    around: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
-    encoder = find_encoder(around)
+    encoder = find_encoder(_around(model))
     return [*decoders] if any(encoder is part for base in decoders for part in base.modules()) else [encoder]
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .plan import read_plan
+
+if TYPE_CHECKING:
+    from .results import Comparison
 
 __all__ = ["compare"]
 
@@ -23,7 +26,7 @@ def compare(
     keep_models: bool = False,
     check: bool = True,
     timing: bool = True,
-) -> dict[str, Any]:
+) -> Comparison:
     """Run every row of a plan with every seed, and write what each is worth and what it costs.
 
     `output_dir` gets `results.json`, `times.json`, tables (`results.md`, `results.tex`), plots, and a folder for every
@@ -42,7 +45,7 @@ def compare(
         timing: measure inference and training steps of every row at the end.
 
     Returns:
-        What `results.json` holds.
+        What `results.json` holds, as a dictionary; `print` shows it as tables, and so does a notebook.
 
     Raises:
         ValueError: before anything is trained: for what cannot be a plan, naming line and key; for rows that their

@@ -36,7 +36,8 @@ PLOTTED_COSTS = {
     "inference_ms": ("inference_time", "inference"),
     "step_ms": ("step_time", "a training step"),
 }
-_WIDTH, _TWO_WIDTH = 7.0, 5.4
+# Inches: letters of 7 points can be read where a picture of two panels is 900 pixels wide.
+_WIDTH, _TWO_WIDTH = 7.0, 4.6
 _MARGIN = 0.12
 
 
@@ -126,8 +127,19 @@ def _plan_panels(summary: Summary, cost: str, divisor: float, is_joined: bool) -
                 marks.append(_Mark(row, its / divisor, below, above, row.mean, row.deviation or 0.0, label))
         if marks:
             enlarged = crowded_range([mark.value for mark in marks])
+            if enlarged is not None and not _is_worth_enlarging(marks, enlarged):
+                enlarged = None
             panels.append(_Panel("" if is_joined else section[0].title, marks, enlarged=enlarged))
     return panels
+
+
+def _is_worth_enlarging(marks: Sequence[_Mark], part: tuple[float, float]) -> bool:
+    """Whether a panel of that part alone would show less than half of the axis: bars may be longer than the part."""
+
+    def reach(of: Sequence[_Mark]) -> float:
+        return max(mark.value + mark.deviation for mark in of) - min(mark.value - mark.deviation for mark in of)
+
+    return reach([mark for mark in marks if part[0] <= mark.value <= part[1]]) < reach(marks) / 2
 
 
 def _changes_cost(summary: Summary) -> bool:

@@ -110,6 +110,7 @@ def _draw_together(
         _draw_curve(panel, curve, styles[curve.row.group])
     tidy(panel)
     if is_metric:
+        draw_reference_lines(panel, summary, None)
         keep_within_percent(panel, summary.metric)
     panel.locator_params(axis="x", integer=True)
     panel.set_xlabel("step", fontsize=9)
@@ -135,6 +136,7 @@ def _draw_apart(
         _draw_curve(panel, own, styles[own.row.group])
         tidy(panel)
         if is_metric:
+            draw_reference_lines(panel, summary, None)
             keep_within_percent(panel, summary.metric)
         panel.tick_params(labelsize=7, labelbottom=True)
         panel.locator_params(axis="x", integer=True, nbins=5)

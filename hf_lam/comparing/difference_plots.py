@@ -39,7 +39,7 @@ def draw_differences(summary: Summary) -> Figure | None:
     names = [group for group in summary.groups if any(group in _differences(point) for point in points)]
     columns = min(len(points), _MOST_PANELS_IN_A_LINE)
     lines = -(-len(points) // columns)
-    panel_width = 5.0 if columns == 1 else 3.2
+    panel_width = {1: 5.0, 2: 3.2}.get(columns, 2.4)
     # Where most rows differ little, those that differ much would leave no room to see it: they are named at the edge.
     found = [list(_differences(point).values()) for point in points]
     shown = crowded_range([0.0, *(difference.mean or 0.0 for of_point in found for difference in of_point)])

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..visualization.scatter import QUIET_COLOUR, REFERENCE_COLOUR, Style, styles_for
+from ..visualization.scatter import REFERENCE_COLOUR, Style, styles_for
 from .summaries import Metric, RowSummary, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Chance is drawn as a line if what is measured keeps this share of the axis; otherwise it is named at its edge.
-_LEAST_SHARE = 0.5
+_LEAST_SHARE = 0.33
+# Dark enough for small letters.
+_CHANCE_COLOUR = "#555555"
 # So that a mark at the end is whole.
 _BEYOND_PERCENT = 2.0
 
@@ -44,10 +46,10 @@ def draw_reference_lines(panel: Axes, summary: Summary, baseline: RowSummary | N
             ha="right",
             va="bottom" if is_below else "top",
             fontsize=7,
-            color=QUIET_COLOUR,
+            color=_CHANCE_COLOUR,
         )
         return
-    panel.axhline(chance, color=QUIET_COLOUR, linewidth=0.8, linestyle=":", zorder=0.5)
+    panel.axhline(chance, color=_CHANCE_COLOUR, linewidth=1.2, linestyle=":", zorder=0.5)
     panel.annotate(
         "chance",
         (1, chance),
@@ -57,7 +59,7 @@ def draw_reference_lines(panel: Axes, summary: Summary, baseline: RowSummary | N
         ha="right",
         va="bottom",
         fontsize=7,
-        color=QUIET_COLOUR,
+        color=_CHANCE_COLOUR,
     )
 
 

@@ -7,11 +7,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..result_tables import Readable, ResultTable
 from .plan import Plan
 from .runs import TEST_METRIC, Record, Run, versions
 
 # Of a row: what its runs say of the model, which is the same for all seeds unless the seed decides it.
 _OF_THE_MODEL = ("parameters", "trainable_parameters", "mechanism_parameters", "flops", "attention_flops")
+
+
+class Comparison(Readable, dict[str, Any]):
+    """What `compare` returns: what stands in results.json, which prints as tables and shows as such in a notebook.
+
+    Attributes:
+        times: what stands in times.json.
+    """
+
+    def __init__(self, results: Mapping[str, Any], times: Mapping[str, Any]) -> None:
+        super().__init__(results)
+        self.times = dict(times)
+
+    def tables(self) -> list[ResultTable]:
+        """What it prints: a table for every value of what the plan varies."""
+        from .tables import result_tables
+
+        return result_tables(self, self.times)
 
 
 def assemble(

@@ -15,7 +15,7 @@ from .checking import check_rows
 from .output_folder import RUNS, holding, read_json, write_json, write_text
 from .plan import Plan
 from .progress import Reporter
-from .results import assemble, assemble_times, unequal_runs
+from .results import Comparison, assemble, assemble_times, unequal_runs
 from .runner import Runner
 from .runs import LOG, TEST_LOG, Record, Run, check_metric, differences, last_lines, read_record, settings_of
 from .searching import runs_of_search, search
@@ -38,7 +38,7 @@ def run_plan(
     keep_models: bool = False,
     check: bool = True,
     timing: bool = True,
-) -> dict[str, Any]:
+) -> Comparison:
     """Run what an earlier start has not finished of a plan, and write what came out.
 
     In `output` there are then results.json, times.json, results.md, results.tex and figures, and in its folder `runs`
@@ -88,11 +88,12 @@ def run_plan(
             results = assemble(plan, runs, runner.records, runner.errors, searched, test=test)
             if timing:
                 _time(runner, runs, lock)
-            _write(folder, results, assemble_times(runs, runner.records), reporter)
+            times = assemble_times(runs, runner.records)
+            _write(folder, results, times, reporter)
             _say_what_is_odd(runner, runs, results)
             if not keep_models:
                 _remove_models(runner, runs, test)
-            return results
+            return Comparison(results, times)
         except KeyboardInterrupt:
             finished = sum(read_record(run.folder) is not None for run in runs)
             raise KeyboardInterrupt(

@@ -6,9 +6,10 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ..result_tables import Column, ResultTable
 from .statistics import FEWEST_SEEDS, NOT_TOLD_APART, TOO_FEW_SEEDS, note_on_chance
 from .summaries import Metric, RowSummary, Summary, failures, summarize, unit_of_flops, where_timed
 
@@ -66,6 +67,20 @@ def markdown_table(results: Mapping[str, Any], times: Mapping[str, Any]) -> str:
         lines.append("")
     lines += [f"- {_markdown(note)}" for note in document.notes]
     return "\n".join(lines) + "\n"
+
+
+def result_tables(results: Mapping[str, Any], times: Mapping[str, Any]) -> list[ResultTable]:
+    """The same for a terminal and for a notebook; the row that is told apart from all others has an asterisk."""
+    document = _document(results, times)
+    columns = [Column("", is_number=False), *(Column(x.heading, not x.is_text) for x in document.columns)]
+    tables = []
+    for title, rows in document.sections:
+        cells = [[row.group, *(column.cells.get(row.name, _NOTHING) for column in document.columns)] for row in rows]
+        for row, its in zip(rows, cells, strict=True):
+            its[1] += " *" if row.name in document.bold else ""
+        tables.append(ResultTable(": ".join(filter(None, (document.title, title))), columns, cells))
+    winner = ["* told apart from all other rows"] if document.bold else []
+    return [*tables[:-1], replace(tables[-1], notes=[*winner, *document.notes])] if tables else []
 
 
 def _markdown_line(cells: Sequence[str]) -> str:

@@ -55,6 +55,12 @@ def cost(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None, *, bot
         TypeError: if `model` is not a transformers model.
         ValueError: if `bottleneck_tokens` is below 1, the model has mechanisms in several encoders, its attention
             cannot be found, or inputs have to be given.
+
+    Examples:
+        >>> from hf_lam import LocomtConfig, convert, cost
+        >>> model = convert("google/vit-base-patch16-224", LocomtConfig(views="self"))
+        >>> cost(model).agrees  # the formula and what torch counts
+        True
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"cost needs a transformers model (a PreTrainedModel), got {type(model).__name__}.")

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..result_tables import Readable, ResultTable
+
 # For every feature of a head: a multiply-add is two, and there are two products, queries by keys and weights by
 # values.
 FLOPS_PER_PAIR = 4
@@ -41,7 +43,7 @@ class LayerCost:
 
 
 @dataclass(frozen=True)
-class CostReport:
+class CostReport(Readable):
     """What [`cost`] found. All FLOPs are for a forward pass of the whole batch.
 
     model: the model's class.
@@ -109,6 +111,12 @@ class CostReport:
             and layer.added == layer.added_formula
             for layer in self.layers
         )
+
+    def tables(self) -> tuple[ResultTable, ...]:
+        """What it prints: a row for each layer."""
+        from .tables import cost_table
+
+        return (cost_table(self),)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: the fields and the properties."""

@@ -131,6 +131,13 @@ def push(
         TypeError, ValueError: for what is no model, folder or argument as described, before anything is sent.
         PushError: if the Hub refuses, or cannot be reached. Then no commit was made; what fails for a moment is tried
             again before.
+
+    Examples:
+        >>> from hf_lam import LamConfig, convert, push
+        >>> model = convert("bert-base-uncased", LamConfig(rank=8))
+        >>> report = push(model, "you/bert-lam", metrics={"accuracy": 0.9}, dataset="mine", dry_run=True)
+        >>> "model.safetensors" in report.files
+        True
     """
     source = None if isinstance(model, PreTrainedModel) else _folder_of(model)
     said = _Said(metrics, dataset, base_model, license, inputs, [tags] if isinstance(tags, str) else tags or [])

@@ -16,6 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import HF_MODULES_CACHE
 
 from ..modeling.configuration_hf_lam import block_in
+from ..result_tables import Readable, ResultTable
 from .buildable import config_class_of
 from .code_checks import Code, check_auto_maps, check_code, closure, released_code, targets_of
 from .file_checks import check_kinds, check_references, read_configs
@@ -44,7 +45,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Readable):
     """What `verify` found.
 
     source: the folder or the repository id that was asked about.
@@ -74,6 +75,17 @@ class Verification:
     def passed(self) -> bool:
         """Whether there are no findings."""
         return not self.findings
+
+    def tables(self) -> tuple[ResultTable, ...]:
+        """What a notebook shows: what is wrong, and what loading would touch."""
+        from .verification_tables import verification_table
+
+        return (verification_table(self),)
+
+    def __str__(self) -> str:
+        from .verification_tables import verification_text
+
+        return verification_text(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values, and `passed`."""
@@ -126,6 +138,12 @@ def verify(
             of a folder.
         huggingface_hub.errors.HfHubHTTPError: for what else the Hub refuses. Errors of the network are as they are
             in huggingface_hub.
+
+    Examples:
+        >>> from hf_lam import LamConfig, convert, verify
+        >>> convert("bert-base-uncased", LamConfig(rank=8)).save_pretrained("bert-lam")
+        >>> verify("bert-lam").passed
+        True
     """
     files = _files_of(source, revision, token)
     modules = modules_in(files)

@@ -12,13 +12,14 @@ from ..modeling.injection_hf_lam import injection_of
 from ..observing import fused_tokens_of
 from ._samples import (
     ShownTokens,
+    describe_groups,
     find_patch_grid,
+    group_layers,
     is_of_patches,
     number_of_layers,
     of_each_layer,
     pixels_of,
     shown_tokens,
-    spread_layers,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ class Example:
         base: its encoder with mechanisms.
         inputs: the sample, the only one of them; None for pictures that need none.
         tokens: names of its tokens.
-        most_panels: layers, or what else there is one panel for, in one picture.
     """
 
     def __init__(
@@ -45,13 +45,11 @@ class Example:
         base: Any,
         inputs: Mapping[str, Any] | None,
         tokens: Sequence[str] | None,
-        most_panels: int,
     ) -> None:
         self.model = model
         self.base = base
         self.inputs = inputs
         self.tokens = tokens
-        self.most_panels = most_panels
 
     @cached_property
     def shown(self) -> ShownTokens:
@@ -71,13 +69,9 @@ class Example:
         grid = find_patch_grid(self.model, pixels_of(self.inputs, 0))
         return grid if grid is not None and is_of_patches(self.model, len(self.shown.kept), grid) else None
 
-    def choose_layers(self, most: int | None = None) -> tuple[list[int], str]:
-        """At most so many layers, `most_panels` unless given, spread from the first to the last; and in words."""
-        count = number_of_layers(self.base)
-        layers = spread_layers(count, self.most_panels if most is None else most)
-        if count == 1:
-            return layers, "the only layer"
-        return layers, f"{'' if len(layers) == count else f'{len(layers)} of '}the {count} layers, layer by layer"
+    def describe_layers(self, most: int) -> str:
+        """What a picture of at most so many panels shows of the layers, in words."""
+        return describe_groups(group_layers(None, number_of_layers(self.base), most))
 
 
 _DRAWING: dict[str, list[Callable[[Example], dict[str, Drawn]]]] = {}

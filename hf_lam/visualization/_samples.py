@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -60,11 +63,44 @@ def chosen_layers(layers: Sequence[int] | None, count: int) -> list[int]:
     return list(layers)
 
 
-def spread_layers(count: int, most: int) -> list[int]:
-    """At most so many of `count` layers, spread from the first to the last."""
-    if count <= most:
-        return list(range(count))
-    return [round(index * (count - 1) / (most - 1)) for index in range(most)]
+def group_layers(layers: Sequence[int] | None, count: int, most: int) -> list[range]:
+    """The layers that are drawn together, as their mean: those that are given one by one, or else all `count` of them.
+
+    Of more than `most`, neighbours come together, in groups that differ by at most one layer.
+    """
+    if layers is not None:
+        return [range(layer, layer + 1) for layer in chosen_layers(layers, count)]
+    groups = min(count, most)
+    starts = [-(-index * count // groups) for index in range(groups + 1)]
+    return [range(start, stop) for start, stop in pairwise(starts)]
+
+
+def name_group(group: range) -> str:
+    """`layer 3`, or `layers 0–2`."""
+    return f"layer {group[0]}" if len(group) == 1 else f"layers {group[0]}–{group[-1]}"
+
+
+def describe_groups(groups: Sequence[range]) -> str:
+    """What a picture shows of all layers, in words."""
+    count = groups[-1].stop
+    if count == 1:
+        return "the only layer"
+    if len(groups) == count:
+        return f"the {count} layers, layer by layer"
+    return f"the {count} layers, in {len(groups)} groups of neighbours"
+
+
+def mean_of(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean of matrices of one shape."""
+    return torch.stack(list(matrices)).mean(dim=0)
+
+
+def describe_model(model: nn.Module) -> str:
+    """What a picture calls the model: its class, and the repository that it was loaded from."""
+    name = getattr(getattr(model, "config", None), "name_or_path", None) or ""
+    # Folders of this machine are nobody else's business.
+    is_repository = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not os.path.exists(name)
+    return f"{type(model).__name__} ({name})" if is_repository else type(model).__name__
 
 
 def of_sample(maps: torch.Tensor, sample: int, head: int | None, per_head: bool = False) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..modeling.mechanism_hf_lam import Picture
-from ._drawing import WEIGHT_COLOURS, diverging_colours, draw_matrix, matplotlib_figure
+from ._drawing import WEIGHT_COLOURS, diverging_colours, draw_matrix, matplotlib_figure, titled_figure
 
 if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 # Inches of a cell; the least and the most of a panel.
 _CELL = 0.32
-_WIDTH, _HEIGHT = (2.6, 9.0), (2.2, 7.0)
+_WIDTH, _HEIGHT = (2.6, 7.3), (2.2, 7.0)
+# Cells along an axis that are told apart.
+_MOST_CELLS = 400
 # Numbers along an axis, and letters in a line of its name, that a small panel has room for.
 _MOST_NUMBERS = 12
 _LETTERS = 30
@@ -24,16 +26,27 @@ _LETTERS = 30
 _NO_VALUE = "#bbbbbb"
 
 
-def plot_picture(picture: Picture) -> Figure:
+def plot_picture(picture: Picture, title: str | None = None) -> Figure:
     """A heat map of what a mechanism's weights look like (`Mechanism.draw`).
 
     White is `picture.neutral` where the values lie around it, red is more and blue is less, equally strong on both
     sides. Where all of them lie on one side of it, yellow is the largest and dark blue the smallest. What is not
     finite is grey.
 
+    Args:
+        picture: what is drawn.
+        title: above it, such as the name of the model; what the values are, `picture.label`, unless given.
+
     Raises:
         ImportError: if matplotlib is not installed.
         ValueError: if the values are not `(R, C)`, or there are none.
+
+    Examples:
+        >>> import torch
+        >>> from hf_lam import Picture
+        >>> from hf_lam.visualization import plot_picture
+        >>> picture = Picture("Temperatures.", torch.rand(12, 8), "layer", "head", "temperature", neutral=1.0)
+        >>> figure = plot_picture(picture, "Temperatures of my model")
     """
     figure_class = matplotlib_figure()
     values = picture.values.detach()
@@ -48,10 +61,10 @@ def plot_picture(picture: Picture) -> Figure:
     width, height = (
         min(max(least, _CELL * cells), most) for cells, (least, most) in ((columns, _WIDTH), (rows, _HEIGHT))
     )
-    figure = figure_class(figsize=(width + 1.7, height + 0.7), layout="constrained", dpi=150)
+    figure = titled_figure(figure_class, width + 1.7, height + 0.7, picture.label if title is None else title)
     panel = figure.subplots()
     colours = _choose_colours(values, picture.neutral)
-    draw_matrix(panel, values.masked_fill(~values.isfinite(), torch.nan), colours)
+    draw_matrix(panel, values.masked_fill(~values.isfinite(), torch.nan), colours, _MOST_CELLS)
     panel.set_aspect("auto")
     panel.set_facecolor(_NO_VALUE)
     panel.locator_params(integer=True, nbins=_MOST_NUMBERS, min_n_ticks=1)

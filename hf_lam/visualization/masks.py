@@ -13,17 +13,27 @@ from ..modeling.lam_hf_lam import LamConfig
 from ..modeling.mechanism_hf_lam import Attention
 from ..observing import fused_tokens_of
 from ._drawing import (
+    choose_names,
+    columns_of,
     diverging_colours,
     draw_matrix,
-    draw_on_image,
+    finish_matrices,
+    is_every_token_named,
     matplotlib_figure,
     name_tokens,
-    panel_size,
+    panel_side,
+    room_for_names,
+    titled_figure,
 )
 from ._examples import Drawn, Example, register_pictures
+from ._image import COLUMNS, ImageColumn, draw_beside_image, most_of
+from ._nearly_constant import draw_nearly_constant, is_nearly_constant
 from ._samples import (
-    chosen_layers,
+    describe_model,
     encoder_with,
+    group_layers,
+    mean_of,
+    name_group,
     of_each_layer,
     of_sample,
     patch_grid,
@@ -33,6 +43,11 @@ from ._samples import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# Panels of one picture; of more layers, neighbours come together.
+_MOST_PANELS = 6
+# Of the values of all masks; the few beyond get the last colour, or they alone would be seen.
+_SHARE = 0.98
 
 
 def encoder_with_masks(model: nn.Module) -> Any:
@@ -53,6 +68,15 @@ def learned_masks(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Ten
 
     Raises:
         ValueError: if the model does not have masks in exactly one encoder.
+
+    Examples:
+        >>> from hf_lam import LamConfig, convert
+        >>> from hf_lam.flops import example_inputs
+        >>> from hf_lam.visualization import learned_masks
+        >>> model = convert("google/vit-base-patch16-224", LamConfig())
+        >>> masks = learned_masks(model, example_inputs(model))
+        >>> len(masks) == model.config.num_hidden_layers
+        True
     """
 
     def take(attention: Attention) -> torch.Tensor | None:
@@ -78,52 +102,80 @@ def plot_masks(
     layers: Sequence[int] | None = None,
     tokens: Sequence[str] | None = None,
 ) -> Figure:
-    """Heat maps of the masks of one sample: one panel per layer, or a single one for a shared mask.
+    """Heat maps of the masks of one sample: a panel per layer, or a single one for a shared mask.
 
     White leaves a score as it is: 1, or 0 where the masks are added. Red strengthens it, blue weakens it or, below 0
-    in masks that multiply, turns it around. All panels have the same scale. Padding is cut off; of a fusion model,
-    also the modalities that the sample does not have, and lines part the others.
+    in masks that multiply, turns it around. All panels have the same scale, which ends where 98 % of the values do.
+    Padding is cut off; of a fusion model, also the modalities that the sample does not have, and lines part the
+    others. Masks that are nearly the same for all tokens are drawn as what they are, a number for each layer.
 
     Args:
         model: a model with learnable attention masks.
         inputs: what the model is called with; `B` samples of `L` tokens.
         sample: which of the `B`.
         head: with `per_head` masks, which head; `None` is the mean over heads.
-        layers: the masks of which layers; all of them unless given.
+        layers: the masks of which layers; all of them unless given, neighbours together, as their mean, where there
+            are more than 6.
         tokens: `L` names for the axes (padding included), for example `tokenizer.convert_ids_to_tokens(...)`; those of
-            the modalities unless given.
+            the modalities unless given. Where there is no room for all, those that the masks change most are shown.
 
     Raises:
         ImportError: if matplotlib is not installed.
         ValueError: if the model has no masks, or there is no such sample, head, layer or number of tokens.
+
+    Examples:
+        >>> from hf_lam import LamConfig, convert
+        >>> from hf_lam.flops import example_inputs
+        >>> from hf_lam.visualization import plot_masks
+        >>> model = convert("bert-base-uncased", LamConfig())
+        >>> plot_masks(model, example_inputs(model)).savefig("masks.png")
     """
     figure_class = matplotlib_figure()
     base = encoder_with_masks(model)
     with fused_tokens_of(base) as fused:
         masks = [of_sample(mask, sample, head) for mask in learned_masks(model, inputs)]
-    titles = _titles(len(masks))
-    chosen = chosen_layers(layers, len(masks))
+    groups = group_layers(layers, len(masks), _MOST_PANELS)
     shown = shown_tokens(base, inputs, sample, masks[0].shape[-1], fused)
     names = shown.names(tokens)
-    masks = [shown.cut(masks[layer]) for layer in chosen]
-
-    columns = min(len(masks), 4)
-    rows = -(-len(masks) // columns)
-    size = panel_size(names)
-    figure = figure_class(figsize=(size * columns + 0.9, size * rows + 0.5), layout="constrained", dpi=150)
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    masks = [shown.cut(mask) for mask in masks]
     config: LamConfig = injection_of(base).configs[LamConfig.name]
-    colours = diverging_colours(masks, config.neutral)
-    for panel, layer, mask in zip(panels, chosen, masks, strict=False):
-        draw_matrix(panel, mask, colours)
-        panel.set_title(titles[layer], fontsize=9)
-        name_tokens(panel, names, shown.modalities)
-    for panel in panels[len(masks) :]:
-        panel.remove()
-    figure.supxlabel("key token", fontsize=9)
-    figure.supylabel("query token", fontsize=9)
-    figure.colorbar(colours, ax=panels[: len(masks)], label="mask M", shrink=0.8, pad=0.01)
+    title = f"Learnable attention mask{'s' * (len(masks) > 1)} of {describe_model(model)}"
+    if _are_nearly_constant(masks, groups, config.neutral):
+        return _draw_nearly_constant(figure_class, title, masks, groups, config.neutral)
+
+    matrices = [mean_of([masks[layer] for layer in group]) for group in groups]
+    columns = columns_of(len(matrices))
+    rows, side = -(-len(matrices) // columns), panel_side(columns)
+    chosen = choose_names(mean_of([(m - config.neutral).abs().mean(dim=0) for m in matrices]), side)
+    height = side * rows + 0.4 + room_for_names(names, chosen, shown.modalities)
+    figure = titled_figure(figure_class, side * columns + 1.2, height, title)
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    colours = diverging_colours(matrices, config.neutral, _SHARE)
+    for panel, group, matrix in zip(panels, groups, matrices, strict=False):
+        draw_matrix(panel, matrix, colours)
+        panel.set_title(_titled(group, len(masks), matrix, config.neutral), fontsize=9)
+        name_tokens(panel, names, chosen, shown.modalities, "black")
+    finish_matrices(panels, len(matrices), columns, is_every_token_named(names, chosen))
+    figure.colorbar(colours, ax=panels[: len(matrices)], label="mask M", shrink=0.6, pad=0.01, extend="both")
     return figure
+
+
+def _titled(group: range, masks: int, mask: torch.Tensor, neutral: float) -> str:
+    """The title of the panel of a mask, which says so if it has a single colour."""
+    name = "all layers" if masks == 1 else name_group(group)
+    return f"{name}: about {float(mask.mean()):.2f}" if is_nearly_constant(mask, neutral) else name
+
+
+def _are_nearly_constant(values: Sequence[torch.Tensor], groups: Sequence[range], neutral: float) -> bool:
+    return all(is_nearly_constant(values[layer], neutral) for group in groups for layer in group)
+
+
+def _draw_nearly_constant(
+    figure_class: type[Figure], title: str, values: Sequence[torch.Tensor], groups: Sequence[range], neutral: float
+) -> Figure:
+    layers = [layer for group in groups for layer in group]
+    names = ["all layers"] if len(values) == 1 else [f"layer {layer}" for layer in layers]
+    return draw_nearly_constant(figure_class, title, [values[layer] for layer in layers], names, neutral)
 
 
 def plot_mask_on_image(
@@ -137,19 +189,29 @@ def plot_mask_on_image(
 ) -> Figure:
     """Where on the image the masks strengthen attention, and where they weaken it.
 
-    The image, and beside it for each mask its value at every patch (as a key), laid over the image.
+    For each mask its value at every patch (as a key), below the image in its own colours. There, the tenth of the
+    patches that the mask strengthens most has an outline, and the tenth that it weakens most has a dashed one. What is
+    nearly the same for all patches is drawn as a number for each layer.
 
     Args:
         model: a model with learnable attention masks on square image patches, such as a ViT.
         inputs: what the model is called with; its `pixel_values` are `(B, C, height, width)`.
         sample: which of the `B`.
         head: with `per_head` masks, which head; `None` is the mean over heads.
-        layers: the masks of which layers; all of them unless given.
+        layers: the masks of which layers; all of them unless given, neighbours together, as their mean, where there
+            are more than 4.
         query: the token that attends: 0 is `[CLS]`; `None` is the mean over all tokens.
 
     Raises:
         ImportError: if matplotlib is not installed.
         ValueError: if the tokens are not the patches of one image, or there is no such sample, head, layer or query.
+
+    Examples:
+        >>> from hf_lam import LamConfig, convert
+        >>> from hf_lam.flops import example_inputs
+        >>> from hf_lam.visualization import plot_mask_on_image
+        >>> model = convert("google/vit-base-patch16-224", LamConfig())
+        >>> figure = plot_mask_on_image(model, example_inputs(model), query=0)
     """
     figure_class = matplotlib_figure()
     masks = [of_sample(mask, sample, head) for mask in learned_masks(model, inputs)]
@@ -158,19 +220,26 @@ def plot_mask_on_image(
     grid = patch_grid(model, pixels, length, "plot_masks")
     if query is not None and not 0 <= query < length:
         raise ValueError(f"query must be a token from 0 to {length - 1}, got {query}.")
-    chosen = chosen_layers(layers, len(masks))
-    rows = [masks[layer].mean(dim=0) if query is None else masks[layer][query] for layer in chosen]
+    groups = group_layers(layers, len(masks), COLUMNS)
+    rows = [mask.mean(dim=0) if query is None else mask[query] for mask in masks]
     patches = [row[-grid[0] * grid[1] :].reshape(grid) for row in rows]
-
-    titles = [_titles(len(masks))[layer] for layer in chosen]
     config: LamConfig = injection_of(encoder_with_masks(model)).configs[LamConfig.name]
-    colours = diverging_colours(patches, config.neutral)
-    figure, _ = draw_on_image(figure_class, pixels, patches, titles, colours, "mask M")
-    return figure
+    of = "mean over queries" if query is None else f"query {query}"
+    title = f"Learnable attention mask{'s' * (len(masks) > 1)} of {describe_model(model)} on an image, {of}"
+    if _are_nearly_constant(patches, groups, config.neutral):
+        return _draw_nearly_constant(figure_class, title, patches, groups, config.neutral)
+    values = [mean_of([patches[layer] for layer in group]) for group in groups]
+    columns = [
+        ImageColumn(_titled(group, len(masks), map, config.neutral), {"": map}, [most_of(map), most_of(-map)])
+        for group, map in zip(groups, values, strict=True)
+    ]
+    note = "Outlined: the tenth of the patches that the mask strengthens most; dashed: that it weakens most."
+    colours = diverging_colours(values, config.neutral, _SHARE)
+    return draw_beside_image(figure_class, title, pixels, columns, colours, "mask M", note, extend="both")
 
 
-def _titles(masks: int) -> list[str]:
-    return ["all layers"] if masks == 1 else [f"layer {index}" for index in range(masks)]
+def _has_no_maps(figure: Figure) -> bool:
+    return not any(panel.images for panel in figure.axes)
 
 
 def _draw(example: Example) -> dict[str, Drawn]:
@@ -179,22 +248,28 @@ def _draw(example: Example) -> dict[str, Drawn]:
     if inputs is None:
         return {}
     config: LamConfig = injection_of(example.base).configs[LamConfig.name]
-    layers, described = ([0], "that all layers share") if config.is_shared else example.choose_layers()
-    whose = described if config.is_shared else f"of {described}"
+
+    def whose(most: int) -> str:
+        return "that all layers share" if config.is_shared else f"of {example.describe_layers(most)}"
+
     heads, and_heads = (", mean over heads", " and heads") if config.per_head else ("", "")
-    pictures = {
-        "masks": (
-            plot_masks(model, inputs, layers=layers, tokens=example.tokens),
-            f"The learnable mask {whose}{heads}, for an example of {example.shown.describe()}: white is "
-            f"{config.neutral:g} and leaves an attention score as it is, red strengthens it, blue weakens it.",
-        )
-    }
+    of_example = f"for an example of {example.shown.describe()}"
+    figure = plot_masks(model, inputs, tokens=example.tokens)
+    neutral = f"{config.neutral:g} and leaves an attention score as it is"
+    colours = f"white is {neutral}, red strengthens it, blue weakens it."
+    if _has_no_maps(figure):
+        colours = f"it is nearly constant, and the dashed line is {neutral}."
+    pictures = {"masks": (figure, f"The learnable mask {whose(_MOST_PANELS)}{heads}, {of_example}: {colours}")}
     grid = example.grid
     if grid is not None:
+        figure = plot_mask_on_image(model, inputs)
+        colours = "red patches have their scores strengthened, blue ones weakened, white ones left as they are."
+        if _has_no_maps(figure):
+            colours = f"it is nearly constant, and the dashed line is {neutral}."
         pictures["masks_on_image"] = (
-            plot_mask_on_image(model, inputs, layers=layers),
-            f"The learnable mask {whose}, mean over queries{and_heads}, on the {grid[0]} × {grid[1]} patches of an "
-            "image: red patches have their scores strengthened, blue ones weakened, white ones left as they are.",
+            figure,
+            f"The learnable mask {whose(COLUMNS)}, mean over queries{and_heads}, on the {grid[0]} × {grid[1]} patches "
+            f"of an image: {colours}",
         )
     return pictures
 

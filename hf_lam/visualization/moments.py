@@ -39,6 +39,13 @@ def plot_moments(
     Raises:
         ImportError: if matplotlib is not installed.
         ValueError: for scores of another number of clips, or a `most` below 1.
+
+    Examples:
+        >>> import torch
+        >>> from hf_lam.modeling.fusion_moments_hf_lam import Moment, Retrieved
+        >>> from hf_lam.visualization import plot_moments
+        >>> found = Retrieved([Moment(2.0, 8.0, 0.9)], torch.tensor([-0.5, 0.5, 1.5, 1.0]))  # what `retrieve` gives
+        >>> figure = plot_moments(found, "a dog barks", windows=[[2, 6]])
     """
     figure_class = matplotlib_figure()
     saliency = [float(score) for score in retrieved.saliency]

@@ -13,20 +13,18 @@ import torch
 from torch import nn
 
 from ..modeling.injection_hf_lam import encoders_with, injected_encoders, injection_of, mechanism_of
-from ._drawing import matplotlib_figure
+from ._drawing import DOTS_PER_INCH, matplotlib_figure
 from ._examples import Drawn, Example, draw_registered
-from ._samples import check_sample
+from ._samples import check_sample, describe_model
 from .heatmap import plot_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg")
-# Layers and views in one picture.
-_MOST_PANELS = 12
-# A file larger than this is drawn again with fewer pixels, unless it has hardly any left.
-_LARGEST_FILE = 1_000_000
-_DOTS_PER_INCH, _LEAST_DOTS_PER_INCH = 150, 60
+# A file larger than this gets fewer colours, and then fewer pixels, unless it has hardly any left.
+_LARGEST_FILE = 300_000
+_LEAST_DOTS_PER_INCH = 60
 # The longer side, in pixels.
 _LARGEST_SIDE = 3000
 
@@ -53,16 +51,17 @@ def save_pictures(
     | `synthetic_map_on_image` | synthesised attention on the square patches of an image |
     | `{mechanism}` | any other mechanism that has a picture of itself (`Mechanism.draw`) |
 
-    Of more than 12 layers (6 for attention) or views some are drawn, which the caption says. A mechanism that several
-    encoders of the model have is left out; call this with each encoder instead. The same model and inputs give the
-    same bytes. All pictures are drawn before the first is written, and each is written whole or not at all.
+    Of many layers neighbours are drawn together, as their mean, and of more than 12 views those of the most heads,
+    which the caption says. Every picture has a title that names the model. A mechanism that several encoders of the
+    model have is left out; call this with each encoder instead. The same model and inputs give the same bytes. All
+    pictures are drawn before the first is written, and each is written whole or not at all.
 
     Args:
         model: a model with mechanisms of hf_lam, or without: then there are no pictures.
         inputs: what the model is called with, `B` samples; moved to the model's device. None draws only the pictures
             that need no input: those of views, and what a mechanism draws of itself.
         folder: where to; it is made if there is none. Files of the same names are replaced.
-        format: "png" or "svg". Files get below 1 MB, if necessary with fewer pixels.
+        format: "png" or "svg". Files get below 300 kB, if necessary with fewer colours and pixels.
         prefix: what the names of the files begin with.
         sample: which of the `B`.
         tokens: names of the tokens of this sample (padding included), for models whose sequence is text alone.
@@ -74,6 +73,15 @@ def save_pictures(
         ImportError: if matplotlib is not installed.
         ValueError: if the format is unknown, the prefix is a path, or there is no such sample or number of tokens.
             Nothing is written.
+
+    Examples:
+        >>> from hf_lam import LamConfig, convert
+        >>> from hf_lam.flops import example_inputs
+        >>> from hf_lam.visualization import save_pictures
+        >>> model = convert("google/vit-base-patch16-224", LamConfig())
+        >>> captions = save_pictures(model, example_inputs(model), "pictures")
+        >>> sorted(captions)
+        ['attention.png', 'attention_on_image.png', 'masks.png', 'masks_on_image.png']
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is unknown: choose one of {', '.join(FORMATS)}.")
@@ -85,10 +93,14 @@ def save_pictures(
     for name in dict.fromkeys(name for base in injected_encoders(model) for name in injection_of(base).configs):
         encoders = encoders_with(model, name)
         if len(encoders) == 1:
-            pictures |= draw_registered(name, Example(model, encoders[0], one, tokens, _MOST_PANELS))
+            pictures |= draw_registered(name, Example(model, encoders[0], one, tokens))
             picture = mechanism_of(encoders[0], name).draw()
             if picture is not None:
-                pictures[f"{name}_weights" if name in pictures else name] = plot_picture(picture), picture.caption
+                title = f"{picture.label}: {name} of {describe_model(model)}"
+                pictures[f"{name}_weights" if name in pictures else name] = (
+                    plot_picture(picture, title),
+                    picture.caption,
+                )
     named = {f"{prefix}{name}.{format}": picture for name, picture in pictures.items()}
     _write({name: _as_file(figure, format) for name, (figure, _) in named.items()}, Path(folder))
     return {name: caption for name, (_, caption) in named.items()}
@@ -112,13 +124,25 @@ def _pick_sample(model: nn.Module, inputs: Mapping[str, Any], sample: int) -> di
 
 
 def _as_file(figure: Figure, format: str) -> bytes:
-    """The bytes of a file, the same for the same picture; of pictures with a lot of detail with fewer pixels."""
-    dots = min(_DOTS_PER_INCH, _LARGEST_SIDE / max(figure.get_size_inches()))
+    """The bytes of a file, the same for the same picture; of a lot of detail in fewer colours, then fewer pixels."""
+    dots = min(DOTS_PER_INCH, _LARGEST_SIDE / max(figure.get_size_inches()))
     while True:
         data = _rendered(figure, format, dots)
+        if len(data) > _LARGEST_FILE and format == "png":
+            data = _in_few_colours(data)
         if len(data) <= _LARGEST_FILE or dots <= _LEAST_DOTS_PER_INCH:
             return data
         dots = max(_LEAST_DOTS_PER_INCH, 0.95 * dots * (_LARGEST_FILE / len(data)) ** 0.5)
+
+
+def _in_few_colours(data: bytes) -> bytes:
+    """A PNG in the 256 colours that come closest, a third as large."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.convert("RGB").quantize(256).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
 
 
 def _rendered(figure: Figure, format: str, dots: float) -> bytes:
@@ -127,8 +151,11 @@ def _rendered(figure: Figure, format: str, dots: float) -> bytes:
     buffer = io.BytesIO()
     # SVG names its parts by random numbers, and both formats would say when or with what they were made.
     with matplotlib.rc_context({"svg.hashsalt": "hf_lam"}):
-        metadata = {"Date": None} if format == "svg" else {"Software": None}
-        figure.savefig(buffer, format=format, dpi=dots, metadata=metadata)
+        if format == "svg":
+            figure.savefig(buffer, format=format, dpi=dots, metadata={"Date": None})
+        else:
+            smallest = {"compress_level": 9}
+            figure.savefig(buffer, format=format, dpi=dots, metadata={"Software": None}, pil_kwargs=smallest)
     return buffer.getvalue()
 
 

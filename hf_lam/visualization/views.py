@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +14,28 @@ from ..modeling.locomt_hf_lam import AttentionViews, LocomtConfig
 from ..modeling.locomt_segments_hf_lam import Rectangle, Span
 from ..modeling.locomt_views_hf_lam import View
 from ..modeling.mechanism_hf_lam import Attention, PassStart
-from ._drawing import matplotlib_figure, name_segments
+from ._drawing import matplotlib_figure, name_segments, room_for, segment_labels, titled_figure
 from ._examples import Drawn, Example, register_pictures
-from ._samples import encoder_with, of_each_layer
+from ._samples import describe_model, encoder_with, of_each_layer
+from .scatter import COLOURS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 # What the pixels of a block pattern are, by their number, and the colours.
 PATTERN = ("not seen", "seen", "query that sees nothing")
 PATTERN_COLOURS = ("#eeeeee", "#3b6ea8", "#e8a33d")
+_HATCH = "////"
+# Views with a panel in one picture.
+_MOST_PANELS = 12
+# What views are called in a table of heads, so that no colour has to be told from another.
+_LETTERS = string.ascii_uppercase + string.ascii_lowercase
 
 
 def plot_views(model_or_config: nn.Module | LocomtConfig) -> Figure:
-    """The view of every head, layers × heads: one colour for each view, which the legend names.
+    """The view of every head, layers × heads: a letter and a colour for each view, which the legend names.
 
     Args:
         model_or_config: a model with attention views, or its `LocomtConfig`, as `config.json` stores it.
@@ -35,6 +43,12 @@ def plot_views(model_or_config: nn.Module | LocomtConfig) -> Figure:
     Raises:
         ImportError: if matplotlib is not installed.
         ValueError: if the model has no views, or the configuration has a preset in place of a table.
+
+    Examples:
+        >>> from hf_lam import LocomtConfig
+        >>> from hf_lam.visualization import plot_views
+        >>> config = LocomtConfig(segments=[["a", 4], ["b", 6]], views=[["self", "a>b"], ["full", "self"]])
+        >>> figure = plot_views(config)
     """
     figure_class = matplotlib_figure()
     from matplotlib.patches import Patch
@@ -46,11 +60,15 @@ def plot_views(model_or_config: nn.Module | LocomtConfig) -> Figure:
     table = [[numbers[view] for view in row] for row in config.parsed_views]
     layers, heads = len(table), len(table[0])
 
-    width = 0.32 * heads + 1.6 + 0.08 * max(map(len, names.values()))
-    height = max(0.32 * layers + 0.9, 0.2 * len(names) + 0.7, 1.6)
-    figure = figure_class(figsize=(width, height), layout="constrained", dpi=150)
+    longest = max(map(len, names.values()))
+    width = max(0.34 * heads + 1.3 + 0.08 * longest, 4.0)
+    height = max(0.34 * layers + 0.7, 0.2 * len(names) + 0.5, 1.4)
+    figure = titled_figure(figure_class, width, height, f"Attention views{_of_model(model_or_config)}")
     panel = figure.subplots()
-    panel.imshow(torch.tensor(table).numpy(), cmap=colours, vmin=-0.5, vmax=len(names) - 0.5, interpolation="nearest")
+    panel.imshow(torch.tensor(table).numpy(), cmap=colours, vmin=-0.5, vmax=len(names) - 0.5, interpolation="none")
+    for layer, row in enumerate(table):
+        for head, number in enumerate(row):
+            panel.text(head, layer, _letter(number), ha="center", va="center", fontsize=7, color=_ink(colours(number)))
     panel.set_xticks([h - 0.5 for h in range(1, heads)], minor=True)
     panel.set_yticks([n - 0.5 for n in range(1, layers)], minor=True)
     panel.grid(which="minor", color="white", linewidth=1.5)
@@ -60,9 +78,33 @@ def plot_views(model_or_config: nn.Module | LocomtConfig) -> Figure:
     panel.set_yticks(range(0, layers, 1 + layers // 16))
     panel.set_xlabel("head", fontsize=9)
     panel.set_ylabel("layer", fontsize=9)
-    patches = [Patch(color=colours(number), label=name) for number, name in enumerate(names.values())]
-    figure.legend(handles=patches, loc="outside right upper", fontsize=8, title="view", title_fontsize=8)
+    labels = [f"{_letter(number)}  {name}" for number, name in enumerate(names.values())]
+    patches = [Patch(color=colours(number), label=label) for number, label in enumerate(labels)]
+    # Beside the panel, and not beside the title above it.
+    panel.legend(
+        handles=patches,
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1),
+        borderaxespad=0,
+        fontsize=8,
+        title="view",
+        title_fontsize=8,
+    )
     return figure
+
+
+def _letter(number: int) -> str:
+    return _LETTERS[number] if number < len(_LETTERS) else str(number)
+
+
+def _ink(colour: Sequence[float]) -> str:
+    """What can be read on a colour."""
+    red, green, blue = colour[:3]
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "white"
+
+
+def _of_model(model_or_config: nn.Module | LocomtConfig) -> str:
+    return "" if isinstance(model_or_config, LocomtConfig) else f" of {describe_model(model_or_config)}"
 
 
 def plot_view_blocks(
@@ -83,6 +125,12 @@ def plot_view_blocks(
         ImportError: if matplotlib is not installed.
         ValueError: if the model has no views, the configuration has a preset in place of a table, or `lengths` are
             missing or do not fit.
+
+    Examples:
+        >>> from hf_lam import LocomtConfig, convert
+        >>> from hf_lam.visualization import plot_view_blocks
+        >>> model = convert("google/vit-base-patch16-224", LocomtConfig(views="half"))
+        >>> figure = plot_view_blocks(model)
     """
     figure_class = matplotlib_figure()
     from matplotlib.colors import ListedColormap
@@ -92,6 +140,7 @@ def plot_view_blocks(
     sizes = _check_lengths(config, known, lengths)
     views = _distinct_views(config)
     counts = {view: sum(row.count(view) for row in config.parsed_views) for view in views}
+    letters = {view: _letter(number) for number, view in enumerate(views)}
     # Sorting is stable: views of equally many heads stay in order.
     drawn = sorted(views, key=lambda view: -counts[view])[:most]
     views = {view: name for view, name in views.items() if view in drawn}
@@ -99,22 +148,43 @@ def plot_view_blocks(
 
     columns = min(len(views), 4)
     lines = -(-len(views) // columns)
-    figure = figure_class(figsize=(2.9 * columns + 1.8, 2.9 * lines + 0.4), layout="constrained", dpi=150)
+    side = 2.1 if columns == 4 else 2.6
+    title = f"Which tokens see which under the views{_of_model(model_or_config)}"
+    # Names of segments stand below every panel, and two lines above it.
+    height = (side + 0.35 + room_for(segment_labels(config.names, sizes))) * lines + 0.6
+    figure = titled_figure(figure_class, max(side * columns + 0.6, 4.0), height, title)
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for panel, (view, name), pattern in zip(panels, views.items(), patterns, strict=False):
-        panel.imshow(
-            pattern.numpy(), cmap=ListedColormap(PATTERN_COLOURS), vmin=-0.5, vmax=2.5, interpolation="nearest"
-        )
-        panel.set_title(f"{name}\n{counts[view]} head{'s' if counts[view] > 1 else ''}", fontsize=8)
+    for index, (panel, (view, name), pattern) in enumerate(zip(panels, views.items(), patterns, strict=False)):
+        panel.imshow(pattern.numpy(), cmap=ListedColormap(PATTERN_COLOURS), vmin=-0.5, vmax=2.5, interpolation="none")
+        heads = f"{counts[view]} head{'s' if counts[view] > 1 else ''}"
+        panel.set_title(f"{letters[view]}  {name}\n{heads}", fontsize=8)
+        _hatch_rows(panel, pattern)
         name_segments(panel, config.names, sizes)
+        if index % columns:
+            panel.tick_params(labelleft=False)
     for panel in panels[len(views) :]:
         panel.remove()
-    figure.supxlabel("keys", fontsize=9)
     figure.supylabel("queries", fontsize=9)
     present = sorted({int(number) for pattern in patterns for number in pattern.unique()})
-    patches = [Patch(facecolor=PATTERN_COLOURS[n], edgecolor="grey", label=PATTERN[n]) for n in present]
-    figure.legend(handles=patches, loc="outside right upper", fontsize=8)
+    patches = [
+        Patch(facecolor=PATTERN_COLOURS[n], edgecolor="grey", label=PATTERN[n], hatch=_HATCH if n == 2 else None)
+        for n in present
+    ]
+    figure.legend(handles=patches, loc="outside lower center", fontsize=8, ncols=3, title="keys", title_fontsize=9)
     return figure
+
+
+def _hatch_rows(panel: Axes, pattern: torch.Tensor) -> None:
+    """Lines over the rows of queries that see nothing."""
+    from matplotlib.patches import Rectangle as Patch
+
+    rows = (pattern[:, 0] == 2).nonzero().flatten().tolist()
+    starts = [row for row in rows if row - 1 not in rows]
+    stops = [row + 1 for row in rows if row + 1 not in rows]
+    for start, stop in zip(starts, stops, strict=True):
+        panel.add_patch(
+            Patch((-0.5, start - 0.5), pattern.shape[1], stop - start, fill=False, hatch=_HATCH, linewidth=0)
+        )
 
 
 def views_in(model_or_config: nn.Module | LocomtConfig) -> tuple[LocomtConfig, tuple[int, ...] | None]:
@@ -184,6 +254,8 @@ def _view_colours(number: int) -> Colormap:
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
+    if number <= len(COLOURS):
+        return ListedColormap(COLOURS[:number])
     if number > 20:
         return colormaps["turbo"].resampled(number)
     listed = colormaps["tab10" if number <= 10 else "tab20"]
@@ -205,12 +277,12 @@ def _pattern(view: View, lengths: Sequence[int]) -> torch.Tensor:
 def _draw(example: Example) -> dict[str, Drawn]:
     """The pictures of views that `save_pictures` draws."""
     config, known = views_in(example.base)
-    _, layers = example.choose_layers(len(config.parsed_views))
+    layers = example.describe_layers(len(config.parsed_views))
     pictures = {
         "views": (
-            plot_views(example.base),
+            plot_views(example.model),
             f"The attention view of every head in {layers}: which of the segments {', '.join(config.names)} attend to "
-            "which, in one colour for each view.",
+            "which, with a letter and a colour for each view.",
         )
     }
     lengths: Sequence[int] | None = known
@@ -218,15 +290,15 @@ def _draw(example: Example) -> dict[str, Drawn]:
     if differs and example.inputs is not None:
         lengths = _measure_lengths(config, example, example.inputs)
     if lengths is not None:
-        views, most = len(_distinct_views(config)), example.most_panels
+        views, most = len(_distinct_views(config)), _MOST_PANELS
         which = f"the {views} views" if views > 1 else "the only view"
         if views > most:
             which = f"{most} of the {views} views, those of the most heads"
         example_of = "an example of " if differs else ""
         pictures["view_blocks"] = (
-            plot_view_blocks(example.base, lengths if differs else None, most=most),
+            plot_view_blocks(example.model, lengths if differs else None, most=most),
             f"Which tokens see which under {which}, for {example_of}{sum(lengths)} tokens in {len(lengths)} segments: "
-            "blue is seen, grey is not, orange is a query that sees nothing.",
+            "blue is seen, grey is not, orange with lines is a query that sees nothing.",
         )
     return pictures
 

@@ -180,6 +180,12 @@ def test_rows_close_together_are_enlarged_beside() -> None:
     assert enlarged.get_ylim()[0] > 70 and "the shaded part is enlarged" in caption_of(figure)
 
 
+def test_what_bars_cover_is_not_enlarged() -> None:
+    means = {"full": 0.7650, "a": 0.7651, "b": 0.7652, "c": 0.7653, "d": 0.7600}
+    rows = [make_row(name, {0: mean - 0.02, 1: mean + 0.02}) for name, mean in means.items()]
+    assert len(draw_metric_over_cost(summary_of(rows), "flops").axes) == 1
+
+
 def test_what_varies_without_changing_the_cost_has_panels() -> None:
     summary = summary_of(make_varied({1000: 2e9, 4000: 2e9, 16000: 2e9}))
     figure = draw_metric_over_cost(summary, "flops")
@@ -269,12 +275,15 @@ def test_few_seeds_are_said_to_be_few() -> None:
 def test_few_learning_curves_share_a_panel_and_many_have_one_each() -> None:
     summary = summary_of(make_rows())
     (panel,) = draw_learning_curves(summary, summary.points[0]).axes
-    assert set(MEANS) == labels_in(panel) and len(panel.lines) == len(MEANS) and len(panel.collections) == len(MEANS)
-    for line, row in zip(panel.lines, summary.rows, strict=True):
+    assert {*MEANS, "chance"} == labels_in(panel) and len(panel.collections) == len(MEANS)
+    *lines, chance = panel.lines
+    assert chance.get_linestyle() == ":" and chance.get_ydata()[0] == 50
+    for line, row in zip(lines, summary.rows, strict=True):
         assert list(line.get_xdata()) == [10, 20, 30, 40] and line.get_ydata()[-1] == pytest.approx(row.mean)
     many = summary_of(make_rows({f"row_{index}": 0.7 for index in range(9)}, seeds=2))
     panels = draw_learning_curves(many, many.points[0]).axes
     assert [panel.get_title() for panel in panels] == [f"row_{index}" for index in range(9)]
+    assert all("chance" in labels_in(panel) for panel in panels)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "score"])

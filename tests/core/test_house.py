@@ -43,7 +43,11 @@ CORE = [
         )
     ),
     *(path for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"),
-    *(path for folder in ("flops", "cli", "hub", "comparing") for path in sorted((PACKAGE / folder).glob("*.py"))),
+    *(
+        path
+        for folder in ("flops", "cli", "hub", "comparing", "exporting")
+        for path in sorted((PACKAGE / folder).glob("*.py"))
+    ),
     *(
         PACKAGE / "training" / f"{name}.py"
         for name in ("arguments", "finetuning", "mechanism_logging", "models", "trainer")
@@ -126,6 +130,7 @@ def test_all_of_the_core_is_there() -> None:
         "hub",
         "training",
         "comparing",
+        "exporting",
         "visualization",
     }
 
@@ -145,11 +150,13 @@ def test_the_core_names_no_mechanism(path: Path) -> None:
 LAYERS = (
     ("importing",),
     ("modeling",),
+    ("result_tables",),
     ("parameters", "observing", "facts", "loading", "conversion", "injecting", "mechanism_files", "mechanism_options"),
+    ("output",),
     ("registering",),
     ("locomt", "stt", "flops", "visualization"),
-    ("hub",),
-    ("training",),
+    ("hub", "inspecting"),
+    ("training", "exporting"),
     ("comparing",),
     ("",),  # `hf_lam/__init__.py`, of which commands are users like any other
     ("cli", "demo"),

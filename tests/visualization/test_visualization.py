@@ -1,6 +1,7 @@
 """Pictures of masks and views: what they show, that the model is left alone, and the errors."""
 
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -35,6 +36,11 @@ from hf_lam.visualization import (
 
 pytest.importorskip("matplotlib")
 
+from hf_lam.visualization._drawing import MOST_CELLS, choose_names, diverging_colours, draw_matrix
+from hf_lam.visualization._figure import NotebookFigure
+from hf_lam.visualization._image import in_colour
+from hf_lam.visualization._samples import describe_model, group_layers
+
 LAYERS, HEADS, TOKENS = 3, 2, 17
 
 
@@ -51,7 +57,9 @@ def vit():
             intermediate_size=16,
             num_labels=2,
         )
-        return hf_lam.convert(ViTForImageClassification(config), LamConfig(init="normal", **options))
+        model = hf_lam.convert(ViTForImageClassification(config), LamConfig(**options))
+        perturb_mechanisms(model)
+        return model
 
     return make
 
@@ -75,6 +83,7 @@ def test_one_panel_a_layer_shows_the_mask_of_that_layer(vit, images, source, com
     model = vit(source=source, combine=combine)
     embeddings = model.vit(**images, output_hidden_states=True).hidden_states[0]
     figure = plot_masks(model, images, sample=1)
+    assert figure.get_suptitle() == "Learnable attention masks of HfLamViTForImageClassification"
     panels = panels_of(figure)
     assert [panel.get_title() for panel in panels] == [f"layer {index}" for index in range(LAYERS)]
     assert all(drawn(panel).shape == (TOKENS, TOKENS) for panel in panels)
@@ -108,20 +117,52 @@ def test_colours_are_centred_at_what_changes_nothing(vit, images, combine, centr
 
 
 @pytest.mark.parametrize("options", [{}, {"combine": "add"}, {"non_negative": True}], ids=str)
-def test_an_untrained_mask_is_white(images, options):
-    config = ViTConfig(image_size=8, patch_size=2, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+def test_an_untrained_mask_is_a_number(images, options):
+    config = ViTConfig(image_size=8, patch_size=2, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     model = hf_lam.inject(ViTForImageClassification(config), LamConfig(**options))
-    image = panels_of(plot_masks(model, images))[0].images[0]
-    assert np.allclose(image.norm(image.get_array()), 0.5)
-    on_image = drawn(panels_of(plot_mask_on_image(model, images))[1])
-    assert (on_image.amax(-1) - on_image.amin(-1)).max() < 0.02, "grey, without red or blue"
+    neutral = 0.0 if options.get("combine") == "add" else 1.0
+    for figure in (plot_masks(model, images), plot_mask_on_image(model, images)):
+        (panel,) = figure.axes
+        assert not panels_of(figure) and "nearly constant" in figure.get_suptitle()
+        assert [label.get_text() for label in panel.get_yticklabels()] == ["layer 0", "layer 1"]
+        assert panel.lines[1].get_xdata() == pytest.approx([neutral, neutral], abs=1e-6)
+
+
+def test_masks_of_one_colour_are_numbers_and_one_among_others_says_so(vit, images):
+    model = vit()
+    with torch.no_grad():
+        for name, parameter in model.vit.hf_lam.named_parameters():
+            parameter.mul_(0.0)
+            if name.endswith("out_bias"):
+                parameter.fill_(0.8)
+    (panel,) = plot_masks(model, images).axes
+    values = [float(mask[0].mean()) for mask in learned_masks(model, images)]
+    assert panel.lines[1].get_xdata() == pytest.approx(values) and values[0] != pytest.approx(1, abs=0.1)
+    torch.nn.init.normal_(model.vit.hf_lam.lam[1].out_weight, std=5.0)
+    torch.nn.init.normal_(model.vit.hf_lam.lam[1].in_bias, std=5.0)
+    titles = [panel.get_title() for panel in panels_of(plot_masks(model, images))]
+    assert titles == [f"layer 0: about {values[0]:.2f}", "layer 1", f"layer 2: about {values[2]:.2f}"]
+
+
+def test_neighbouring_layers_of_a_deep_model_come_together(images):
+    config = ViTConfig(image_size=8, patch_size=2, hidden_size=16, num_hidden_layers=9, num_attention_heads=2)
+    model = hf_lam.inject(ViTForImageClassification(config), LamConfig())
+    perturb_mechanisms(model)
+    masks = [mask[0, 0] for mask in learned_masks(model, images)]
+    panels = panels_of(plot_masks(model, images))
+    titles = ["layers 0–1", "layer 2", "layers 3–4", "layer 5", "layers 6–7", "layer 8"]
+    assert [panel.get_title() for panel in panels] == titles
+    torch.testing.assert_close(drawn(panels[0]), (masks[0] + masks[1]) / 2)
+    assert len(panels_of(plot_masks(model, images, layers=range(9)))) == 9
+    assert [list(group) for group in group_layers(None, 12, 4)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
 
 
 def test_padding_is_cut_off_and_tokens_are_named():
     config = RobertaConfig(
         vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
-    model = hf_lam.inject(RobertaModel(config), LamConfig(init="normal"))
+    model = hf_lam.inject(RobertaModel(config), LamConfig())
+    perturb_mechanisms(model)
     inputs = {
         "input_ids": torch.tensor([[5, 6, 7, 8], [5, 6, 1, 1]]),
         "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
@@ -131,6 +172,33 @@ def test_padding_is_cut_off_and_tokens_are_named():
     assert [label.get_text() for label in panel.get_xticklabels()] == ["a", "b"]
     with pytest.raises(ValueError, match="all 4 tokens"):
         plot_masks(model, inputs, tokens=["a", "b"])
+
+
+def test_of_a_long_text_the_tokens_that_stand_out_are_named():
+    salience = torch.full((200,), 0.1)
+    salience[[17, 18, 90]] = torch.tensor([5.0, 4.0, 3.0])
+    chosen = choose_names(salience, 2.6)
+    assert {17, 90} <= set(chosen) and 18 not in chosen, "no two where there is room for one"
+    assert 12 < len(chosen) < 30 and min(b - a for a, b in pairwise(chosen)) >= 200 / 30
+    assert choose_names(salience[:20], 2.6) == list(range(20))
+
+
+def test_of_more_cells_than_can_be_seen_neighbours_are_averaged():
+    panel = NotebookFigure().subplots()
+    matrix = torch.rand(3 * MOST_CELLS, 2 * MOST_CELLS)
+    draw_matrix(panel, matrix, diverging_colours([matrix], 0.5))
+    expected = matrix.reshape(MOST_CELLS, 3, MOST_CELLS, 2).mean(dim=(1, 3))
+    torch.testing.assert_close(drawn(panel), expected)
+    assert (panel.get_xlim(), panel.get_ylim()) == ((-0.5, 2 * MOST_CELLS - 0.5), (3 * MOST_CELLS - 0.5, -0.5))
+
+
+def test_a_picture_names_the_repository_and_no_folder_of_this_machine(tmp_path, monkeypatch):
+    model = ViTModel(ViTConfig(image_size=8, patch_size=2, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me" / "here").mkdir(parents=True)
+    for name, said in (("me/vit-lam", " (me/vit-lam)"), (str(tmp_path), ""), ("me/here", ""), ("", "")):
+        model.config._name_or_path = name
+        assert describe_model(model) == f"ViTModel{said}"
 
 
 def test_the_model_is_left_as_it_was(vit, images):
@@ -152,9 +220,13 @@ def test_the_model_is_left_as_it_was(vit, images):
 def test_masks_on_the_image(vit, images):
     model = vit()
     figure = plot_mask_on_image(model, images, query=0)
-    titles = [panel.get_title() for panel in panels_of(figure)]
-    assert titles == ["input", *(f"layer {index}" for index in range(LAYERS))]
-    assert all(panel.images[0].get_array().shape[:2] == (8, 8) for panel in panels_of(figure))
+    panels = panels_of(figure)
+    assert [panel.get_title() for panel in panels[:LAYERS]] == [f"layer {index}" for index in range(LAYERS)]
+    for index, mask in enumerate(learned_masks(model, images)):
+        patches = mask[0, 0, 0, 1:].reshape(4, 4)
+        torch.testing.assert_close(drawn(panels[LAYERS + index]), patches)
+        strongest, weakest = outlined(panels[index])
+        assert (strongest, weakest) == ([most(patches)], [most(-patches)])
     with pytest.raises(ValueError, match="query must be a token from 0 to 16, got 17"):
         plot_mask_on_image(model, images, query=17)
 
@@ -214,15 +286,31 @@ GLOBAL = [["g", {"length": 1, "global": True}], ["a", 2], ["b", 3]]
 SPANS = [["a", 2], ["b", 3]]
 
 
-def legend_of(figure):
-    (legend,) = figure.legends
-    return [text.get_text() for text in legend.get_texts()]
+def find_legend(figure):
+    of_panels = (panel.get_legend() for panel in figure.axes)
+    (legend,) = [*figure.legends, *filter(None, of_panels)]
+    return legend
+
+
+def legend_of(figure, letters=True):
+    texts = [text.get_text() for text in find_legend(figure).get_texts()]
+    return [text.partition("  ")[2] for text in texts] if letters else texts
+
+
+def letters_of(figure):
+    """The legend's entry for the letter in every cell of the only panel."""
+    (panel,) = panels_of(figure)
+    legend = find_legend(figure)
+    names = dict(text.get_text().split("  ") for text in legend.get_texts())
+    rows, columns = panel.images[0].get_array().shape
+    cells = iter(panel.texts)
+    return [[names[next(cells).get_text()] for _ in range(columns)] for _ in range(rows)]
 
 
 def colour_names(figure):
     """The legend's entry for every cell of the only panel."""
     (panel,) = panels_of(figure)
-    (legend,) = figure.legends
+    legend = find_legend(figure)
     colours = [patch.get_facecolor() for patch in legend.get_patches()]
     names = dict(zip(colours, legend_of(figure), strict=True))
     image = panel.images[0]
@@ -234,14 +322,15 @@ def test_every_head_has_the_colour_of_its_view():
     table = [["self", "a>b", "self:a"], ["self", "cross:a-b", "a>b"]]
     figure = plot_views(LocomtConfig(segments=SPANS, views=table))
     assert legend_of(figure) == ["self", "a>b", "self:a", "cross:a-b"]
-    assert colour_names(figure) == table
+    assert colour_names(figure) == letters_of(figure) == table
+    assert figure.get_suptitle() == "Attention views"
 
 
 def test_two_names_of_a_view_are_one_view():
     config = LocomtConfig(segments=SPANS, views=[["self:b+self:a", "self"]])
     assert legend_of(plot_views(config)) == ["self:b+self:a"]
     figure = plot_view_blocks(config)
-    assert [panel.get_title() for panel in panels_of(figure)] == ["self:b+self:a\n2 heads"]
+    assert [panel.get_title() for panel in panels_of(figure)] == ["A  self:b+self:a\n2 heads"]
 
 
 def test_views_of_a_model(vit, images):
@@ -249,24 +338,35 @@ def test_views_of_a_model(vit, images):
     assert colour_names(plot_views(model)) == model.config.hf_lam["locomt"]["views"]
 
 
-@pytest.mark.parametrize("number", [11, 25])
+def test_the_names_of_views_do_not_cover_a_long_title(vit):
+    model = hf_lam.inject(ViTModel(vit().config), LocomtConfig(views="half"))
+    model.__class__ = type("AModelWithAVeryLongNameForSequenceClassification", (ViTModel,), {})
+    figure = plot_views(model)
+    figure.draw_without_rendering()
+    assert not figure._suptitle.get_window_extent().overlaps(find_legend(figure).get_window_extent())
+
+
+@pytest.mark.parametrize("number", [11, 60])
 def test_many_views_have_different_colours(number):
     segments = [[f"s{index}", 1] for index in range(8)]
-    views = [f"s{index // 5}>s{index % 5}" for index in range(number)]
-    assert colour_names(plot_views(LocomtConfig(segments=segments, views=[views]))) == [views]
+    views = [f"s{index // 8}>s{index % 8}" for index in range(number)]
+    figure = plot_views(LocomtConfig(segments=segments, views=[views]))
+    assert colour_names(figure) == letters_of(figure) == [views]
 
 
 def test_block_patterns():
     figure = plot_view_blocks(LocomtConfig(segments=SPANS, views=[["self", "a>b", "self"]]))
     first, second = panels_of(figure)
-    assert [first.get_title(), second.get_title()] == ["self\n2 heads", "a>b\n1 head"]
+    assert [first.get_title(), second.get_title()] == ["A  self\n2 heads", "B  a>b\n1 head"]
     assert drawn(first).int().tolist() == [[1, 1, 0, 0, 0]] * 2 + [[0, 0, 1, 1, 1]] * 3
     # Segment b sees nothing.
     assert drawn(second).int().tolist() == [[0, 0, 1, 1, 1]] * 2 + [[2] * 5] * 3
+    assert not first.patches
+    assert [(hatched.get_y(), hatched.get_height()) for hatched in second.patches] == [(1.5, 3)]
     assert [label.get_text() for label in first.get_xticklabels()] == ["a (2)", "b (3)"]
     assert [label.get_text() for label in first.get_yticklabels()] == ["a (2)", "b (3)"]
     assert list(first.get_xticks()) == [0.5, 3.0]
-    assert legend_of(figure) == ["not seen", "seen", "query that sees nothing"]
+    assert legend_of(figure, letters=False) == ["not seen", "seen", "query that sees nothing"]
 
 
 def test_a_global_segment_is_seen_by_all():
@@ -408,8 +508,9 @@ def test_a_panel_for_every_layer_and_axis_shows_its_matrix():
     axes = synthetic_axes(model, inputs)
     for head in (None, 2):
         panels = panels_of(plot_synthetic_maps(model, inputs, sample=1, head=head))
-        titles = [f"layer {layer}, {axis}" for axis in ("rows", "columns") for layer in range(LAYERS)]
-        assert [panel.get_title() for panel in panels] == titles
+        titles = [f"layer {layer}" for layer in range(LAYERS)]
+        assert [panel.get_title() for panel in panels] == titles + [""] * LAYERS
+        assert [panel.get_ylabel() for panel in panels[::LAYERS]] == ["rows", "columns"]
         for index, panel in enumerate(panels):
             expected = axes[index % LAYERS][index // LAYERS][1]
             assert expected.shape == (4, 5, 4)
@@ -421,7 +522,7 @@ def test_a_panel_for_every_layer_and_axis_shows_its_matrix():
 def test_random_maps_are_drawn_for_every_sample():
     model, inputs = with_stt("videomae", "random"), make_inputs("videomae")
     panels = panels_of(plot_synthetic_maps(model, inputs, sample=1, head=0))
-    assert [panel.get_title() for panel in panels[::LAYERS]] == ["layer 0, steps", "layer 0, rows", "layer 0, columns"]
+    assert [panel.get_ylabel() for panel in panels[::LAYERS]] == ["steps", "rows", "columns"]
     torch.testing.assert_close(drawn(panels[0]), synthetic_axes(model, inputs)[0][0][0, 0])
 
 
@@ -448,37 +549,76 @@ def test_prefix_tokens_of_text_have_rows_alone():
     torch.testing.assert_close(drawn(panel).sum(1), torch.ones(7))
 
 
-def test_many_layers_take_several_lines_and_no_empty_panels():
+def test_many_layers_come_together_or_take_several_lines():
     model = hf_lam.inject(make_host("vit", num_hidden_layers=8), SttConfig(variant="random"))
+    axes = synthetic_axes(model, make_inputs("vit"))
     panels = panels_of(plot_synthetic_maps(model, make_inputs("vit")))
-    first = [f"layer {layer}, {axis}" for axis in ("rows", "columns") for layer in range(6)]
-    assert [panel.get_title() for panel in panels] == [*first, *(f"layer {n}, {a}" for a in AXES for n in (6, 7))]
-    for panel in panels[-2:]:
-        layer = int(panel.get_title()[6])
-        torch.testing.assert_close(drawn(panel), synthetic_axes(model, make_inputs("vit"))[layer][1][0].mean(0))
+    groups = ["layers 0–1", "layer 2", "layer 3", "layers 4–5", "layer 6", "layer 7"]
+    assert [panel.get_title() for panel in panels] == groups + [""] * 6
+    torch.testing.assert_close(drawn(panels[6]), (axes[0][1][0] + axes[1][1][0]).mean(0) / 2)
+    panels = panels_of(plot_synthetic_maps(model, make_inputs("vit"), layers=range(8)))
+    titles = [*(f"layer {layer}" for layer in range(6)), *[""] * 6, "layer 6", "layer 7", "", ""]
+    assert [panel.get_title() for panel in panels] == titles
+    torch.testing.assert_close(drawn(panels[-1]), axes[7][1][0].mean(0))
 
 
-AXES = ("rows", "columns")
+def most(patches):
+    """The numbers of the tenth of the patches with the largest values."""
+    return sorted(patches.flatten().topk(max(1, round(patches.numel() / 10))).indices.tolist())
+
+
+def outlined(panel, size=4):
+    """The patches, of so many along a side, that each outline runs around; an outline of nothing is an empty list."""
+    found = []
+    for lines in panel.collections:
+        corners = [tuple(map(tuple, segment.tolist())) for segment in lines.get_segments()]
+        side = (panel.images[0].get_array().shape[0]) / size
+        inside = []
+        for number in range(size * size):
+            row, column = divmod(number, size)
+            middle = ((column + 0.5) * side - 0.5, (row + 0.5) * side - 0.5)
+            # A ray to the left crosses an odd number of vertical lines.
+            crossed = [a for a, b in corners if a[0] == b[0] < middle[0] and a[1] < middle[1] < b[1]]
+            if len(crossed) % 2:
+                inside.append(number)
+        found.append([inside])
+    return found
 
 
 @pytest.mark.parametrize("head", [None, 1])
 @pytest.mark.parametrize(("query", "token"), [((2, 3), 1 + 11), (12, 12), (0, 0), (None, None)])
-def test_where_a_patch_looks_on_the_image(query, token, head):
+def test_where_a_patch_looks_below_the_image(query, token, head):
     model, inputs = with_stt("vit"), make_inputs("vit")
     figure = plot_map_on_image(model, inputs, query=query, sample=1, head=head)
-    first, *panels = panels_of(figure)
+    panels = panels_of(figure)
+    images, maps = panels[:LAYERS], panels[LAYERS:]
     weights = [layer[1].mean(0) if head is None else layer[1, head] for layer in attentions_of(model, inputs)]
     rows = [layer.mean(0) if token is None else layer[token] for layer in weights]
-    grey = drawn(first)
-    top = max(float(row[1:].max()) for row in rows)
-    from matplotlib import colormaps
+    lowest = min(float(row[1:].min()) for row in rows)
+    for index, (image, panel, row) in enumerate(zip(images, maps, rows, strict=True)):
+        assert image.get_title() == f"layer {index}, {100 * float(row[1:].sum()):.0f} %"
+        torch.testing.assert_close(drawn(panel), row[1:].reshape(4, 4))
+        assert panel.images[0].norm.vmin == pytest.approx(lowest), "colours begin at the smallest weight"
+        assert drawn(image).shape == (16, 16, 3)
+        assert outlined(image) == [[most(row[1:])]]
+        frame = [(11.5, 7.5, 4, 4)] if token == 12 else []
+        assert [patch.get_bbox().bounds for patch in image.patches] == frame
 
-    for index, (panel, row) in enumerate(zip(panels, rows, strict=True)):
-        assert panel.get_title() == f"layer {index}, {100 * float(row[1:].sum()):.0f} %"
-        colours = torch.from_numpy(colormaps["cool"]((row[1:].reshape(4, 4) / top).numpy())[..., :3])
-        enlarged = colours.repeat_interleave(4, 0).repeat_interleave(4, 1).float()
-        torch.testing.assert_close(drawn(panel), enlarged * (0.5 + 0.5 * grey[..., None]), atol=1e-2, rtol=0)
-    assert [patch.get_bbox().bounds for patch in first.patches] == ([(11.5, 7.5, 4, 4)] if token == 12 else [])
+
+@pytest.mark.parametrize(
+    ("mean", "deviation"), [((0.5,) * 3, (0.5,) * 3), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), (None, None)]
+)
+def test_an_image_keeps_its_colours(mean, deviation):
+    colours = torch.rand(3, 6, 6)
+    colours[:, 0, 0], colours[:, 0, 1] = 0, 1
+    given = colours
+    if mean is not None:
+        given = (colours - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
+    torch.testing.assert_close(in_colour(given), colours)
+    # Whatever else there is, it is shown, and grey is grey.
+    other = in_colour(torch.randn(1, 6, 6) * 100)
+    assert other.shape == (3, 6, 6) and float(other.min()) == 0 and float(other.max()) == 1
+    assert torch.equal(other[0], other[2])
 
 
 @pytest.mark.slow

@@ -196,36 +196,38 @@ def drawn(panel):
 
 
 @pytest.mark.parametrize("head", [None, 2])
-def test_rows_are_with_without_and_the_difference(head):
+def test_columns_are_without_with_and_the_difference(head):
     model, inputs = with_mask("bert", LamConfig()), inputs_of("bert")
     pairs = attention_with_and_without_mask(model, inputs)
     names = [f"t{index}" for index in range(7)] + ["pad"] * 4
     figure = plot_attention(model, inputs, sample=1, head=head, layers=[2, 0], tokens=names)
     panels = panels_of(figure)
     assert len(panels) == 6
-    assert [panel.get_title() for panel in panels[:2]] == ["layer 2", "layer 0"]
-    assert [panel.get_ylabel().partition("\n")[0] for panel in panels[::2]] == [
-        "with the mask",
-        "without",
-        "difference",
-    ]
-    for column, layer in enumerate((2, 0)):
+    assert figure.get_suptitle().startswith(
+        f"Attention of BertModel, {'mean over heads' if head is None else 'head 2'}"
+    )
+    assert [panel.get_ylabel().partition("\n")[0] for panel in panels[::3]] == ["layer 2", "layer 0"]
+    assert [panel.get_title() for panel in panels[:3]] == ["without the mask", "with the mask", "difference"]
+    for row, layer in enumerate((2, 0)):
         with_it, without = (x[1].mean(0) if head is None else x[1, head] for x in pairs[layer])
-        for row, expected in enumerate((with_it, without, with_it - without)):
-            torch.testing.assert_close(drawn(panels[2 * row + column]), expected[:7, :7])
+        for column, expected in enumerate((without, with_it, with_it - without)):
+            torch.testing.assert_close(drawn(panels[3 * row + column]), expected[:7, :7])
+    # Names of keys are below the last row.
     assert [label.get_text() for label in panels[4].get_xticklabels()] == names[:7]
+    assert not panels[1].get_xticklabels() and not panels[4].get_yticklabels()
     assert [label.get_text() for label in panels[0].get_yticklabels()] == names[:7]
 
 
 def test_colours_of_attention():
     figure = plot_attention(with_mask("vit", LamConfig()), inputs_of("vit"))
     panels = panels_of(figure)
-    weights, differences = ({panel.images[0].norm for panel in part} for part in (panels[:6], panels[6:]))
+    columns = [panels[column::3] for column in range(3)]
+    weights, differences = ({panel.images[0].norm for panel in part} for part in (columns[0] + columns[1], columns[2]))
     assert len(weights) == len(differences) == 1, "one scale each"
     assert weights.pop().vmin == 0
     norm = differences.pop()
     assert norm(0.0) == pytest.approx(0.5)
-    red, blue = (panels[6].images[0].cmap(norm(value)) for value in (norm.vmax, norm.vmin))
+    red, blue = (panels[2].images[0].cmap(norm(value)) for value in (norm.vmax, norm.vmin))
     assert red[0] > red[2], "more weight with the mask is red"
     assert blue[2] > blue[0]
 
@@ -237,19 +239,28 @@ def test_one_large_weight_does_not_hide_the_others():
     values[0, 0] = -0.9
     assert diverging_colours([values], 0, 0.98).norm.vmax == pytest.approx(0.1)
     assert diverging_colours([values], 0).norm.vmax == pytest.approx(0.9)
-    assert weight_colours([values.abs()], "viridis", 0.98).norm.vmax == pytest.approx(0.1)
-    assert weight_colours([values.abs()], "viridis").norm.vmax == pytest.approx(0.9)
+    assert weight_colours([values.abs()], 0.98).norm.vmax == pytest.approx(0.1)
+    assert weight_colours([values.abs()]).norm.vmax == pytest.approx(0.9)
     sparse = torch.zeros(40, 40)
     sparse[0, 0] = 0.5
-    assert weight_colours([sparse], "viridis", 0.98).norm.vmax == 0.5
+    assert weight_colours([sparse], 0.98).norm.vmax == 0.5
 
 
-def test_deep_models_show_layers_from_the_first_to_the_last():
-    model = with_mask("vit", LamConfig(scope="shared", rank=2), num_hidden_layers=14)
-    panels = panels_of(plot_attention(model, inputs_of("vit")))
-    titles = [f"layer {layer}" for layer in (0, 3, 5, 8, 10, 13)]
-    assert [panel.get_title() for panel in panels[:6]] == titles
-    assert len(panels) == 18
+def test_neighbouring_layers_of_deep_models_come_together():
+    model, inputs = with_mask("vit", LamConfig(scope="shared", rank=2), num_hidden_layers=5), inputs_of("vit")
+    panels = panels_of(plot_attention(model, inputs))
+    titles = [panel.get_ylabel().partition("\n")[0] for panel in panels[::3]]
+    assert titles == ["layers 0–1", "layers 2–3", "layer 4"]
+    pairs = attention_with_and_without_mask(model, inputs)
+    expected = (pairs[2][0][0].mean(0) + pairs[3][0][0].mean(0)) / 2
+    torch.testing.assert_close(drawn(panels[4]), expected)
+    images = panels_of(plot_attention_on_image(model, inputs))[:4]
+    assert [panel.get_title() for panel in images] == ["layers 0–1", "layer 2", "layer 3", "layer 4"]
+
+
+def test_a_mask_that_changes_nothing_says_so():
+    model = with_mask("vit", LamConfig(), perturb=False)
+    assert "changes next to nothing" in plot_attention(model, inputs_of("vit")).get_supxlabel()
 
 
 def test_fusion_names_its_modalities_and_leaves_out_what_is_absent():
@@ -263,19 +274,18 @@ def test_fusion_names_its_modalities_and_leaves_out_what_is_absent():
 
 @pytest.mark.parametrize("query", [0, 6])
 def test_attention_on_the_image(query):
-    from matplotlib import colormaps
-
     model, inputs = with_mask("vit", LamConfig()), inputs_of("vit")
-    first, *panels = panels_of(plot_attention_on_image(model, inputs, query=query, sample=1, head=3, layers=[0, 2]))
+    figure = plot_attention_on_image(model, inputs, query=query, sample=1, head=3, layers=[0, 2])
+    panels = panels_of(figure)
     pairs = attention_with_and_without_mask(model, inputs)
-    titles = [f"layer {layer}, {what}" for what in ("with the mask", "without") for layer in (0, 2)]
-    assert [panel.get_title() for panel in panels] == titles
-    rows = [pairs[layer][side][1, 3, query, 1:].reshape(4, 4) for side in (0, 1) for layer in (0, 2)]
-    top, grey = max(float(row.max()) for row in rows), drawn(first)
-    for panel, row in zip(panels, rows, strict=True):
-        colours = torch.from_numpy(colormaps["cool"]((row / top).numpy())[..., :3]).float()
-        enlarged = colours.repeat_interleave(4, 0).repeat_interleave(4, 1)
-        torch.testing.assert_close(drawn(panel), enlarged * (0.5 + 0.5 * grey[..., None]), atol=1e-2, rtol=0)
+    assert [panel.get_title() for panel in panels] == ["layer 0", "layer 2", *[""] * 4]
+    assert [panels[line].get_ylabel() for line in (2, 4)] == ["with the mask", "without the mask"]
+    for place, layer in enumerate((0, 2)):
+        assert drawn(panels[place]).shape == (16, 16, 3), "the image in its colours"
+        assert len(panels[place].patches) == bool(query), "a patch that looks has a frame"
+        for side in (0, 1):
+            expected = pairs[layer][side][1, 3, query, 1:].reshape(4, 4)
+            torch.testing.assert_close(drawn(panels[2 + 2 * side + place]), expected)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from helpers.hosts import make_host, make_inputs, perturb_mechanisms
 from helpers.processes import TESTS
 from hf_lam import LamConfig, LocomtConfig, SttConfig, visualization
 from hf_lam.modeling.mechanism_hf_lam import Picture
-from hf_lam.visualization import attention, pictures, save_pictures
-from hf_lam.visualization._samples import spread_layers
+from hf_lam.visualization import pictures, save_pictures
 
 pytest.importorskip("matplotlib")
 
@@ -30,7 +29,7 @@ HALF = LocomtConfig(views="half")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Coarse pictures: most of the time goes into pixels."""
-    monkeypatch.setattr(pictures, "_DOTS_PER_INCH", 30)
+    monkeypatch.setattr(pictures, "DOTS_PER_INCH", 30)
 
 
 @pytest.fixture
@@ -158,13 +157,13 @@ def test_captions_say_what_is_shown(figures, tmp_path):
         "the 4 × 4 patches of an image: red patches have their scores strengthened, blue ones weakened, white "
         "ones left as they are.",
         "attention.png": "Attention of the 3 layers, layer by layer, mean over heads, for an example of 17 tokens: "
-        "with the learnable mask, without it, and the difference (red is more weight with the mask, blue is less, "
+        "without the learnable mask, with it, and the difference (red is more weight with the mask, blue is less, "
         "white is the same).",
         "attention_on_image.png": "Where the first token looks in the 3 layers, layer by layer, mean over heads, on "
-        "the 4 × 4 patches of an image, with the learnable mask (above) and without it (below): pink is much weight, "
-        "light blue is none.",
+        "the 4 × 4 patches of an image, with the learnable mask and without it: yellow is much weight, dark blue is "
+        "little, and on the image the patches with the most weight with the mask are outlined.",
         "views.png": "The attention view of every head in the 3 layers, layer by layer: which of the segments cls, "
-        "top_left, top_right, bottom_left, bottom_right attend to which, in one colour for each view.",
+        "top_left, top_right, bottom_left, bottom_right attend to which, with a letter and a colour for each view.",
         "view_blocks.png": captions["view_blocks.png"],
     }
     assert captions["view_blocks.png"].startswith("Which tokens see which under the 3 views, for an example of 17 ")
@@ -186,7 +185,7 @@ def test_the_sample_that_was_asked_for_is_drawn(figures, tmp_path):
     save_pictures(model, inputs, tmp_path, sample=1, tokens=names)
     masks, with_and_without = figures
     pairs = hf_lam.visualization.attention_with_and_without_mask(model, inputs)
-    for index, panel in enumerate(panels_of(with_and_without)[:3]):
+    for index, panel in enumerate(panels_of(with_and_without)[1::3]):
         torch.testing.assert_close(drawn(panel), pairs[index][0][1].mean(0)[:7, :7])
     torch.testing.assert_close(
         drawn(panels_of(masks)[2]), hf_lam.visualization.learned_masks(model, inputs)[2][1, 0, :7, :7]
@@ -197,27 +196,27 @@ def test_the_sample_that_was_asked_for_is_drawn(figures, tmp_path):
 
 
 @pytest.mark.slow
-def test_of_deep_models_some_layers_are_drawn(figures, tmp_path, monkeypatch):
-    assert spread_layers(14, pictures._MOST_PANELS) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 11, 12, 13]
-    assert spread_layers(12, pictures._MOST_PANELS) == list(range(12))
-    monkeypatch.setattr(pictures, "_MOST_PANELS", 3)
-    monkeypatch.setattr(attention, "MOST_LAYERS", 2)
-    captions = save_pictures(with_mechanisms("vit", LamConfig(), num_hidden_layers=5), make_inputs("vit"), tmp_path)
-    masks, on_image, with_and_without, with_and_without_on_image = figures
-    shown = ["layer 0", "layer 2", "layer 4"]
-    assert [panel.get_title() for panel in panels_of(masks)] == shown
-    assert [panel.get_title() for panel in panels_of(on_image)] == ["input", *shown]
-    assert [panel.get_title() for panel in panels_of(with_and_without)[:2]] == ["layer 0", "layer 4"]
-    assert len(panels_of(with_and_without)) == 6
-    assert len(panels_of(with_and_without_on_image)) == 5
-    assert "of 3 of the 5 layers, layer by layer" in captions["masks.png"]
-    assert "of 2 of the 5 layers, layer by layer" in captions["attention.png"]
-    model = with_mechanisms("vit", SttConfig("random"), num_hidden_layers=5)
+def test_of_deep_models_neighbouring_layers_are_drawn_together(figures, tmp_path):
+    model = with_mechanisms("vit", LamConfig(), num_hidden_layers=7)
     captions = save_pictures(model, make_inputs("vit"), tmp_path)
-    assert "maps of 3 of the 5 layers" in captions["synthetic_maps.png"]
-    maps, on_image = figures[4:]
-    assert [panel.get_title() for panel in panels_of(maps)[:3]] == [f"{title}, rows" for title in shown]
-    assert [panel.get_title().partition(",")[0] for panel in panels_of(on_image)] == ["input", *shown]
+    assert "of the 7 layers, in 6 groups of neighbours" in captions["masks.png"]
+    assert "of the 7 layers, in 4 groups of neighbours" in captions["masks_on_image.png"]
+    assert "of the 7 layers, in 3 groups of neighbours" in captions["attention.png"]
+    assert "in the 7 layers, in 4 groups of neighbours" in captions["attention_on_image.png"]
+    assert [len(panels_of(figure)) for figure in figures] == [6, 4 * 2, 3 * 3, 4 * 3]
+    assert all("of ViTModel" in figure.get_suptitle() for figure in figures)
+    captions = save_pictures(
+        with_mechanisms("vit", SttConfig("random"), num_hidden_layers=7), make_inputs("vit"), tmp_path
+    )
+    assert "maps of the 7 layers, in 6 groups of neighbours" in captions["synthetic_maps.png"]
+
+
+def test_nearly_constant_masks_are_said_to_be(figures, tmp_path):
+    model = hf_lam.inject(make_host("vit", num_hidden_layers=2), LamConfig())
+    captions = save_pictures(model, make_inputs("vit"), tmp_path)
+    for name in ("masks.png", "masks_on_image.png"):
+        assert "it is nearly constant, and the dashed line is 1 and leaves an attention score" in captions[name]
+    assert all("nearly constant" in figure.get_suptitle().replace("\n", " ") for figure in figures[:2])
 
 
 def test_of_many_views_those_of_the_most_heads_are_drawn(figures, tmp_path):
@@ -229,10 +228,10 @@ def test_of_many_views_those_of_the_most_heads_are_drawn(figures, tmp_path):
     captions = save_pictures(model, None, tmp_path)
     titles = [panel.get_title() for panel in panels_of(figures[1])]
     assert titles == [
-        "s0>s0\n2 heads",
-        *(f"{pair}\n1 head" for pair in pairs[1:10]),
-        "s3>s2\n2 heads",
-        "s3>s3\n3 heads",
+        "A  s0>s0\n2 heads",
+        *(f"{letter}  {pair}\n1 head" for letter, pair in zip("BCDEFGHIJ", pairs[1:10], strict=True)),
+        "O  s3>s2\n2 heads",
+        "P  s3>s3\n3 heads",
     ]
     assert (
         "under 12 of the 16 views, those of the most heads, for 12 tokens in 4 segments" in captions["view_blocks.png"]
@@ -351,26 +350,32 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
 def noisy_figure():
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4, 4))
-    image = np.random.default_rng(0).random((400, 400))
+    figure = Figure(figsize=(2, 2))
+    image = np.random.default_rng(0).random((200, 200))
     figure.subplots().imshow(image, interpolation="nearest")
     return figure
 
 
 @pytest.mark.parametrize("format", ["png", pytest.param("svg", marks=pytest.mark.slow)])
-def test_files_with_a_lot_of_detail_get_fewer_pixels(format, monkeypatch):
-    monkeypatch.setattr(pictures, "_DOTS_PER_INCH", 150)
-    large = len(pictures._as_file(noisy_figure(), format))
-    monkeypatch.setattr(pictures, "_LARGEST_FILE", large // 2)
-    assert large // 8 < len(pictures._as_file(noisy_figure(), format)) <= large // 2
+def test_files_with_a_lot_of_detail_get_fewer_colours_and_pixels(format, monkeypatch):
+    monkeypatch.setattr(pictures, "DOTS_PER_INCH", 150)
+    large = pictures._rendered(noisy_figure(), format, 150)
+    few = pictures._in_few_colours(large) if format == "png" else large
+    if format == "png":
+        assert few.startswith(b"\x89PNG") and len(few) < 0.7 * len(large) and few[16:24] == large[16:24]
+        monkeypatch.setattr(pictures, "_LARGEST_FILE", len(few))
+        assert pictures._as_file(noisy_figure(), format) == few
+    monkeypatch.setattr(pictures, "_LARGEST_FILE", len(few) // 2)
+    assert len(few) // 8 < len(pictures._as_file(noisy_figure(), format)) <= len(few) // 2
     # There is a limit, below which nothing could be read.
     monkeypatch.setattr(pictures, "_LARGEST_FILE", 100)
-    assert pictures._as_file(noisy_figure(), format) == pictures._rendered(noisy_figure(), format, 60)
+    least = pictures._rendered(noisy_figure(), format, 60)
+    assert pictures._as_file(noisy_figure(), format) == (pictures._in_few_colours(least) if format == "png" else least)
 
 
 def test_very_long_figures_are_no_larger_than_that(monkeypatch):
     from matplotlib.figure import Figure
 
-    monkeypatch.setattr(pictures, "_DOTS_PER_INCH", 150)
+    monkeypatch.setattr(pictures, "DOTS_PER_INCH", 150)
     data = pictures._as_file(Figure(figsize=(1, 40)), "png")
     assert [int.from_bytes(data[place : place + 4], "big") for place in (16, 20)] == [75, 3000]

@@ -157,13 +157,13 @@ def test_the_picture_has_every_point_and_names_every_preset(front: CalibrationFr
     pytest.importorskip("matplotlib")
     figure = hf_lam.visualization.plot_front(front)
     (panel,) = figure.axes
-    lines = {line.get_label(): line for line in panel.lines}
-    assert lines["calibrated"].get_xdata() == pytest.approx([100 * p.flops_fraction for p in front.points])
-    assert lines["calibrated"].get_ydata() == pytest.approx([100 * p.kept for p in front.points])
-    assert lines["same views in any order"].get_ydata() == pytest.approx(
-        [100 * p.kept_in_any_order for p in front.points]
-    )
+    calibrated, unordered, full = panel.lines[:3]
+    assert calibrated.get_xdata() == pytest.approx([100 * p.flops_fraction for p in front.points])
+    assert calibrated.get_ydata() == pytest.approx([100 * p.kept for p in front.points])
+    assert unordered.get_ydata() == pytest.approx([100 * p.kept_in_any_order for p in front.points])
+    assert full.get_ydata()[0] == pytest.approx(100 * front.total)
     named = {name for text in panel.texts for name in text.get_text().split(", ")}
-    assert named == {"self", "half", "cross", "round_robin"}
+    lines = {"calibrated", "the same views in any order", "full views"}
+    assert named == {"self", "half", "cross", "round_robin", *lines}
     assert "measured on 3 samples" in " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
     assert figure._repr_png_().startswith(b"\x89PNG")
