@@ -62,6 +62,12 @@ def convert(
         ValueError: if mechanisms cannot be attached to the model, with the reason, if there is no `HfLam…` class for
             it, or it was converted before.
         RuntimeError: if the checkpoint lacks host weights, or their shapes differ.
+
+    Examples:
+        >>> from hf_lam import LamConfig, convert
+        >>> model = convert("bert-base-uncased", LamConfig(), auto_class="AutoModelForMaskedLM")
+        >>> type(model).__name__
+        'HfLamBertForMaskedLM'
     """
     converted = convert_silently(model_or_id, *configs, auto_class=auto_class, **from_pretrained_kwargs)
     # With `output_loading_info` it is a tuple.

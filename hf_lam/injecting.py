@@ -37,6 +37,13 @@ def inject(model: ModelT, *configs: Any) -> ModelT:
     Raises:
         TypeError: if `model` is not a transformers model.
         ValueError: if the host cannot take the mechanism, with the reason, or already has one. The model is unchanged.
+
+    Examples:
+        >>> from hf_lam import LamConfig, inject
+        >>> from transformers import AutoModel
+        >>> model = inject(AutoModel.from_pretrained("bert-base-uncased"), LamConfig(rank=8))
+        >>> type(model).__name__
+        'BertModel'
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"inject needs a transformers model (a PreTrainedModel), got {type(model).__name__}.")
@@ -60,6 +67,13 @@ def remove(model: ModelT) -> ModelT:
     Raises:
         ValueError: if the model has none, or a pure STT, for which it gave up its query and key projections. The model
             is unchanged.
+
+    Examples:
+        >>> from hf_lam import LamConfig, inject, remove
+        >>> from transformers import AutoModel
+        >>> model = inject(AutoModel.from_pretrained("bert-base-uncased"), LamConfig(rank=8))
+        >>> any("hf_lam" in name for name, _ in remove(model).named_parameters())
+        False
     """
     decoders = decoders_with_masks(model)
     if injected_encoders(model) or not decoders:

@@ -49,6 +49,10 @@ def save_mechanism(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: if the model does not have mechanisms in exactly one encoder, its layers were changed in a way
             that they cannot follow, or `folder` is a file.
+
+    Examples:
+        >>> from hf_lam import LamConfig, convert, save_mechanism
+        >>> save_mechanism(convert("bert-base-uncased", LamConfig(rank=8)), "masks")
     """
     base = only_injected_encoder(model)
     problem = explain_layers(base)
@@ -90,6 +94,12 @@ def load_mechanism(host: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
         FileNotFoundError: if the folder lacks one of its two files.
         ValueError: if a file is damaged, the mechanisms do not fit the host, or the host already has some; if one is
             not hf_lam's own, and its file was not imported. The host is unchanged.
+
+    Examples:
+        >>> from hf_lam import LamConfig, convert, load_mechanism, save_mechanism
+        >>> from transformers import AutoModel
+        >>> save_mechanism(convert("bert-base-uncased", LamConfig(rank=8)), "masks")
+        >>> model = load_mechanism(AutoModel.from_pretrained("bert-base-uncased"), "masks")
     """
     contents, tensors = _read(Path(folder))
     host_type = _host_type(find_encoder(host))

@@ -107,7 +107,7 @@ def make_table(rows: list[DemoRow]) -> Table:
 
 
 def make_closing_lines(result: DemoResult) -> str:
-    """What was reached, where everything is, and how it is loaded."""
+    """What was reached, where everything is, how it is loaded, and what to do next."""
     verdict = (
         "same logits before and after conversion and hardening, and after loading"
         if result.passed
@@ -118,5 +118,9 @@ def make_closing_lines(result: DemoResult) -> str:
         f"Everything is in {result.folder}: the model with masks, the one with views ({LOCOMT_FOLDER}), the one with "
         f"synthesised attention ({STT_FOLDER}), their code, {MASKS_PICTURE}, {PATCHES_PICTURE}, {VIEWS_PICTURE}, "
         f"{MAPS_PICTURE} and {PATCH_PICTURE}. Load them anywhere, without hf_lam:\n\n"
-        f'  AutoModelForImageClassification.from_pretrained("{result.folder}", trust_remote_code=True)'
+        f'  AutoModelForImageClassification.from_pretrained("{result.folder}", trust_remote_code=True)\n\n'
+        "Next:\n"
+        f"  hf-lam inspect {result.folder}    # the masks, layer by layer\n"
+        "  hf-lam convert MODEL OUTPUT --mechanism lam    # a checkpoint of yours; its outputs stay as they are\n"
+        "  hf-lam compare PLAN.yaml --output_dir out    # is it worth it on your data? See docs/compare.md"
     )

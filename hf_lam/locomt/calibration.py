@@ -129,6 +129,15 @@ def calibrate_views(
         TypeError: if a batch is not a mapping, or `candidates` is a single string.
         ValueError: if the model does not have attention views in exactly one encoder or has a bottleneck, for a budget
             outside (0, 1] or one that no table can meet, for an unknown candidate, or without any tokens to measure.
+
+    Examples:
+        >>> import torch
+        >>> from hf_lam import LocomtConfig, calibrate_views, convert, set_views
+        >>> model = convert("google/vit-base-patch16-224", LocomtConfig())
+        >>> config, report = calibrate_views(model, [{"pixel_values": torch.randn(2, 3, 224, 224)}], budget=0.5)
+        >>> report.flops_fraction <= 0.5
+        True
+        >>> model = set_views(model, config)
     """
     check_budget(budget)
     return measure_views(model, batches, candidates).choose_within(budget)

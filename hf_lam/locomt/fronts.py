@@ -125,6 +125,14 @@ def calibrate_front(
     Raises:
         TypeError: if `budgets` or `candidates` is no list, or a batch is not a mapping.
         ValueError: as from `calibrate_views`; for budgets that are none, and if no table can meet any of them.
+
+    Examples:
+        >>> import torch
+        >>> from hf_lam import LocomtConfig, calibrate_front, convert
+        >>> model = convert("google/vit-base-patch16-224", LocomtConfig())
+        >>> front = calibrate_front(model, [{"pixel_values": torch.randn(2, 3, 224, 224)}], budgets=[0.5, 0.75])
+        >>> [point.budget for point in front.points]
+        [0.5, 0.75]
     """
     if budgets is not None:
         if isinstance(budgets, (str, int, float)):

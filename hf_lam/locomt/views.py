@@ -29,6 +29,13 @@ def set_views(model: ModelT, config: LocomtConfig) -> ModelT:
         TypeError: if `config` is something else.
         ValueError: if the model has no attention views in exactly one encoder, or the new ones do not fit. The model
             is unchanged.
+
+    Examples:
+        >>> from hf_lam import LocomtConfig, convert, set_views
+        >>> model = convert("google/vit-base-patch16-224", LocomtConfig())
+        >>> model = set_views(model, LocomtConfig(views="half"))
+        >>> model.config.hf_lam["locomt"]["views"][0][0]  # the first head of the first layer
+        'self'
     """
     if not isinstance(config, LocomtConfig):
         raise TypeError(f"set_views needs a LocomtConfig, got {config!r}.")

@@ -76,6 +76,12 @@ def fit_synthesizers(
         TypeError: if a batch is not a mapping.
         ValueError: if the model does not have a mixture in exactly one encoder, its synthesizer is frozen, `epochs` or
             `learning_rate` is not positive, or batches hold no tokens.
+
+    Examples:
+        >>> import torch
+        >>> from hf_lam import SttConfig, convert, fit_synthesizers
+        >>> model = convert("google/vit-base-patch16-224", SttConfig())
+        >>> report = fit_synthesizers(model, [{"pixel_values": torch.randn(2, 3, 224, 224)}], epochs=2)
     """
     encoders = encoders_with_mixture(model)
     if len(encoders) != 1:

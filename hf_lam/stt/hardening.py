@@ -42,6 +42,13 @@ def harden(model: ModelT, *, force: bool = False) -> ModelT:
         ValueError: if there is no mixture, `λ` is not 1 (the message says how far it is), the mixture is combined
             with LAM or LoCoMT, for which there are no scores left, or PEFT has adapters on queries or keys. The model
             is unchanged.
+
+    Examples:
+        >>> from hf_lam import SttConfig, convert, harden
+        >>> model = convert("google/vit-base-patch16-224", SttConfig())
+        >>> model = harden(model, force=True)  # after training with SttAnnealingCallback, without force
+        >>> model.config.hf_lam["stt"]["variant"]
+        'dense'
     """
     encoders = encoders_with_mixture(model)
     if not encoders:
