@@ -19,27 +19,23 @@ import transformers
 from safetensors.torch import load_file
 
 import hf_lam
+from hf_lam.hub.code_checks import released_code
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-SAVED = FIXTURES / "saved_by_0.1.0.dev"
-MODELS = (
-    "bert_lam",
-    "bert_shared_lam_views",
-    "bert_views_spans",
-    "bert_views_annealing",
-    "bert_bottleneck",
-    "bert_stt_mixture_trained",
-    "vit_stt_mixture",
-    "vit_stt_dense",
-    "vit_views_quadrants",
-    "videomae_lam_views",
-    "videomae_stt_factorized_random",
-    "fusion_lam_views",
-    "fusion_bottleneck",
-)
-# The folder that kept the code which was saved with it.
-WITH_CODE = SAVED / "bert_lam"
-MECHANISM = SAVED / "vit_mechanism"
+FOLDERS = sorted(folder for folder in FIXTURES.glob("saved_by_*/*") if folder.is_dir())
+MODELS = [folder for folder in FOLDERS if (folder / "config.json").is_file()]
+MECHANISMS = [folder for folder in FOLDERS if (folder / "mechanism").is_dir()]
+# Those that kept the code which was saved with them.
+WITH_CODE = [folder for folder in MODELS if list(folder.glob("*.py"))]
+
+
+def release_of(folder: Path) -> str:
+    return folder.parent.name.removeprefix("saved_by_")
+
+
+def each(folders: list[Path]) -> Any:
+    return pytest.mark.parametrize("folder", folders, ids=[f"{x.name}-{release_of(x)}" for x in folders])
+
 
 # Weights and inputs are those of the file, but another processor, or kernels that sum in another order, round
 # otherwise: by up to 2.3e-6 · (1 + |output|) where it was tried (AVX-512, AVX2, none of them, and fp64). Losing any
@@ -89,62 +85,73 @@ def load(folder: Path) -> Any:
 
 
 def test_every_folder_has_a_test() -> None:
-    assert {folder.name for folder in SAVED.iterdir()} == {*MODELS, MECHANISM.name}
+    releases = {release_of(folder) for folder in FOLDERS}
+    assert releases >= {"0.1.0.dev"}
+    assert {*MODELS, *MECHANISMS} == {*FOLDERS}
+    # Of every release: models, a mechanism alone, and the code.
+    assert [{release_of(folder) for folder in kind} for kind in (MODELS, MECHANISMS, WITH_CODE)] == [releases] * 3
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_a_saved_model_gives_what_it_gave(kind: str) -> None:
-    expected = expected_of(SAVED / kind)
-    torch.testing.assert_close(
-        outputs_of(load(SAVED / kind), expected["inputs"]), dict(expected["outputs"]), **TOLERANCE
-    )
+@each(MODELS)
+def test_a_saved_model_gives_what_it_gave(folder: Path) -> None:
+    expected = expected_of(folder)
+    torch.testing.assert_close(outputs_of(load(folder), expected["inputs"]), dict(expected["outputs"]), **TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MODELS if expected_of(SAVED / kind)["attentions"]])
-def test_a_saved_model_has_the_attention_it_had(kind: str) -> None:
-    expected = expected_of(SAVED / kind)
+@each([folder for folder in MODELS if expected_of(folder)["attentions"]])
+def test_a_saved_model_has_the_attention_it_had(folder: Path) -> None:
+    expected = expected_of(folder)
     with torch.no_grad():
-        maps = load(SAVED / kind)(**expected["inputs"], output_attentions=True).attentions
+        maps = load(folder)(**expected["inputs"], output_attentions=True).attentions
     found = {str(layer): weights for layer, weights in enumerate(maps)}
     torch.testing.assert_close(found, dict(expected["attentions"]), **TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_the_mechanisms_in_a_saved_configuration_stay_as_they_are(kind: str, tmp_path: Path) -> None:
-    written = without_version(config_in(SAVED / kind)["hf_lam"])
-    assert without_version(transformers.AutoConfig.from_pretrained(SAVED / kind).hf_lam) == written
-    model = load(SAVED / kind)
+@each(MODELS)
+def test_the_mechanisms_in_a_saved_configuration_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
+    written = without_version(config_in(folder)["hf_lam"])
+    assert without_version(transformers.AutoConfig.from_pretrained(folder).hf_lam) == written
+    model = load(folder)
     assert without_version(model.config.hf_lam) == written
     model.save_pretrained(tmp_path)
     assert without_version(config_in(tmp_path)["hf_lam"]) == written
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_a_saved_model_is_the_same_when_it_is_saved_again(kind: str, tmp_path: Path) -> None:
-    inputs = expected_of(SAVED / kind)["inputs"]
-    model = load(SAVED / kind)
+@each(MODELS)
+def test_a_saved_model_is_the_same_when_it_is_saved_again(folder: Path, tmp_path: Path) -> None:
+    inputs = expected_of(folder)["inputs"]
+    model = load(folder)
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(outputs_of(load(tmp_path), inputs), outputs_of(model, inputs), atol=0, rtol=0)
 
 
-def test_saved_mechanisms_load_into_their_host(tmp_path: Path) -> None:
-    expected = expected_of(MECHANISM)
+@each(MECHANISMS)
+def test_saved_mechanisms_load_into_their_host(folder: Path, tmp_path: Path) -> None:
+    expected = expected_of(folder)
     inputs, outputs = expected["inputs"], dict(expected["outputs"])
-    model = hf_lam.load_mechanism(transformers.AutoModel.from_pretrained(MECHANISM / "host"), MECHANISM / "mechanism")
+    model = hf_lam.load_mechanism(transformers.AutoModel.from_pretrained(folder / "host"), folder / "mechanism")
     torch.testing.assert_close(outputs_of(model, inputs), outputs, **TOLERANCE)
 
     hf_lam.save_mechanism(model, tmp_path)
     written, again = (
-        json.loads((folder / "mechanism_config.json").read_text(encoding="utf-8"))
-        for folder in (MECHANISM / "mechanism", tmp_path)
+        json.loads((place / "mechanism_config.json").read_text(encoding="utf-8"))
+        for place in (folder / "mechanism", tmp_path)
     )
     assert without_version(again["hf_lam"]) == without_version(written["hf_lam"])
     assert again["host_model_type"] == written["host_model_type"]
-    loaded = hf_lam.load_mechanism(transformers.AutoModel.from_pretrained(MECHANISM / "host"), tmp_path)
+    loaded = hf_lam.load_mechanism(transformers.AutoModel.from_pretrained(folder / "host"), tmp_path)
     torch.testing.assert_close(outputs_of(loaded, inputs), outputs_of(model, inputs), atol=0, rtol=0)
 
 
 # --- the code in the folder ------------------------------------------------------------------------------------------
+
+
+@each(WITH_CODE)
+def test_the_code_of_a_release_is_known_for_good(folder: Path) -> None:
+    """Its entry in the manifest is what `verify` knows it by, and is never written anew."""
+    release = release_of(folder)
+    assert hf_lam.verify(folder).version == (release if release in released_code() else None)
+
 
 READ_EXPECTED = """
 import sys
@@ -165,10 +172,10 @@ def check(model):
 """
 
 
-def run_with_code(code: str, tmp_path: Path) -> str:
+def run_with_code(code: str, folder: Path, tmp_path: Path) -> str:
     """Run `code`, after `READ_EXPECTED`, in a fresh process with a cache of its own for the code in folders."""
     done = subprocess.run(
-        [sys.executable, "-c", READ_EXPECTED + code, str(WITH_CODE), str(tmp_path / "again")],
+        [sys.executable, "-c", READ_EXPECTED + code, str(folder), str(tmp_path / "again")],
         env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
         capture_output=True,
         text=True,
@@ -179,7 +186,8 @@ def run_with_code(code: str, tmp_path: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_code_in_a_folder_works_without_hf_lam(tmp_path: Path) -> None:
+@each(WITH_CODE)
+def test_the_code_in_a_folder_works_without_hf_lam(folder: Path, tmp_path: Path) -> None:
     code = """
 sys.modules["hf_lam"] = None  # every import of it is an error
 auto = transformers.AutoModelForSequenceClassification
@@ -191,12 +199,13 @@ for path in (folder, again):
 assert not [name for name, module in sys.modules.items() if module and name.partition(".")[0] == "hf_lam"]
 print("loaded")
 """
-    assert "loaded" in run_with_code(code, tmp_path)
+    assert "loaded" in run_with_code(code, folder, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["installed", "in_folder"])
-def test_the_code_in_a_folder_works_beside_the_installed_package(first: str, tmp_path: Path) -> None:
+@each(WITH_CODE)
+def test_the_code_in_a_folder_works_beside_the_installed_package(folder: Path, first: str, tmp_path: Path) -> None:
     # What both register with transformers and torch under one name must serve both, whichever came last.
     code = f"""
 def installed():
@@ -219,4 +228,4 @@ for model in (*models, *models[::-1]):
     model.eval()
 print("side by side")
 """
-    assert "side by side" in run_with_code(code, tmp_path)
+    assert "side by side" in run_with_code(code, folder, tmp_path)
