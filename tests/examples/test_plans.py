@@ -19,6 +19,7 @@ PLANS = {str(path.relative_to(EXAMPLES / "plans")): path for path in sorted((EXA
 SMALL: dict[str, dict[str, Any]] = {
     "captions/pictures.yaml": {"captions_dir": "{tmp}", "max_train_samples": 8, "max_eval_samples": 8},
     "captions/spoken_words.yaml": {"captions_dir": "{tmp}", "max_train_samples": 8, "max_eval_samples": 8},
+    "captions/videos.yaml": {"captions_dir": "{tmp}", "max_train_samples": 8, "max_eval_samples": 8},
     "captions/vit.yaml": {"captions_dir": "{tmp}", "max_train_samples": 8, "max_eval_samples": 8},
     "easy_vqa/plan.yaml": {"tokens_dir": "{tmp}", "max_eval_samples": 20},
     "digits/plan.yaml": {"encoders_dir": "{tmp}", "max_samples": 64},

@@ -6,6 +6,8 @@
 
 All other options are those of `run_captioning.py`; the tokenizer is that of the captions' words. With `--vit_config`
 and `--bert_config`, the model is a `VisionEncoderDecoderModel` of such a ViT and such a BERT, from random weights.
+With `--videomae_config`, such a VideoMAE is the encoder of the videos; it starts from the same random weights in all
+runs.
 """
 
 from __future__ import annotations
@@ -13,15 +15,20 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoTokenizer,
     BertConfig,
     HfArgumentParser,
+    VideoMAEConfig,
+    VideoMAEImageProcessor,
+    VideoMAEModel,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -46,6 +53,10 @@ class SourceArguments:
     vit_config: str | None = field(default=None, metadata={"help": "JSON with options of a ViT, for pictures."})
     bert_config: str | None = field(default=None, metadata={"help": "JSON with options of the BERT that writes."})
 
+    videomae_config: str | None = field(
+        default=None, metadata={"help": "JSON with options of a VideoMAE, for videos."}
+    )
+
     def __post_init__(self) -> None:
         if (self.vit_config is None) != (self.bert_config is None):
             raise ValueError("--vit_config and --bert_config make one model: give both, or none.")
@@ -66,6 +77,24 @@ def _make_model(wanted: SourceArguments, words: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def _make_video_encoder(wanted: SourceArguments, folder: Path) -> None:
+    torch.manual_seed(0)
+    config = VideoMAEConfig(**json.loads(str(wanted.videomae_config)))
+    VideoMAEModel(config).save_pretrained(folder)
+    side = {"height": config.image_size, "width": config.image_size}
+    scale = [0.5] * config.num_channels
+    VideoMAEImageProcessor(
+        size={"shortest_edge": config.image_size}, crop_size=side, image_mean=scale, image_std=scale
+    ).save_pretrained(folder)
+
+
+def _made(wanted: SourceArguments, config: str, make: Callable[[Path], None]) -> Path:
+    """The folder of a model with random weights, whose name is a hash of its options."""
+    folder = Path(wanted.captions_dir, f"{wanted.source}-{hashlib.sha256(config.encode()).hexdigest()[:12]}")
+    write_once(folder, make)
+    return folder
+
+
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     kinds: Any = (SourceArguments,)
     parser = HfArgumentParser(kinds, description=__doc__, allow_abbrev=False)
@@ -78,10 +107,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if wanted.vit_config is None:
         given += ["--decoder_tokenizer", str(folder / "words")]
     else:
-        digest = hashlib.sha256(f"{wanted.vit_config} {wanted.bert_config}".encode()).hexdigest()[:12]
-        model = Path(wanted.captions_dir, f"{wanted.source}-{digest}")
-        write_once(model, partial(_make_model, wanted, folder / "words"))
+        model = _made(
+            wanted, f"{wanted.vit_config} {wanted.bert_config}", partial(_make_model, wanted, folder / "words")
+        )
         given += ["--model_name_or_path", str(model), "--from_scratch", "true"]
+    if wanted.videomae_config is not None:
+        given += ["--video_model", str(_made(wanted, wanted.videomae_config, partial(_make_video_encoder, wanted)))]
     return run_captioning.main([*given, *further])
 
 
