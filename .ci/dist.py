@@ -39,32 +39,36 @@ def only(pattern):
     return found[0]
 
 
-def files_of_the_repository():
-    """What git tracks, and what it would: new files that it does not ignore."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+def files_of_the_repository(*more):
+    """The files that git tracks, and with `--others` those that it would."""
+    command = ["git", "ls-files", "-z", "--cached", "--exclude-standard", *more]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return {name for name in listed.split("\0") if name and (ROOT / name).is_file()}
 
 
-def compare(title, found, expected):
-    """End with the names, unless both are the same."""
-    lines = [f"  is missing: {name}" for name in sorted(expected - found)]
-    lines += [f"  should not be there: {name}" for name in sorted(found - expected)]
+def compare(title, found, needed, allowed):
+    """End with the names, unless all that is needed is there, and nothing that is not allowed."""
+    lines = [f"  is missing: {name}" for name in sorted(needed - found)]
+    lines += [f"  should not be there: {name}" for name in sorted(found - allowed)]
     if lines:
         sys.exit("\n".join([f"{title}:", *lines]))
     print(f"{title}: {len(found)} files", flush=True)
 
 
 def check_files(sdist, wheel):
-    repository = files_of_the_repository()
+    if not (ROOT / ".git").exists():
+        print("not a clone of the repository: the files are not compared with it", flush=True)
+        return
+    tracked, known = files_of_the_repository(), files_of_the_repository("--others")
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
     made = {name for name in names if name in ("PKG-INFO", "setup.cfg") or ".egg-info/" in name}
-    compare(sdist.name, names - made, repository)
+    compare(sdist.name, names - made, tracked, known)
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     described = {name for name in names if name.partition("/")[0].endswith(".dist-info")}
-    compare(wheel.name, names - described, {name for name in repository if name.startswith("hf_lam/")})
+    tracked, known = ({name for name in files if name.startswith("hf_lam/")} for files in (tracked, known))
+    compare(wheel.name, names - described, tracked, known)
 
 
 def run(*command, cwd):
