@@ -165,16 +165,14 @@ def _inspect(
 
 def _load(source: str, config: Any, revision: str | None) -> Any:
     """The model, of the class that was saved or else the encoder, which is one of this package in any case."""
-    import hf_lam
+    from ..hub.buildable import saved_class_of
 
-    from ..hub.names import heads_of
-
-    heads = heads_of(type(config))
-    known = [name for name in config.architectures or () if name in heads]
-    model_class = getattr(hf_lam, known[0] if known else config.auto_classes["AutoModel"])
+    model_class = saved_class_of(config)
     try:
         with loading_weights(source):
-            return model_class.from_pretrained(source, **({} if revision is None else {"revision": revision}))
+            return model_class.from_pretrained(
+                source, **({} if revision is None else {"revision": revision})
+            )
     except RuntimeError as error:
         # transformers refers to a report, which it writes as a warning.
         if "ignore_mismatched_sizes" not in str(error):

@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
-from ..hub.names import heads_of
+from ..hub.buildable import saved_class_of
 from ..hub.processors import UnavailableError, load_processor
 from ..loading import loading
-from ..modeling import modeling_hf_lam, modeling_hf_lam_fusion
 
 
 class Source(NamedTuple):
@@ -50,27 +48,11 @@ def load_source(place: str | os.PathLike[str], revision: str | None, dtype: str 
             config = AutoConfig.from_pretrained(name, trust_remote_code=False, **of_config)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the config.json of {name!r} cannot be read: {error}") from error
-        model = _class_of(config).from_pretrained(name, **options)
+        model = saved_class_of(config).from_pretrained(name, **options)
         try:
             return Source(model, load_processor(name, model, revision), name)
         except UnavailableError as error:
             return Source(model, None, name, (f"the processor was copied as it is, and not tried: {error}",))
-
-
-def _class_of(config: Any) -> Any:
-    """The class that a model was saved from, by the name in its configuration; the encoder's where it has none.
-
-    What a repository names may be anything: only a class for this configuration is called.
-    """
-    ours = heads_of(type(config))
-    for name in config.architectures or ():
-        if name in ours:
-            module = modeling_hf_lam_fusion if hasattr(modeling_hf_lam_fusion, name) else modeling_hf_lam
-            return getattr(module, name)
-        stock = getattr(transformers, name, None)
-        if getattr(stock, "config_class", None) is type(config):
-            return stock
-    return getattr(modeling_hf_lam, config.auto_classes["AutoModel"]) if ours else AutoModel
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch.nn.modules.module import register_module_module_registration_hook
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -57,6 +58,21 @@ def class_names_of(kind: Any) -> frozenset[str]:
 def model_class_of(name: str) -> Any:
     """The class of a model of ours; its name is one of `class_names_of`."""
     return getattr(modeling_hf_lam_fusion, name, None) or getattr(modeling_hf_lam, name)
+
+
+def saved_class_of(config: Any) -> Any:
+    """The class that a model was saved from, by the name in its configuration; the encoder's where it has none.
+
+    What a repository names may be anything: only a class for this configuration is called.
+    """
+    ours = heads_of(type(config))
+    for name in config.architectures or ():
+        if name in ours:
+            return model_class_of(name)
+        stock = getattr(transformers, name, None)
+        if getattr(stock, "config_class", None) is type(config):
+            return stock
+    return model_class_of(config.auto_classes["AutoModel"]) if ours else AutoModel
 
 
 def is_ours(kind: Any) -> bool:

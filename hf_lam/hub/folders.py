@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult
 from transformers import AutoConfig
 
-from ..modeling import modeling_hf_lam, modeling_hf_lam_fusion
 from . import processors
+from .buildable import model_class_of
 from .cards import METRIC_NAMES
 from .earlier_cards import weight_files
 from .names import heads_of
@@ -63,8 +63,7 @@ def load_model(folder: Path) -> Any:
             "Convert it with hf_lam.convert first; one of transformers is uploaded by its own push_to_hub, or by hf "
             "upload."
         )
-    module = modeling_hf_lam_fusion if hasattr(modeling_hf_lam_fusion, name) else modeling_hf_lam
-    return getattr(module, name).from_pretrained(folder)
+    return model_class_of(name).from_pretrained(folder)
 
 
 def load_processor(folder: Path, model: Any) -> Any:

@@ -20,6 +20,7 @@ from hf_lam import LamConfig, LocomtConfig
 from hf_lam.exporting import writing
 from hf_lam.exporting.batches import Axis, Sizes, batches_for
 from hf_lam.exporting.checking import Trial, compare_outputs, default_tolerance
+from hf_lam.hub.buildable import saved_class_of
 
 TINY = {"num_hidden_layers": 1}
 
@@ -27,6 +28,13 @@ TINY = {"num_hidden_layers": 1}
 @pytest.fixture(scope="module")
 def vit() -> Any:
     return FAMILIES["vit"].make("ImageClassification")
+
+
+@pytest.mark.parametrize("architectures", [None, ["HfLamFusionModel"], ["os.system", "HfLamFusionModel"]])
+def test_a_model_is_of_the_class_that_its_configuration_names(architectures: list[str] | None) -> None:
+    config = make_fusion(("text", "image")).config
+    config.architectures = architectures
+    assert saved_class_of(config) is hf_lam.HfLamFusionModel
 
 
 # --- refused ---------------------------------------------------------------------------------------------------------
