@@ -170,9 +170,7 @@ def _load(source: str, config: Any, revision: str | None) -> Any:
     model_class = saved_class_of(config)
     try:
         with loading_weights(source):
-            return model_class.from_pretrained(
-                source, **({} if revision is None else {"revision": revision})
-            )
+            return model_class.from_pretrained(source, **({} if revision is None else {"revision": revision}))
     except RuntimeError as error:
         # transformers refers to a report, which it writes as a warning.
         if "ignore_mismatched_sizes" not in str(error):
