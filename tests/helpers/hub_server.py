@@ -36,13 +36,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 import transformers
-from huggingface_hub import close_session, constants
+from huggingface_hub import close_session, constants, hf_api
 
 from helpers.card_metadata import check_metadata, read_metadata
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".png")
 TOKEN = "hf_" + "NotARealToken" * 3
-NAMESPACES = ("user", "org")  # where the token may write
+NAMESPACES = ("user", "org")  # where the token may write: its user and others
 ALWAYS = 10**9
 # What the Hub puts into every new repository.
 GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
@@ -171,6 +171,8 @@ class HubServer:
         }
         for name, value in values.items():
             monkeypatch.setattr(constants, name, value)
+        # Of `huggingface_hub.whoami` and the like, which was made when that was imported.
+        monkeypatch.setattr(hf_api.api, "endpoint", self.url)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -282,7 +284,9 @@ class HubServer:
     def whoami(self, request: Request) -> Any:
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
             raise Failure(401, "Unauthorized", "Invalid credentials in Authorization header")
-        return {"name": "user", "type": "user", "orgs": [{"name": "org"}], "auth": {"type": "access_token"}}
+        name, *others = NAMESPACES
+        orgs = [{"name": other} for other in others]
+        return {"name": name, "type": "user", "orgs": orgs, "auth": {"type": "access_token"}}
 
     def validate_yaml(self, request: Request) -> Any:
         errors, warnings = check_metadata(json.loads(request.sent)["content"])
@@ -292,7 +296,7 @@ class HubServer:
 
     def create(self, request: Request) -> Any:
         asked = json.loads(request.sent)
-        namespace = asked.get("organization") or "user"
+        namespace = asked.get("organization") or NAMESPACES[0]
         repo_id = f"{namespace}/{asked['name']}"
         created = {"url": f"{self.url}/{repo_id}", "name": repo_id, "id": repo_id}
         if namespace not in NAMESPACES:
