@@ -5,8 +5,9 @@ Source: Barrios & Jin, "Multi-layer Learnable Attention Mask for Multimodal Task
 queries computes its scores, uses them and drops them; the backward pass computes them again (Rabe & Staats, arXiv
 2112.05682), with rowsum(dO ⊙ O) for rowsum(dA ⊙ A) (Dao et al., arXiv 2205.14135).
 
-Time goes into the passes over scores and, on a busy machine, into the threads' waiting for each other after every
-operator. Hence few operators, on large chunks, in buffers that stay in the cache.
+Every thread takes a part of the work and computes its chunks alone (`threads_hf_lam.py`), in buffers that stay in its
+cache. A part writes where no other part writes. Where several parts have a share in one gradient, each sums up its own
+share, and the shares are added in order at the end, so that the result is the same every time.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
 """
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .lam_formula_hf_lam import attend_by_formula
+from .lam_parts_hf_lam import Chunk, Gradients, Part, cut, parts_of
 from .numerics_hf_lam import (
     differentiate_gradients,
     empty_output,
@@ -29,15 +31,7 @@ from .numerics_hf_lam import (
     softmax_dtype,
 )
 from .padding_hf_lam import additive
-
-# Score elements in one chunk, of which one buffer (backward: three) exists at a time. CPU: 4 MiB in fp32, which stays
-# near the cores. Other devices: enough to fill one, and small beside its memory (128 MiB in fp32).
-_CPU_CHUNK = 2**20
-_DEVICE_CHUNK = 2**25
-# Long keys exceed that, rather than make a chunk of fewer query rows, or of fewer heads than threads: matrix products
-# become slow (a single head of 128 × 1568 scores takes twice the time per score).
-_MIN_ROWS = 384
-_MAX_MIN_HEADS = 4
+from .threads_hf_lam import run_parts
 
 
 def attend_chunked(
@@ -58,53 +52,27 @@ def attend_chunked(
 
 # --- chunks ----------------------------------------------------------------------------------------------------------
 
-_Chunk = tuple[slice, ...]  # of batch, heads, query rows
 
-
-def _chunks(query: Tensor, key: Tensor) -> Iterator[_Chunk]:
-    """Cut `(B, H, Lq)` into nearly equal parts; the order is what makes dropout reproducible."""
-    batch, heads, length_q, _ = query.shape
-    length_k = key.shape[2]
-    limit = _CPU_CHUNK if query.device.type == "cpu" else _DEVICE_CHUNK
-    rows = _part(length_q, max(_MIN_ROWS, limit // (heads * length_k)))
-    group = _part(heads, max(min(torch.get_num_threads(), _MAX_MIN_HEADS), limit // (rows * length_k)))
-    # Several samples only where they are small, since joining them copies what is not contiguous.
-    samples = _part(batch, limit // 2 // (heads * length_q * length_k))
-    for b in range(0, batch, samples):
-        for r in range(0, length_q, rows):
-            for h in range(0, heads, group):
-                yield slice(b, b + samples), slice(h, h + group), slice(r, r + rows)
-
-
-def _part(total: int, limit: int) -> int:
-    """Size of the fewest nearly equal parts of `total` that keep to `limit` (or are 1)."""
-    parts = -(-total // max(1, min(total, limit)))
-    return -(-total // parts)
-
-
-def _cut(tensor: Tensor, chunk: _Chunk) -> Tensor:
-    """The chunk's part, a view, of a tensor whose dimensions of size 1 are broadcast."""
-    return tensor[tuple(slice(None) if size == 1 else part for size, part in zip(tensor.shape, chunk, strict=False))]
-
-
-def _chunks_with_addends(
-    query: Tensor, key: Tensor, addend: Tensor | None, attention_mask: Tensor | None, dtype: torch.dtype
-) -> Iterator[tuple[_Chunk, Tensor | None, Tensor | None]]:
+def _with_addends(
+    chunks: list[tuple[int, Chunk]], addend: Tensor | None, attention_mask: Tensor | None, dtype: torch.dtype
+) -> Iterator[tuple[int, Chunk, Tensor | None, Tensor | None]]:
     """Every chunk with all that is added to its scores and its blocked rows, both None where nothing is."""
     added = blocked = None
     by_head = any(x is not None and x.shape[1] > 1 for x in (addend, attention_mask))
-    for chunk in _chunks(query, key):
+    last = None
+    for number, chunk in chunks:
         # Groups of heads follow each other, and mostly share what is added.
-        if chunk[1].start == 0 or by_head:
-            of_mechanism, padding = (None if x is None else _cut(x, chunk) for x in (addend, attention_mask))
+        if by_head or (chunk[0], chunk[2]) != last:
+            of_mechanism, padding = (None if x is None else cut(x, chunk) for x in (addend, attention_mask))
             added, blocked = _add_parts(of_mechanism, padding, dtype)
-        yield chunk, added, blocked
+            last = (chunk[0], chunk[2])
+        yield number, chunk, added, blocked
 
 
 def _add_parts(
     addend: Tensor | None, attention_mask: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What is added to the scores, and which rows that blocks; what an addend of −inf blocks is blocked, too."""
+    """The addend to the scores, and the rows that it blocks; what an addend of −inf blocks is blocked, too."""
     if attention_mask is None:
         return (None, None) if addend is None else additive(addend, dtype)
     added, blocked = additive(attention_mask, dtype)
@@ -115,20 +83,22 @@ def _add_parts(
 
 
 class _Dropout:
-    """Dropout's factors, 0 or 1 / (1 - p), drawn anew from the seed in each direction, chunk after chunk."""
+    """Dropout's factors, 0 or 1 / (1 - p), drawn anew in each direction, for every chunk from a seed of its own."""
 
     def __init__(self, p: float, seed: Tensor | None, device: torch.device) -> None:
         self.keep = 1 - p
-        self.generator = None if seed is None else torch.Generator(device).manual_seed(int(seed))
+        self.seed = None if seed is None else int(seed)
+        self.device = device
 
-    def factors(self, weights: Tensor) -> Tensor | None:
-        if self.generator is None:
+    def factors(self, weights: Tensor, number: int) -> Tensor | None:
+        if self.seed is None:
             return None
-        return torch.empty_like(weights).bernoulli_(self.keep, generator=self.generator).div_(self.keep)
+        generator = torch.Generator(self.device).manual_seed(self.seed + number)
+        return torch.empty_like(weights).bernoulli_(self.keep, generator=generator).div_(self.keep)
 
 
 class _Scratch:
-    """Score-sized buffers that every chunk of a call uses again; clearing fresh pages would cost up to a third."""
+    """Score-sized buffers that every chunk of a part uses again; clearing fresh pages would cost up to a third."""
 
     def __init__(self) -> None:
         self.buffers: dict[str, Tensor] = {}
@@ -140,12 +110,21 @@ class _Scratch:
             self.buffers[name] = torch.empty(size, dtype=dtype, device=like.device)
         return self.buffers[name][:size].view(shape)
 
-    def product(self, name: str, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-        """`left @ right` in `dtype`."""
+    def product(self, name: str, left: Tensor, right: Tensor, dtype: torch.dtype, factor: float = 1) -> Tensor:
+        """`factor · left @ right` in `dtype`."""
         out = self.take(name, (*left.shape[:-1], right.shape[-1]), left, dtype)
-        if left.dtype == dtype:
-            return torch.matmul(left, right, out=out)
-        return out.copy_(torch.matmul(left, right))
+        if left.dtype != dtype:
+            return out.copy_(_scaled_product(left, right, factor))
+        _scaled_product(left, right, factor, out.flatten(0, 1))
+        return out
+
+
+def _scaled_product(left: Tensor, right: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
+    """`factor · left @ right` in one operator, `(b, h, m, n)`; in `out`, `(b · h, m, n)`, where that is given."""
+    product = torch.baddbmm(
+        left.new_empty(1, 1, 1), left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=factor, out=out
+    )
+    return product.unflatten(0, left.shape[:2])
 
 
 def _weights(scores: Tensor, factor: Tensor | None, addend: Tensor | None, out: Tensor) -> Tensor:
@@ -168,13 +147,14 @@ def _chunk_forward(
     addend: Tensor | None,
     scaling: float,
     dropout: _Dropout,
+    number: int,
     scratch: _Scratch,
 ) -> Tensor:
     """The output of some query rows: `(b, h, q, D)` by `(b, h, Lk, D)` and `(b, h, Lk, Dv)`."""
     dtype = softmax_dtype(value.dtype)
-    scores = scratch.product("scores", query * scaling, key.transpose(-2, -1), dtype)
+    scores = scratch.product("scores", query, key.transpose(-2, -1), dtype, scaling)
     weights = _weights(scores, None if factor is None else factor.to(dtype), addend, out=scores)
-    factors = dropout.factors(weights)
+    factors = dropout.factors(weights, number)
     if factors is not None:
         weights.mul_(factors)
     return scratch.product("out", weights.to(value.dtype), value, value.dtype)
@@ -190,6 +170,7 @@ def _chunk_backward(
     addend: Tensor | None,
     scaling: float,
     dropout: _Dropout,
+    number: int,
     scratch: _Scratch,
     wanted: list[bool],
 ) -> list[Tensor | None]:
@@ -202,12 +183,12 @@ def _chunk_backward(
     want_query, want_key, want_value, want_factor, want_addend = wanted
     grad_query = grad_key = grad_value = grad_factor = grad_addend = None
     dtype = softmax_dtype(value.dtype)
-    factor, query = None if factor is None else factor.to(dtype), query * scaling
-    scores = scratch.product("scores", query, key.transpose(-2, -1), dtype)
+    factor = None if factor is None else factor.to(dtype)
+    scores = scratch.product("scores", query, key.transpose(-2, -1), dtype, scaling)
     # The raw scores are needed once more for the gradient of what multiplies them, and for nothing else.
     out = scratch.take("weights", scores.shape, scores, dtype) if want_factor else scores
     weights = _weights(scores, factor, addend, out=out)
-    factors = dropout.factors(weights)
+    factors = dropout.factors(weights, number)
     if want_value:
         dropped = weights if factors is None else weights * factors
         grad_value = torch.matmul(dropped.to(value.dtype).transpose(-2, -1), grad_out)
@@ -224,9 +205,9 @@ def _chunk_backward(
                 grad_logits = torch.mul(grad_logits, factor, out=weights if want_addend else grad_logits)
             grad_scores = grad_logits.to(value.dtype)
             if want_query:
-                grad_query = torch.matmul(grad_scores, key).mul_(scaling)
+                grad_query = _scaled_product(grad_scores, key, scaling)
             if want_key:
-                grad_key = torch.matmul(grad_scores.transpose(-2, -1), query)
+                grad_key = _scaled_product(grad_scores.transpose(-2, -1), query, scaling)
     return [grad_query, grad_key, grad_value, grad_factor, grad_addend]
 
 
@@ -244,15 +225,20 @@ def _lam_forward(
     out = empty_output(query, value)
     dtype, dtype_of_products = softmax_dtype(value.dtype), product_dtype(value)
     query, key, value = query.to(dtype_of_products), key.to(dtype_of_products), value.to(dtype_of_products)
-    dropout, scratch = _Dropout(dropout_p, seed, query.device), _Scratch()
-    with torch.autocast(query.device.type, enabled=False):
-        for chunk, added, blocked in _chunks_with_addends(query, key, addend, attention_mask, dtype):
+    dropout = _Dropout(dropout_p, seed, query.device)
+
+    def run(part: Part) -> None:
+        scratch = _Scratch()
+        for number, chunk, added, blocked in _with_addends(part.chunks, addend, attention_mask, dtype):
             keys = chunk[:2]
-            factor_part = None if factor is None else _cut(factor, chunk)
+            factor_part = None if factor is None else cut(factor, chunk)
             out_part = _chunk_forward(
-                query[chunk], key[keys], value[keys], factor_part, added, scaling, dropout, scratch
+                query[chunk], key[keys], value[keys], factor_part, added, scaling, dropout, number, scratch
             )
             out[chunk] = out_part if blocked is None else out_part.masked_fill_(blocked, 0)
+
+    with torch.autocast(query.device.type, enabled=False):
+        run_parts(run, parts_of(query, key), query.device)
     return out
 
 
@@ -278,36 +264,43 @@ def _lam_backward(
     inputs = (query, key, value, factor, addend, attention_mask)
     dtype, dtype_of_products = softmax_dtype(value.dtype), product_dtype(value)
     grads = [
-        torch.zeros_like(x, dtype=dtype) if want and x is not None else query.new_empty(0)
+        torch.empty_like(x, dtype=dtype) if want and x is not None else query.new_empty(0)
         for x, want in zip(inputs, wanted, strict=True)
     ]
     grad_out, query, key, value = (x.to(dtype_of_products) for x in (grad_out, query, key, value))
-    dropout, scratch = _Dropout(dropout_p, seed, query.device), _Scratch()
-    with torch.autocast(query.device.type, enabled=False):
-        mean = (grad_out.to(dtype) * out).sum(-1, keepdim=True)
-        for chunk, added, blocked in _chunks_with_addends(query, key, addend, attention_mask, dtype):
+    dropout = _Dropout(dropout_p, seed, query.device)
+    # A gradient as large as scores is too large for shares of it: all that is summed up in it is one part.
+    large = [grad for grad in grads[3:] if grad.dim() == 4 and grad.shape[2] > 1]
+    split_batch, split_heads = (all(grad.shape[dim] > 1 for grad in large) for dim in (0, 1))
+    parts = parts_of(query, key, split_batch, split_heads)
+    gradients = Gradients(grads, parts)
+
+    def run(part: Part) -> None:
+        scratch, shares = _Scratch(), gradients.shares_of(part)
+        for number, chunk, added, blocked in _with_addends(part.chunks, addend, attention_mask, dtype):
             keys = chunk[:2]
             grad_part = grad_out[chunk]
             if blocked is not None:  # a row that gets no gradient sends none
                 grad_part = grad_part.masked_fill(blocked, 0)
-            parts = _chunk_backward(
+            found = _chunk_backward(
                 grad_part,
-                mean[chunk],
+                (grad_part.to(dtype) * out[chunk]).sum(-1, keepdim=True),
                 query[chunk],
                 key[keys],
                 value[keys],
-                None if factor is None else _cut(factor, chunk),
+                None if factor is None else cut(factor, chunk),
                 added,
                 scaling,
                 dropout,
+                number,
                 scratch,
                 [*wanted[:4], wanted[4] or wanted[5]],
             )
-            places = (chunk, keys, keys, chunk, chunk, chunk)
-            for grad, part, where, want in zip(grads, (*parts, parts[-1]), places, wanted, strict=True):
-                if part is not None and want:
-                    target = _cut(grad, where)
-                    target.add_(part.sum_to_size(target.shape))
+            shares.add([*found, found[-1]], chunk)
+
+    with torch.autocast(query.device.type, enabled=False):
+        run_parts(run, parts, query.device)
+        gradients.sum_up()
     grad_query, grad_key, grad_value, grad_factor, grad_addend, grad_mask = (
         grad if x is None else grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)
     )
@@ -317,10 +310,11 @@ def _lam_backward(
 def _draw_whole(query: Tensor, key: Tensor, dropout: _Dropout, dtype: torch.dtype) -> Tensor:
     """Dropout's factors of all weights, as the chunks draw them."""
     whole = query.new_ones((*query.shape[:3], key.shape[2]), dtype=dtype)
-    for chunk in _chunks(query, key):
-        factors = dropout.factors(whole[chunk].contiguous())
-        if factors is not None:
-            whole[chunk] = factors
+    for part in parts_of(query, key):
+        for number, chunk in part.chunks:
+            factors = dropout.factors(whole[chunk].contiguous(), number)
+            if factors is not None:
+                whole[chunk] = factors
     return whole
 
 
@@ -360,7 +354,9 @@ def _differentiate_backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None,
 
 def _register_operators() -> Any:
     """The namespace of this file's operators; a copy may have registered them before."""
-    namespace = operator_namespace(__file__, "numerics_hf_lam", "padding_hf_lam", "lam_formula_hf_lam")
+    namespace = operator_namespace(
+        __file__, "numerics_hf_lam", "padding_hf_lam", "threads_hf_lam", "lam_formula_hf_lam", "lam_parts_hf_lam"
+    )
     operators = getattr(torch.ops, namespace)
     if hasattr(operators, "lam_forward"):
         return operators

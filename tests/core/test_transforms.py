@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, linearize, stack_module_state, vmap
 
+from helpers.attention import small_parts
 from helpers.hosts import first_output, make_host, make_inputs, max_difference, mechanisms, perturb_mechanisms
 from hf_lam import inject
 from hf_lam.modeling.functional import lam_attention, locomt_attention, stt_attention
@@ -218,12 +219,7 @@ def test_what_auto_chooses_has_tangents_and_batches(function: str) -> None:
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.4])
 @pytest.mark.parametrize("is_padded", [False, True])
-def test_second_derivatives_of_changed_scores(
-    dropout_p: float, is_padded: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Several chunks, of heads and of rows, which draw their dropout one after the other.
-    for name, size in {"_CPU_CHUNK": 8, "_MIN_ROWS": 2, "_MAX_MIN_HEADS": 1}.items():
-        monkeypatch.setattr(f"hf_lam.modeling.lam_chunked_hf_lam.{name}", size)
+def test_second_derivatives_of_changed_scores(dropout_p: float, is_padded: bool) -> None:
     query, key, value = (torch.randn(2, 2, 3, 2, dtype=torch.double, requires_grad=True) for _ in range(3))
     factor, addend = (torch.randn(1, heads, 3, 3, dtype=torch.double, requires_grad=True) for heads in (2, 1))
     padding = torch.tensor([[1, 1, 0], [1, 0, 1], [0, 0, 0]]).bool()[None, None] if is_padded else None
@@ -234,7 +230,8 @@ def test_second_derivatives_of_changed_scores(
         # One input is computed of another one.
         return changed_attention(query, key + query, value, factor=factor, addend=addend, **options)
 
-    assert torch.autograd.gradgradcheck(attend, (query, key, value, factor, addend), fast_mode=True)
+    with small_parts(chunk=8, rows=2):  # each of which draws its own dropout
+        assert torch.autograd.gradgradcheck(attend, (query, key, value, factor, addend), fast_mode=True)
 
 
 @pytest.mark.parametrize("is_padded", [False, True])

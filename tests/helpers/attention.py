@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from hf_lam.modeling import lam_parts_hf_lam, threads_hf_lam
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -35,6 +39,22 @@ def make_inputs(
         batch if mask_batch is None else mask_batch, mask_heads, length_q, length_k, **options
     )
     return [x.requires_grad_() for x in (query, key, value, mask)]
+
+
+@contextmanager
+def small_parts(threads: int = 2, chunk: int = 64, rows: int = 4) -> Iterator[None]:
+    """Attention in chunks cuts short inputs, too: in samples, heads and rows, for threads of a busy machine."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = {"_CPU_CHUNK": chunk, "_DEVICE_CHUNK": chunk, "_MIN_ROWS": rows, "_MIN_ROWS_OF_PART": rows}
+        for name, size in {**sizes, "_MIN_SHARED": 1}.items():
+            patch.setattr(lam_parts_hf_lam, name, size)
+        patch.setattr(threads_hf_lam._load, "until", float("inf"))
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def assert_same(actual: Tensor, expected: Tensor, what: str = "output", tolerance: float | None = None) -> None:

@@ -2,7 +2,7 @@
 
 import importlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from helpers.attention import PADDINGS, LargestTensor, assert_same, make_inputs, needs_cuda, paddings
+from helpers.attention import PADDINGS, LargestTensor, assert_same, make_inputs, needs_cuda, paddings, small_parts
 from hf_lam.modeling import lam_attention_hf_lam as attention
 from hf_lam.modeling import lam_chunked_hf_lam as chunked
 from hf_lam.modeling.lam_attention_hf_lam import (
@@ -33,10 +33,9 @@ def _seeded() -> None:
 
 
 @pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small that short inputs are cut in rows and heads."""
-    for name, value in {"_CPU_CHUNK": 64, "_DEVICE_CHUNK": 64, "_MIN_ROWS": 4, "_MAX_MIN_HEADS": 1}.items():
-        monkeypatch.setattr(chunked, name, value)
+def small_chunks() -> Iterator[None]:
+    with small_parts():
+        yield
 
 
 def formula(
@@ -208,6 +207,7 @@ def test_a_mask_of_ones_is_stock_attention_and_a_zero_is_no_preference() -> None
     combine=st.sampled_from(COMBINES),
     chunk=st.sampled_from([1, 20, 2**18]),
     rows=st.integers(1, 9),
+    threads=st.integers(1, 3),
 )
 def test_chunked_is_eager_for_all_sizes(
     batch: int,
@@ -223,6 +223,7 @@ def test_chunked_is_eager_for_all_sizes(
     combine: str,
     chunk: int,
     rows: int,
+    threads: int,
 ) -> None:
     inputs = make_inputs(
         batch, heads, length_q, length_k, size, value_size, batch if whole_batch else 1, heads if per_head else 1
@@ -230,10 +231,7 @@ def test_chunked_is_eager_for_all_sizes(
     attention_mask = paddings(batch, heads, length_q, length_k)[kind] if kind and batch else None
     options: dict[str, Any] = {"combine": combine, "attention_mask": attention_mask, "scaling": scaling}
     expected = lam_attention(*inputs, **options, implementation="eager")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked, "_CPU_CHUNK", chunk)
-        patch.setattr(chunked, "_MIN_ROWS", rows)
-        patch.setattr(chunked, "_MAX_MIN_HEADS", 1)
+    with small_parts(threads, chunk, rows):
         actual = lam_attention(*inputs, **options, implementation="chunked")
         assert actual.shape == (batch, heads, length_q, value_size)
         assert_same(actual, expected)
@@ -454,7 +452,7 @@ def test_meta_and_fake_tensors() -> None:
     assert fake.shape == real.shape and all(x.grad is not None and x.grad.shape == x.shape for x in inputs)
 
 
-FILES = ("numerics", "padding", "lam_formula", "lam_chunked", "lam_attention")
+FILES = ("numerics", "padding", "threads", "lam_formula", "lam_parts", "lam_chunked", "lam_attention")
 
 
 def load_copy(folder: Path, name: str, altered: str = "") -> tuple[ModuleType, ModuleType]:
@@ -467,13 +465,13 @@ def load_copy(folder: Path, name: str, altered: str = "") -> tuple[ModuleType, M
         path = Path(chunked.__file__).with_name(f"{file}_hf_lam.py")
         extra = "\n# another version\n" if file == altered else ""
         (folder / name / path.name).write_bytes(path.read_bytes() + extra.encode())
-    return tuple(importlib.import_module(f"{name}.{file}_hf_lam") for file in FILES[3:])
+    return tuple(importlib.import_module(f"{name}.{file}_hf_lam") for file in FILES[-2:])
 
 
 def test_copies_live_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     same = load_copy(tmp_path, "lam_copy_same")
-    others = [load_copy(tmp_path, f"lam_copy_{file}", file) for file in FILES[:4]]
+    others = [load_copy(tmp_path, f"lam_copy_{file}", file) for file in FILES[:-1]]
     operators = [copy._OPERATORS.lam_forward for copy, _ in (same, *others)]
     assert operators[0] is chunked._OPERATORS.lam_forward
     assert len(set(operators)) == len(operators)
@@ -495,15 +493,29 @@ def test_operators_pass_torchs_own_checks() -> None:
     torch.library.opcheck(operator, (*inputs[:3], None, inputs[3], bias, 0.3, 0.2, torch.tensor(5)))
 
 
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("shape", [(2, 3, 13, 13), (1, 3, 13, 13), (1, 1, 13, 13), (2, 1, 1, 13)])
+@pytest.mark.parametrize("combine", ["factor", "addend"])
+def test_several_threads_give_the_same_every_time(shape: tuple[int, ...], combine: str) -> None:
+    inputs = make_inputs()[:3]
+    change = torch.randn(shape, requires_grad=True)
+    results = []
+    for _ in range(5):
+        torch.manual_seed(0)
+        out = changed_attention(*inputs, **{combine: change}, dropout_p=0.2, implementation="chunked")
+        results.append([out, *torch.autograd.grad(out.square().sum(), [*inputs, change])])
+    for other in results[1:]:
+        for found, expected in zip(other, results[0], strict=True):
+            assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("kind", [None, "right", "full"])
 @pytest.mark.parametrize("combine", COMBINES)
-def test_the_score_matrix_never_exists(kind: str | None, combine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunked, "_CPU_CHUNK", 2**14)
-    monkeypatch.setattr(chunked, "_MIN_ROWS", 64)
+def test_the_score_matrix_never_exists(kind: str | None, combine: str) -> None:
     batch, heads, length = 2, 6, 128
     inputs = make_inputs(batch, heads, length, length, size=4)
     attention_mask = paddings(batch, heads, length, length)[kind] if kind else None
-    with LargestTensor() as largest:
+    with small_parts(1, 2**14, 64), LargestTensor() as largest:
         lam_attention(*inputs, combine=combine, attention_mask=attention_mask).sum().backward()
     assert largest.elements <= batch * length * length  # the mask's gradient
     with LargestTensor() as largest:
