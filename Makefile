@@ -8,8 +8,9 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-
 
+# `make demo` is `hf-lam demo`; the extra `demo` of pyproject.toml is the app in examples/space.
 EXTRAS_demo := viz
-EXTRAS_test := test
+EXTRAS_test := test,test-demo
 EXTRAS_lint := dev
 EXTRAS_docs := docs
 
@@ -17,7 +18,7 @@ EXTRAS_docs := docs
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout 900
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all lint versions build check-dist check-release docs docs-serve bench manifest clean
+.PHONY: help demo test test-slow test-all lint versions build check-dist check-release docs docs-serve notebooks bench manifest clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -60,6 +61,9 @@ docs: $(STAMP)docs  ## the documentation site, in site/; any broken link is an e
 
 docs-serve: $(STAMP)docs  ## the documentation site on http://127.0.0.1:8000, renewed when a page changes
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+notebooks: $(STAMP)test  ## renew notebooks/ from the tutorials; those whose code has changed are run, with real data
+	PYTHONPATH=tests $(BIN)/python tests/docs/write_notebooks.py
 
 bench: $(STAMP)demo  ## the attention kernels against stock SDPA
 	$(BIN)/python benchmarks/attention.py
