@@ -42,10 +42,10 @@ DIRECTIONS = ("forward", "training")
 class Row(NamedTuple):
     """One contender.
 
-    run: from the tokens of all modalities `(B, L, d)` to those that the fusion layers make of them.
-    model: whose fusion layers these are.
+    run: function that takes the tokens of all modalities `(B, L, d)` through the fusion layers.
+    model: model with these fusion layers.
     attention: FLOPs of the attention products of all layers, for one sample.
-    tokens: of the sequence in the layers, those of a bottleneck included.
+    tokens: number of tokens in the layers' sequence, those of a bottleneck included.
     """
 
     run: Callable[[Tensor], Tensor]

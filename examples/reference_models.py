@@ -60,7 +60,7 @@ class Reference:
 
     train: the script that trains it.
     data: the folder of its data.
-    options: of the script, besides data and output; in place of `MINILM` comes the packaged checkpoint.
+    options: options of the script, besides data and output; `MINILM` stands for the packaged checkpoint.
     base_model: the id on the Hub of that checkpoint.
     """
 
@@ -152,7 +152,7 @@ REFERENCES = {
 
 @dataclass
 class ReferenceArguments:
-    """Which conversions, and where."""
+    """The conversions to make, and where to write them."""
 
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder of the data sets sst2, mnist, …; default $HF_LAM_DATA."}

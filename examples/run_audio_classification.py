@@ -28,12 +28,12 @@ class AudioArguments(MediaArguments):
     audio_column_name: str | None = field(
         default=None,
         metadata={
-            "help": "The column with the sounds: files, paths (both need the package av), waveforms with their "
-            "sampling_rate, or waveforms at the model's own rate as lists, or as raw bytes with a column NAME_shape "
+            "help": "The column with the sounds: files or paths (both need the package av), waveforms with their "
+            "sampling_rate, or waveforms at the model's own rate as lists or as raw bytes with a column NAME_shape "
             "beside them."
         },
     )
-    max_seconds: float = field(default=30.0, metadata={"help": "Longer sounds are cut to this many seconds."})
+    max_seconds: float = field(default=30.0, metadata={"help": "Cut longer sounds to this many seconds."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

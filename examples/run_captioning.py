@@ -59,12 +59,13 @@ class CaptionArguments(MultimodalArguments):
     caption_column_name: str | None = field(
         default=None,
         metadata={
-            "help": "The column with the caption, or with a list of several: for training, each of them is a sample "
-            "of its own; in evaluations, all are what a caption is compared with. Default caption or captions."
+            "help": "The column with the caption or a list of captions. In training, each caption of a list is a "
+            "sample; in evaluations, a written caption is compared with all of them. Unless given, caption or "
+            "captions."
         },
     )
     max_caption_length: int = field(
-        default=32, metadata={"help": "Longer captions are cut to this many tokens, of which the end is one."}
+        default=32, metadata={"help": "Cut longer captions to this many tokens, the end token included."}
     )
 
     def __post_init__(self) -> None:
@@ -74,18 +75,18 @@ class CaptionArguments(MultimodalArguments):
 
 
 class Parts(NamedTuple):
-    """What a run needs of a kind of model.
+    """Everything that a run needs of a kind of model.
 
-    name: of the kind of task, in `AUTO_CLASSES`.
-    model: that is trained.
-    new: what in it starts from random weights although its encoders do not.
-    auto_class: of transformers, which it is loaded with.
-    processor: saved beside it.
-    tokenizer: of the captions.
+    name: name of the kind of task, in `AUTO_CLASSES`.
+    model: model that is trained.
+    new: names of what starts from random weights although the encoders do not.
+    auto_class: Auto class that the model is loaded with.
+    processor: processor that is saved beside it.
+    tokenizer: tokenizer of the captions.
     splits: the data as they are read.
-    read: takes a sample out of a row.
-    encode: makes inputs of the model of it.
-    files: the columns that may have files.
+    read: function that takes a sample out of a row.
+    encode: function that makes inputs of the model of it.
+    files: names of the columns that may have files.
     """
 
     name: str

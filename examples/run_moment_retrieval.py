@@ -51,39 +51,40 @@ class MomentModelArguments(ModelArguments):
     """A saved model of moments, or what a new one is made of."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A saved fusion model; unless given, a new one is made for the features."}
+        default=None, metadata={"help": "A saved fusion model. Without it, a new one is made for the features."}
     )
     text_model: str | None = field(
         default=None,
-        metadata={"help": "The encoder of queries that have no vectors, a Hub id or a folder."},
+        metadata={"help": "The encoder of queries that come as text instead of vectors, a Hub id or a folder."},
     )
     features: str | None = field(
         default=None,
         metadata={
-            "help": "How the vectors of a new model are taken, as JSON or a JSON file: options of FeatureOptions by "
-            'the name of the modality: \'{"video": {"dropout": 0.5}, "words": {"positions": "learned"}}\'.'
+            "help": "Options of FeatureOptions for the vectors of a new model, by the name of the modality, as JSON "
+            'or a JSON file: \'{"video": {"dropout": 0.5}, "words": {"positions": "learned"}}\'.'
         },
     )
     fusion_config: str | None = field(
         default=None,
         metadata={
-            "help": "How the modalities become one model, as JSON or a JSON file. Options: "
+            "help": "Options of a new fusion model, as JSON or a JSON file. The options are "
             f"{', '.join(sorted(OPTIONS))}."
         },
     )
     moments_config: str | None = field(
         default=None,
         metadata={
-            "help": "Options of MomentOptions for a new model, as JSON or a JSON file: '{\"num_queries\": 5}'. How "
-            "long a clip is says --clip_length."
+            "help": "Options of MomentOptions for a new model, as JSON or a JSON file: '{\"num_queries\": 5}'. The "
+            "length of a clip is given by --clip_length."
         },
     )
     freeze_host: bool = field(
         default=False,
-        metadata={"help": "Train the mechanisms and the head alone; of a new model, all but the --text_model."},
+        metadata={"help": "Train only the mechanisms and the head; in a new model, everything but the --text_model."},
     )
     from_scratch: bool = field(
-        default=False, metadata={"help": "Random weights; only the configuration is taken from the checkpoint."}
+        default=False,
+        metadata={"help": "Start from random weights and take only the configuration from the checkpoint."},
     )
 
     def trains_layers(self) -> bool:
@@ -117,11 +118,11 @@ class MomentModelArguments(ModelArguments):
         return {} if self.text_model is None else {"text": self.text_model}
 
     def fusion_options(self) -> dict[str, Any]:
-        """What `--fusion_config` says."""
+        """The value of `--fusion_config`."""
         return json_object("--fusion_config", self.fusion_config)
 
     def moment_options(self) -> dict[str, Any]:
-        """What `--moments_config` says."""
+        """The value of `--moments_config`."""
         options = json_object("--moments_config", self.moments_config)
         if "clip_length" in options:
             raise ValueError("--moments_config: clip_length is what the data are read by; give --clip_length.")
@@ -132,7 +133,7 @@ class MomentModelArguments(ModelArguments):
         return options
 
     def vector_options(self) -> dict[str, dict[str, Any]]:
-        """What `--features` says, by modality."""
+        """The value of `--features`, by modality."""
         given = json_object("--features", self.features)
         known = sorted({option.name for option in fields(FeatureOptions)} - {"size"})
         for name, options in given.items():
@@ -220,7 +221,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 
 def make_vectors(data: MomentArguments, config: Any, clip_length: float) -> MomentVectors:
-    """What reads the vectors, as many of a sample as a saved model takes."""
+    """Make the reader of vectors, which takes as many of a sample as a saved model does."""
     if config is None:
         return MomentVectors(data, None, clip_length, data.max_clips, data.max_words)
     of_model = (config.moments or {}).get("clip_length", clip_length)

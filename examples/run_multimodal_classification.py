@@ -37,7 +37,7 @@ def load_fusion(
 ) -> tuple[Any, list[str]]:
     """The model, and what in it starts from random weights although the encoders do not.
 
-    sizes: of the vectors of a new model.
+    sizes: size of the vectors of each modality of a new model.
     """
     if arguments.model_name_or_path is not None:
         return load_saved(arguments, labels, is_trained), []

@@ -36,12 +36,12 @@ USUAL_COLUMNS = (
 @dataclass
 class TextArguments(DataArguments):
     text_column_names: list[str] | None = field(
-        default=None, metadata={"help": "The column with the text, or two of them for pairs."}
+        default=None, metadata={"help": "The column with the text, or two columns for pairs of texts."}
     )
-    max_seq_length: int = field(default=128, metadata={"help": "Longer texts are cut to this many tokens."})
+    max_seq_length: int = field(default=128, metadata={"help": "Cut longer texts to this many tokens."})
     pad_to_max_length: bool = field(
         default=False,
-        metadata={"help": "Pad all texts to --max_seq_length, not to the longest of their batch."},
+        metadata={"help": "Pad all texts to --max_seq_length instead of to the longest of their batch."},
     )
 
     def __post_init__(self) -> None:

@@ -35,8 +35,8 @@ class VideoArguments(MediaArguments):
     video_column_name: str | None = field(
         default=None,
         metadata={
-            "help": "The column with the videos: files, paths (both need the package av), arrays of pixels (frames, "
-            "height, width[, 3]), or their raw bytes with a column NAME_shape beside them."
+            "help": "The column with the videos: files or paths (both need the package av), arrays of pixels "
+            "(frames, height, width[, 3]), or their raw bytes with a column NAME_shape beside them."
         },
     )
 

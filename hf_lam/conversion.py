@@ -45,11 +45,11 @@ def convert(
         model_or_id: a loaded transformers model, a local folder, or a Hub id.
         *configs: the mechanisms, one of each kind: `LamConfig()`, `LocomtConfig()`, `SttConfig()`. A loaded model that
             mechanisms were injected into has them already, and none is given.
-        auto_class: for a folder or an id, which head to load: an Auto class or its name, for example
-            `AutoModelForSequenceClassification`. The default is the encoder alone (`AutoModel`); of a model with a
-            decoder (Whisper), that is its encoder. One that is made of an encoder and a decoder
+        auto_class: head to load from a folder or an id: an Auto class or its name, for example
+            `AutoModelForSequenceClassification`. The default is the encoder alone (`AutoModel`); for a model with a
+            decoder (Whisper), that is its encoder. A model that is made of an encoder and a decoder
             (`VisionEncoderDecoderModel`) stays whole, and its encoder gets the mechanisms.
-        **from_pretrained_kwargs: for a folder or an id, passed to `from_pretrained` (`revision`, `dtype`,
+        **from_pretrained_kwargs: further arguments of `from_pretrained` for a folder or an id (`revision`, `dtype`,
             `num_labels`, …).
 
     Returns:
@@ -82,7 +82,7 @@ def convert_silently(
     auto_class: Any = None,
     **from_pretrained_kwargs: Any,
 ) -> Any:
-    """As `convert`, without a word about what changes the outputs: `list_changes` says it."""
+    """Convert as `convert` does, without logging what changes the outputs: `list_changes` says it."""
     if isinstance(model_or_id, PreTrainedModel):
         keeps = not configs and injected_encoders(model_or_id)
         block = None if keeps else mechanism_block(configs)
@@ -116,7 +116,7 @@ def convert_silently(
     try:
         return model_class.from_pretrained(model_or_id, hf_lam=block, **from_pretrained_kwargs)
     except ValueError as error:
-        # What is in the way is in the way of the stock class.
+        # The error is about the stock class.
         message = str(error).replace(model_class.__name__, model_class.host_class.__name__)
         raise ValueError(message) from error
 
@@ -192,7 +192,7 @@ def _convert_loaded(model: Any, block: dict[str, Any] | None) -> PreTrainedModel
 
 
 def _plan(model: Any, block: Any) -> Plan:
-    """What `apply` will do, with weights drawn as loading draws them, so that a seed gives the same."""
+    """Plan what `apply` will do, with weights drawn as loading draws them, so that a seed gives the same."""
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         plan = plan_injection(model, block)

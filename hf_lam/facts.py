@@ -1,4 +1,4 @@
-"""What the mechanisms of a model say of themselves, layer by layer."""
+"""Facts that the mechanisms of a model tell of themselves, layer by layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LayerFacts = dict[str, dict[str, Any]]
 
 
 def list_facts(base: InjectedEncoder) -> list[LayerFacts]:
-    """What every layer of an encoder has, without any input."""
+    """List the facts of every layer of an encoder that need no input."""
     injection, container = injection_of(base), container_of(base)
     return [
         {name: getattr(container, name).list_facts(layer) for name in injection.configs}
@@ -26,12 +26,12 @@ def list_facts(base: InjectedEncoder) -> list[LayerFacts]:
 
 
 def list_facts_of(model: torch.nn.Module, base: InjectedEncoder, inputs: Mapping[str, Any]) -> list[LayerFacts]:
-    """What the changes of scores in every layer of an encoder are for a batch; of one that layers share, in the first.
+    """The facts about every layer's change of scores for a batch; those of a shared one are in the first layer.
 
     Args:
-        model: around the encoder. It is left as it was.
+        model: model around the encoder. It is left as it was.
         base: the encoder.
-        inputs: what the model is called with.
+        inputs: arguments that the model is called with.
     """
     injection = injection_of(base)
     names = [name for name in injection.order if overrides(mechanism_of(base, name), "list_facts_of")]

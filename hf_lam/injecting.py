@@ -24,8 +24,8 @@ def inject(model: ModelT, *configs: Any) -> ModelT:
     Args:
         model: an encoder, or a task model on top of one, whose attention goes through transformers' attention
             interface (BERT, ModernBERT, ViT, DINOv3, VideoMAE, Whisper's encoder and many more).
-        *configs: what to attach, one of each kind: `LamConfig()`, `LocomtConfig()`, `SttConfig()`, or registered ones
-            of your own.
+        *configs: mechanisms to attach, one of each kind: `LamConfig()`, `LocomtConfig()`, `SttConfig()`, or registered
+            ones of your own.
 
     Returns:
         The same model. With the defaults its outputs are unchanged; what changes them at once is logged. A pure STT

@@ -1,4 +1,4 @@
-"""What the mechanisms of a model are, layer by layer."""
+"""The mechanisms of a model, layer by layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .result_tables import Column, Readable, ResultTable, count_each
 
 __all__ = ["Inspection", "inspect"]
 
-# What the inputs are called below a table, but those that are named.
+# The names of inputs below a table, for those without a name.
 _INPUTS = {"example": "an example", "given": "the inputs given"}
 # The facts of one layer's mechanisms by their names, as JSON values, and its `index`.
 Layer = dict[str, Any]
@@ -28,15 +28,16 @@ Layer = dict[str, Any]
 
 @dataclass(frozen=True)
 class Inspection(Readable):
-    """What [`inspect`] found.
+    """The result of [`inspect`].
 
     model: the folder or the id on the Hub that it was loaded from, as far as that is known, or else its class.
-    version: of the hf_lam that saved the model, or that it has mechanisms of; None without mechanisms.
+    version: version of the hf_lam that saved the model, or whose mechanisms it has; None without mechanisms.
     mechanisms: their options by name, as in `config.json`.
     decoder_lam: the options of the masks on a decoder's cross-attention, as in `config.json`; None without.
-    parameters: of the whole model.
-    modalities: of a fusion model, what each of them is, in words.
-    inputs: what the masks and pictures are of: `example`, or the names of the inputs that were given; None for none.
+    parameters: parameters of the whole model.
+    modalities: description of each modality of a fusion model.
+    inputs: inputs that the masks and pictures are for: `example`, or the names of the inputs that were given; None for
+        none.
     layers: the facts of each; one that it does not have is None, and so is one that all layers share.
     shared_mask: the facts of what all layers share, where they share something.
     input_facts: those of the facts that are of the inputs.
@@ -59,7 +60,7 @@ class Inspection(Readable):
     notes: list[str] = field(default_factory=list)
 
     def tables(self) -> tuple[ResultTable, ...]:
-        """What it prints: a row for each layer."""
+        """The table that it prints, with a row for each layer."""
         return (_table(self),)
 
     def heads_of(self, layer: int) -> ResultTable:
@@ -75,14 +76,14 @@ class Inspection(Readable):
 
 
 def inspect(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Inspection:
-    """What the mechanisms of a model are: their options, and for every layer its views, its mixture, and its mask.
+    """Read the mechanisms of a model: their options, and for every layer its views, its mixture, and its mask.
 
     `print` shows a table with a row for each layer, and so does a notebook.
 
     Args:
         model: any model, or what is wrapped around one, with mechanisms in at most one encoder. It is left as it was.
-        inputs: what the model is called with, for facts that follow from the inputs, such as how far masks are from
-            changing nothing. Those of an example (`hf_lam.flops.example_inputs`) unless given.
+        inputs: arguments of the model, for facts that follow from the inputs, such as how far masks are from changing
+            nothing. Those of an example (`hf_lam.flops.example_inputs`) unless given.
 
     Raises:
         ValueError: if several encoders of the model have mechanisms.
@@ -111,7 +112,7 @@ def inspect(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Inspec
 
 
 def describe_plain(model: Any, name: str) -> Inspection:
-    """What there is to say of a model whose encoders have no mechanisms."""
+    """Describe a model whose encoders have no mechanisms."""
     masks = read_cross_lam(model)
     where = "it has no mechanisms of hf_lam" if masks is None else "its encoder has no mechanisms of hf_lam"
     modalities = _modalities_of(model)
@@ -131,9 +132,9 @@ def describe_plain(model: Any, name: str) -> Inspection:
 def inspect_with(
     model: Any, name: str, inputs: Mapping[str, Any] | None, kind: str | None, notes: Sequence[str] = ()
 ) -> Inspection:
-    """The mechanisms of the one encoder that has them, and what they are for these inputs.
+    """Inspect the mechanisms of the one encoder that has them, for these inputs.
 
-    kind: what the inputs are, in a word or two.
+    kind: description of the inputs, in a word or two.
     """
     base = only_injected_encoder(model)
     facts = list_facts(base)
@@ -194,7 +195,7 @@ def _row(layer: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[s
 
 
 def _titles() -> dict[str, tuple[str, str]]:
-    """What the facts are called that mechanisms have titles for, in a table of layers and in one of heads."""
+    """The titles that mechanisms give their facts, in a table of layers and in one of heads."""
     return {
         fact: titles for name in mechanism_names() for fact, titles in mechanism_class_of(name).fact_titles.items()
     }

@@ -1,4 +1,4 @@
-"""What goes wrong while something is loaded from the Hub, said once and in words that tell what to do."""
+"""Errors of loading from the Hub, said once and in words that tell what to do."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def loading(
     cache_dir: str | None = None,
     is_dataset: bool = False,
 ) -> Iterator[None]:
-    """While this lasts, an error of the Hub or of the way there becomes a `LoadingError` that names the repository.
+    """Turn errors of the Hub, or on the way there, into a `LoadingError` that names the repository, while this lasts.
 
     Other errors, and those of folders, pass as they are.
 
     Args:
         name: a repository, `owner/name`, or a folder.
         revision: its branch, tag or commit, if one was asked for.
-        token: that was given, if not the one that is stored.
-        cache_dir: where downloads are kept, if not where they usually are.
+        token: token that was given, if not the one that is stored.
+        cache_dir: folder that keeps downloads, if not the usual one.
         is_dataset: whether it is a repository of data.
 
     Raises:

@@ -88,7 +88,7 @@ def load_mechanism(host: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
 
     Args:
         host: a model without mechanisms, with the sizes of the one they were trained on.
-        folder: what `save_mechanism` wrote.
+        folder: folder that `save_mechanism` wrote.
 
     Raises:
         FileNotFoundError: if the folder lacks one of its two files.

@@ -23,12 +23,12 @@ from .modeling.mechanism_registry_hf_lam import config_class_of, file_of, mechan
 def read_mechanisms(
     option: str, given: Sequence[str], options_option: str, options_given: str | None
 ) -> list[MechanismConfig]:
-    """The configurations of the mechanisms that were given, in their order.
+    """Read the configurations of the mechanisms that were given, in their order.
 
     Args:
-        option: what the mechanisms were given with, such as `--mechanism`.
+        option: option that the mechanisms were given with, such as `--mechanism`.
         given: their names, or where they are defined (`find_mechanisms`).
-        options_option: what their options were given with.
+        options_option: option that their options were given with.
         options_given: a JSON text or file: options by the names of the mechanisms, or the bare options of the only
             one.
 
@@ -57,7 +57,7 @@ def import_mechanism(file: str | os.PathLike[str]) -> list[str]:
     """Import the file of a mechanism that is not hf_lam's own, which runs it: read it before.
 
     Args:
-        file: of one's own, or the copy that came with a saved model or with `save_mechanism`.
+        file: a file of one's own, or the copy that came with a saved model or with `save_mechanism`.
 
     Returns:
         The names of the mechanisms that it registers, also if it was imported before.
@@ -72,12 +72,12 @@ def find_mechanisms(option: str, given: Sequence[str]) -> list[str]:
     """The names of the mechanisms that were given.
 
     Args:
-        option: what they were given with, such as `--mechanism`.
-        given: of each mechanism its name; or where it is defined, which is imported and must register it:
+        option: option that they were given with, such as `--mechanism`.
+        given: name of each mechanism; or where it is defined, which is imported and must register it:
             `package.module:ConfigClass`, or `path/to/file.py` for all that the file registers.
 
     Raises:
-        ValueError: for what is no mechanism, or cannot be imported.
+        ValueError: for an unknown mechanism, or one that cannot be imported.
     """
     return [name for text in given for name in _find(option, text)]
 
@@ -156,7 +156,7 @@ def _imports_siblings(file: Path) -> bool:
 
 
 def json_object(option: str, value: str | None) -> dict[str, Any]:
-    """What a JSON text or a JSON file holds; `{}` for `None`."""
+    """Read a JSON text or a JSON file that holds an object; `{}` for `None`."""
     if value is None:
         return {}
     text = value.strip()

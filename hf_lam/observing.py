@@ -98,9 +98,7 @@ def run_batches(model: nn.Module, base: Any, batches: Iterable[Mapping[str, Any]
 
 
 def run_encoder(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Call what has mechanisms in `model`: all of it, or of a model that is made of an encoder and a decoder the
-    encoder alone, for which `inputs` need no text.
-    """
+    """Call the part of `model` with mechanisms: all of it, or the encoder alone if there is a decoder beside it."""
     config: Any = getattr(model, "config", None)
     encoder: Any = model if config is None else encoder_side_of(model)
     if encoder is not model:
@@ -111,7 +109,7 @@ def run_encoder(model: nn.Module, inputs: Mapping[str, Any]) -> None:
 
 
 def tokens_of(attention: Attention) -> Tensor | None:
-    """Which tokens are not padding, bool `(B, L)`, those that a mechanism appends included; None if all are."""
+    """The tokens that are not padding, bool `(B, L)`, those that a mechanism appends included; None if all are."""
     padding = attention.padding_of_tokens
     if padding is None:
         return None

@@ -66,7 +66,7 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def saying_why(output: Path, kind: type[Exception] = RuntimeError) -> Iterator[None]:
-    """While this lasts, an error of the system in writing `output` becomes one of `kind` that says so."""
+    """Turn an error of the system in writing `output` into one of `kind` that names it, while this lasts."""
     from safetensors import SafetensorError
 
     try:

@@ -29,7 +29,7 @@ def only_injected_encoder(model: nn.Module) -> InjectedEncoder:
 
 
 def list_carriers(model: nn.Module) -> list[Any]:
-    """What carries something of hf_lam in `model`: encoders with mechanisms, and decoders with masks."""
+    """List the modules that carry something of hf_lam: encoders with mechanisms, and decoders with masks."""
     return [*injected_encoders(model), *decoders_with_masks(model)]
 
 
@@ -97,7 +97,7 @@ def print_trainable_parameters(model: nn.Module) -> None:
 
 
 def parameter_table(model: nn.Module) -> ResultTable:
-    """What [`print_trainable_parameters`] prints."""
+    """The table that [`print_trainable_parameters`] prints."""
     found: dict[str, list[nn.Parameter]] = {"host": []}
     taken: set[int] = set()
     for part, parameters in _parts_of(model):

@@ -45,7 +45,7 @@ def _extend(mapping: Any, kind: type[_Made], *args: Any) -> None:
 
 
 class _Made(dict[Any, Any]):
-    """What was registered with a table of transformers, and what hf_lam makes when it is asked for.
+    """The classes registered with a table of transformers, which hf_lam makes when they are asked for.
 
     transformers cannot register a class that is not made yet. It looks here before it looks into its own tables, and
     goes through these values where it lists what was registered.

@@ -91,11 +91,11 @@ class ResultTable:
 
 
 class Readable(ABC):
-    """What prints as tables, and shows as such in a notebook; its `repr` and its values stay what they are."""
+    """Results that print as tables, in a notebook too; their `repr` and their values stay what they are."""
 
     @abstractmethod
     def tables(self) -> Sequence[ResultTable]:
-        """What is shown."""
+        """The tables that are shown."""
 
     def __str__(self) -> str:
         return "\n\n".join(table.to_text() for table in self.tables())
@@ -113,7 +113,7 @@ class Readable(ABC):
 
 
 def count_each(texts: Iterable[str]) -> str:
-    """How often every text is there: `6 self, 6 cross:a-b`."""
+    """Count every text: `6 self, 6 cross:a-b`."""
     return ", ".join(f"{number} {text}" for text, number in Counter(texts).items())
 
 

@@ -73,7 +73,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 @dataclass
 class MakingArguments:
-    """What is made."""
+    """The options of the data to make."""
 
     source: str = field(metadata={"help": "What captions are about: moving_digits, easy_vqa or spoken_words."})
     data_dir: str = field(metadata={"help": "Folder of its tables."})
@@ -200,7 +200,7 @@ def read(arguments: MakingArguments, name: str) -> Dataset:
 
 
 def phrased(phrases: Sequence[str], facts: Iterable[dict[str, str]]) -> list[list[str]]:
-    """Of every sample all phrasings."""
+    """All phrasings of every sample."""
     return [[phrase.format(**of_one) for phrase in phrases] for of_one in facts]
 
 

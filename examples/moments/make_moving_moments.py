@@ -53,7 +53,7 @@ SHORTEST, LONGEST = 30, 75
 
 @dataclass
 class MakingArguments:
-    """What is made."""
+    """The options of the data to make."""
 
     data_dir: str = field(metadata={"help": "Folder of the clips: train.parquet, validation.parquet, test.parquet."})
     dino: str = field(metadata={"help": "An encoder of images, for what a clip shows: a Hub id or a folder."})
@@ -189,7 +189,7 @@ def make_video(rng: np.random.Generator, count: int) -> tuple[list[tuple[int, in
 
 
 def scores_of(rng: np.random.Generator, stretch: tuple[int, int, int]) -> list[list[int]]:
-    """What three people think of every clip of a stretch, from 1 to 4."""
+    """The scores, from 1 to 4, that three people give every clip of a stretch."""
     start, end, _ = stretch
     middle, half = (start + end - 1) / 2, max((end - start) / 2, 1)
     liked = [4 - round(2 * abs(clip - middle) / half) for clip in range(start, end)]

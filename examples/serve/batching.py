@@ -21,7 +21,7 @@ class ClosedError(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """What a model is called with for one input.
+    """The inputs of a model for one sample.
 
     inputs: by name, without an axis for the batch.
     size: its length, in tokens or values.
@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass
 class Batch:
-    """What ran together, for the metrics."""
+    """The facts about a batch that ran, for the metrics."""
 
     rows: int
     waited_s: list[float]

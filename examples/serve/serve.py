@@ -59,7 +59,7 @@ class Texts(BaseModel):
 
 
 class Metrics:
-    """What is counted of one server."""
+    """The counters of one server."""
 
     def __init__(self, batcher: Callable[[], Batcher]) -> None:
         self.registry = CollectorRegistry()
@@ -172,7 +172,7 @@ async def read_body(request: Request, arguments: ServerArguments) -> bytes:
 
 
 def read_inputs(request: Request, body: bytes, kind: str, max_inputs: int) -> tuple[list[Any], int | None]:
-    """What to classify, and how many labels are wanted of each."""
+    """Read the inputs to classify, and the number of labels that are wanted for each."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "text":
         if content_type.startswith(("text/", "multipart/")) or content_type == "application/json":

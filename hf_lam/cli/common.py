@@ -1,4 +1,4 @@
-"""What the commands share: exit codes and help, what goes to which stream, and how a model is found."""
+"""Common parts of the commands: exit codes and help, what goes to which stream, and how a model is found."""
 
 from __future__ import annotations
 
@@ -33,20 +33,22 @@ EXIT_CODES = {
 
 WIDE = 160  # columns of a table that does not go to a terminal
 
-# What the commands take for a mechanism, besides the names of those that are registered.
+# The form of mechanisms that are given by their place, not by the name of a registered one.
 ELSEWHERE = "FILE.py|MODULE:CLASS"
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout. Everything else goes to stderr.")
+]
 Elsewhere = Annotated[
     list[str] | None,
     typer.Option(
         "--mechanism",
         metavar=ELSEWHERE,
-        help="Where a mechanism that the model has and hf_lam does not is registered. Its code is run: read it first. "
-        "May be repeated.",
+        help="Import this file or class to register a mechanism that the model has and hf_lam does not. Its code "
+        "is run: read it first. May be repeated.",
     ),
 ]
-Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the Hub.")]
+Revision = Annotated[str | None, typer.Option(metavar="NAME", help="The branch, tag or commit on the Hub.")]
 
 
 # --- Help ------------------------------------------------------------------------------------------------------------
@@ -73,7 +75,7 @@ def help_of(command: Callable[..., None]) -> str:
 
 
 def stdout_for(as_json: bool) -> AbstractContextManager[Any]:
-    """While this lasts, whatever is printed goes to stderr if stdout is for JSON."""
+    """Send whatever is printed to stderr while this lasts, if stdout is for JSON."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
@@ -82,7 +84,7 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 
 def result_console() -> Console:
-    """Where results for people go: stdout."""
+    """The console for results that people read: stdout."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else WIDE)
@@ -211,7 +213,7 @@ def load_config(source: str, revision: str | None = None) -> PreTrainedConfig:
 
 @contextmanager
 def loading_weights(source: str) -> Iterator[None]:
-    """While this lasts, an error about damaged weights in a folder names the file, one of the Hub the repository."""
+    """Let errors about damaged weights name the file while this lasts, and those of the Hub the repository."""
     from safetensors import SafetensorError
 
     from ..hub.repository_files import LocalFiles, UnreadableError
@@ -255,7 +257,7 @@ def first_line(error: BaseException) -> str:
 
 
 def load_processor(source: str, model: PreTrainedModel, revision: str | None = None) -> Any:
-    """What prepares the inputs of a model; `None` if there is none beside it.
+    """Load the processor of a model's inputs; `None` if there is none beside it.
 
     Raises:
         LoadingError: if the repository or the Hub cannot be read.

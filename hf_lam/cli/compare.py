@@ -28,37 +28,48 @@ EPILOG = epilog(
 
 
 def compare(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="What to compare; see docs/compare.md.")],
+    plan: Annotated[
+        Path, typer.Argument(metavar="PLAN.yaml", help="The plan of what to compare, as docs/compare.md describes it.")
+    ],
     output_dir: Annotated[
-        Path, typer.Option("--output_dir", help="A new folder, or that of the same plan, to go on there.")
+        Path,
+        typer.Option(
+            "--output_dir", help="A new folder, or the folder of an earlier run of the same plan, which is continued."
+        ),
     ],
     seeds: Annotated[
         str | None,
-        typer.Option("--seeds", metavar="SEEDS", help="Instead of the plan's: how many (5), or which (0,3 or 10-19)."),
+        typer.Option(
+            "--seeds",
+            metavar="SEEDS",
+            help="Use these seeds in place of the plan's: a number of seeds (5), or a list of them (0,3 or 10-19).",
+        ),
     ] = None,
     rows: Annotated[
         list[str] | None,
         typer.Option(
             "--rows",
             metavar="ROW",
-            help="Only this row, the baseline, and rows whose runs it needs. May be repeated.",
+            help="Run only this row, the baseline, and rows whose runs it needs. May be repeated.",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many runs at the same time.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Run this many runs at the same time.")] = 1,
     test: Annotated[
-        bool, typer.Option("--test", help="At the very end, evaluate every run on the test data, too.")
+        bool, typer.Option("--test", help="Evaluate every run on the test data as well, at the very end.")
     ] = False,
     keep_models: Annotated[
-        bool, typer.Option("--keep_models", help="Leave the trained models in the folders of their runs.")
+        bool, typer.Option("--keep_models", help="Keep the trained models in the folders of their runs.")
     ] = False,
     no_check: Annotated[
-        bool, typer.Option("--no_check", help="Do not make all rows ready to train before the first run.")
+        bool,
+        typer.Option("--no_check", help="Skip the check that prepares every row for training before the first run."),
     ] = False,
-    no_timing: Annotated[bool, typer.Option("--no_timing", help="Do not measure milliseconds at the end.")] = False,
+    no_timing: Annotated[bool, typer.Option("--no_timing", help="Skip measuring milliseconds at the end.")] = False,
 ) -> None:
-    """Which mechanism helps on your data, and what it costs: train every row of a plan with every seed.
+    """Train every row of a plan with every seed, to find which mechanism helps on your data and what it costs.
 
-    Interrupted or killed, it goes on where it was. Writes results.json, times.json, tables and plots.
+    Writes results.json, times.json, tables and plots. After an interruption, the same command continues where it
+    stopped.
     """
     from ..comparing import compare as run
 
@@ -90,7 +101,7 @@ def compare(
 
 
 def read_seeds(text: str) -> int | list[int]:
-    """How many seeds, or which: `5`; `0,3` or `10-19`, in one list."""
+    """Read `--seeds`: a number of seeds (`5`), or a list of them (`0,3` or `10-19`)."""
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"\d+(-\d+)?", part) for part in parts):
         raise ValueError(f"--seeds {text}: say how many, such as 5, or which, such as 0,3 or 10-19.")

@@ -21,8 +21,8 @@ class Comparison:
 
     difference: the largest; None if it was not measured.
     compared: `outputs`, or `encoder` where the head is new; None if it was not measured.
-    bound: how large the difference may be where nothing should change.
-    notes: why it was not measured.
+    bound: largest difference that is allowed where nothing should change.
+    notes: reasons why it was not measured.
     """
 
     difference: float | None = None

@@ -53,13 +53,14 @@ EPILOG = epilog(
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `hf-lam convert` did.
+    """The result of `hf-lam convert`.
 
     mechanisms: their options by name, as in `config.json`.
-    parameters_before, parameters: of the whole model.
+    parameters_before, parameters: parameters of the whole model.
     mechanism_parameters: those that hf_lam added.
-    changes: what changes the outputs at once; empty if nothing does.
-    largest_difference: between the outputs of the original and of the converted model; None if it was not measured.
+    changes: reasons why the outputs change at once; empty if they do not.
+    largest_difference: largest difference between the outputs of the original and of the converted model; None if it
+        was not measured.
     compared: `outputs`, or `encoder` where the head is new; None if it was not measured.
     processor: the class of the tokenizer or processor beside the model; None if there is none.
     """
@@ -81,52 +82,55 @@ class Conversion:
 
 
 def convert(
-    model: Annotated[
-        str, typer.Argument(help="A stock encoder or a task model on one: its folder, or its id on the Hub.")
-    ],
+    model: Annotated[str, typer.Argument(help="The folder or Hub id of a stock encoder, or of a task model on one.")],
     output: Annotated[Path, typer.Argument(help="The folder to write, new or empty.")],
     mechanism: Annotated[
         list[str],
         typer.Option(
             metavar=f"NAME|{ELSEWHERE}",
-            help=f"What the attention gets: {', '.join(OWN_MECHANISMS)}, or a mechanism of your own by where it is "
-            "registered, which is imported. May be repeated.",
+            help=f"The mechanism to put into the attention: {', '.join(OWN_MECHANISMS)}, or one of your own as a "
+            "file or module:class, which is imported. May be repeated.",
         ),
     ],
     mechanism_config: Annotated[
         str | None,
         typer.Option(
             metavar="JSON|FILE",
-            help="Options of the mechanisms: the bare options of the only one, or by name, as in a saved config.json "
-            "under hf_lam.",
+            help="Options of the mechanisms. They are given by name, as in the hf_lam block of a saved config.json; "
+            "with a single mechanism, the name may be left out.",
         ),
     ] = None,
     auto_class: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Which head, such as AutoModelForSequenceClassification. Default: the checkpoint's own where there "
-            "is an HfLam class for it, or else the encoder alone.",
+            help="The head to load, such as AutoModelForSequenceClassification. Unless given, the checkpoint's own "
+            "head if there is an HfLam class for it, and the encoder alone otherwise.",
         ),
     ] = None,
-    num_labels: Annotated[int | None, typer.Option(min=1, help="Classes of a new classification head.")] = None,
+    num_labels: Annotated[
+        int | None, typer.Option(min=1, help="The number of classes of a new classification head.")
+    ] = None,
     revision: Revision = None,
     dtype: Annotated[
-        str | None, typer.Option(metavar="|".join(DTYPES), help="Of the weights. Default: as in the checkpoint.")
+        str | None,
+        typer.Option(metavar="|".join(DTYPES), help="The dtype of the weights. Unless given, that of the checkpoint."),
     ] = None,
     check: Annotated[
-        bool, typer.Option(help="Compare the outputs with those of the original. Loads it a second time.")
+        bool,
+        typer.Option(help="Compare the outputs with those of the original, which is loaded a second time for this."),
     ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Turn a stock checkpoint into an HfLam model, and save it with its code, processor and model card.
 
-    One of sentence-transformers stays one: its modules, prompts and options go along.
+    A sentence-transformers model stays one: its modules, prompts and options are copied along.
 
-    OUTPUT is written in one piece or not at all. It loads anywhere with trust_remote_code=True, and here without.
+    OUTPUT is written whole or not at all. It loads anywhere with trust_remote_code=True; where hf_lam is installed,
+    it loads without.
 
-    For private models, log in with `hf auth login`, or set HF_TOKEN; there is no option that would leave a token in
-    the history of the shell.
+    For private models, log in with `hf auth login` or set HF_TOKEN. There is no option for the token, which would stay
+    in the history of the shell.
     """
     from ..mechanism_options import read_mechanisms
 

@@ -35,30 +35,33 @@ EPILOG = epilog(
 
 def cost(
     model: Annotated[str, typer.Argument(help="A model's folder, or its id on the Hub.")],
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples in the batch.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="The number of samples in the batch.")] = 1,
     bottleneck_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of the bottleneck (MBT) that the views are compared with.")
+        int,
+        typer.Option(
+            min=1, help="The number of bottleneck tokens (MBT) in the baseline that views are compared with."
+        ),
     ] = 4,
     length: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=N",
-            help="Tokens of the text, vectors of features, or samples of plain sound, by the name of the modality; "
-            "as many as the model can take unless given, 32 vectors or a second of sound without a limit. May be "
-            "repeated.",
+            help="The length of a modality's input, by the name of the modality: tokens of text, vectors of "
+            "features, or samples of plain sound. Unless given, the longest input that the model takes; without a "
+            "limit, 32 vectors or one second of sound. May be repeated.",
         ),
     ] = None,
     mechanism: Elsewhere = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """FLOPs of an encoder's attention, by formula and as counted by torch.
+    """Show the FLOPs of an encoder's attention, by formula and as counted by torch.
 
-    For every layer: full attention, segments that see themselves, these with a bottleneck, and the model's own views
-    or synthesised attention; what makes a synthesised map or a mask is counted beside these products. Of a fusion
-    model, the layers are those of fusion, and the segments its modalities.
+    Every layer is costed with full attention, with segments that see only themselves, with a bottleneck between these
+    segments, and with the model's own views or synthesised attention. Making a synthesised map or a mask is counted
+    separately. For a fusion model, the layers are those of fusion, and the segments are its modalities.
 
-    It reads the model's configuration alone, and builds the encoder with random weights.
+    Only the model's configuration is read; the encoder is built with random weights.
     """
     from ..flops import cost as cost_of
     from ..flops import example_inputs

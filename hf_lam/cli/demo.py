@@ -21,15 +21,15 @@ EPILOG = epilog(
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the model and the pictures.")] = Path("hf-lam-demo"),
+    output: Annotated[Path, typer.Option(help="The folder for the model and the pictures.")] = Path("hf-lam-demo"),
     seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Fixes the split, the weights and the order of training.")
+        int, typer.Option(min=0, max=MAX_SEED, help="The seed of the split, the weights and the order of training.")
     ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train, convert, fine-tune, save and load back a small ViT on real digits.
 
-    Takes less than two minutes on two CPU cores.
+    This takes less than two minutes on two CPU cores.
     """
     from ..demo import DemoSettings, run_demo
 

@@ -49,28 +49,35 @@ def export(
     model: Annotated[str, typer.Argument(help="A model's folder, or its id on the Hub.")],
     output_dir: Annotated[
         Path,
-        typer.Option("--output_dir", "--output-dir", "--output", metavar="DIR", help="The folder, new or empty."),
+        typer.Option(
+            "--output_dir", "--output-dir", "--output", metavar="DIR", help="The folder to write, new or empty."
+        ),
     ],
-    format: Annotated[Program, typer.Option(help="model.onnx, or model.pt2 of torch.export.")] = Program.onnx,
+    format: Annotated[
+        Program,
+        typer.Option(help="The kind of program: onnx writes model.onnx, and torch writes model.pt2 for torch.export."),
+    ] = Program.onnx,
     input: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A tensor that the program takes, by the name of the argument of forward. May be repeated. Default: "
-            "all that the model takes in use.",
+            help="A tensor that the program takes, by the name of the argument of forward. Unless given, all that "
+            "the model takes in use. May be repeated.",
         ),
     ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="How far outputs may be from the model's, as a share of the largest number of an output. Default: "
-            "1e-4 in float32.",
+            help="The largest difference allowed between outputs of program and model, as a share of the largest "
+            "number of an output. Unless given, 1e-4 in float32.",
         ),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="float32|bfloat16|float16", help="Of the weights. Default: as in the checkpoint."),
+        typer.Option(
+            metavar="float32|bfloat16|float16", help="The dtype of the weights. Unless given, that of the checkpoint."
+        ),
     ] = None,
     mechanism: Elsewhere = None,
     revision: Revision = None,
@@ -78,11 +85,11 @@ def export(
 ) -> None:
     """Write a model as ONNX or torch.export, for batches of any size and inputs of any length, and check it.
 
-    The program runs where hf_lam is not. Beside it are config.json with the labels, the tokenizer or processor, and a
-    README.md with lines that run.
+    The program runs where hf_lam is not installed. Beside it are config.json with the labels, the tokenizer or
+    processor, and a README.md with code to run it.
 
-    Before anything is written, the program runs on batches of several shapes, with padding and without, and is
-    compared with the model: ONNX by onnxruntime, torch.export in a process that cannot import hf_lam.
+    Before anything is written, the program is compared with the model on batches of several shapes, with and without
+    padding. ONNX runs in onnxruntime, torch.export in a process that cannot import hf_lam.
     """
     from ..exporting import export as export_model
     from ..mechanism_options import find_mechanisms

@@ -1,4 +1,4 @@
-"""What `hf-lam inspect` looks at a model with: what was given on the command line, or an example."""
+"""The inputs that `hf-lam inspect` runs a model with: from the command line, or an example."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GivenInputs:
 
     @property
     def names(self) -> list[str]:
-        """Of the modalities."""
+        """Names of the modalities."""
         encoded = {"text": self.text, "image": self.image}
         return [*(name for name, value in encoded.items() if value is not None), *self.features]
 

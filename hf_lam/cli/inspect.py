@@ -56,33 +56,32 @@ class Format(str, Enum):
 def inspect(
     model: Annotated[str, typer.Argument(help="A model's folder, or its id on the Hub.")],
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the pictures into this folder.")] = None,
-    format: Annotated[Format, typer.Option(help="Of the pictures.")] = Format.png,
+    format: Annotated[Format, typer.Option(help="The file format of the pictures.")] = Format.png,
     image: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Look at the model with this image."),
+        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Run the model on this image."),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="Look at the model with this text.")] = None,
-    text_pair: Annotated[str | None, typer.Option(help="The second text of a pair.")] = None,
+    text: Annotated[str | None, typer.Option(help="Run the model on this text.")] = None,
+    text_pair: Annotated[str | None, typer.Option(help="Use this text as the second of a pair.")] = None,
     features: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=FILE.npy",
-            help="Look at the model with these vectors of one of its modalities, an array (vectors, size). May be "
-            "repeated.",
+            help="Run the model on these vectors of one of its modalities, an array (vectors, size). May be repeated.",
         ),
     ] = None,
-    layer: Annotated[int | None, typer.Option(min=0, help="Show this layer alone, head by head.")] = None,
+    layer: Annotated[int | None, typer.Option(min=0, help="Show only this layer, head by head.")] = None,
     mechanism: Elsewhere = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the mechanisms of a model, layer by layer, and write pictures of them.
 
-    It reads the weights with the classes of this hf_lam; code in a repository is never run. Without --text, --image
-    and --features, masks are those of an example of the model's size: a repeated token, a black image, or vectors of
-    zeros.
+    The weights are read with the classes of this hf_lam; code in a repository is never run. Without --text, --image
+    and --features, masks are shown for an example of the size that the model is made for: a repeated token, a black
+    image, or vectors of zeros.
 
-    For private models, log in with `hf auth login`, or set HF_TOKEN.
+    For private models, log in with `hf auth login` or set HF_TOKEN.
     """
     from ..mechanism_options import find_mechanisms
     from ..modeling.configuration_hf_lam import HfLamConfigMixin

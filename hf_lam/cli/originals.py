@@ -40,11 +40,11 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Original:
-    """What is converted.
+    """The model to convert.
 
-    source: what `from_pretrained` takes, a folder or an id on the Hub.
+    source: argument of `from_pretrained`, a folder or an id on the Hub.
     root: the folder with what lies beside the model; None if nothing is known to.
-    path: where in `root` the model is; empty for `root` itself.
+    path: path of the model in `root`; empty for `root` itself.
     """
 
     source: str
@@ -53,7 +53,7 @@ class Original:
 
 
 def find_original(name: str, revision: str | None = None) -> Original:
-    """Where the model is that a name means. Older folders of sentence-transformers have it in a folder of theirs.
+    """Find the model that a name means. Older folders of sentence-transformers have it in a folder of theirs.
 
     Raises:
         ValueError: for a folder without a model, or a path where there is no folder; for modules of
@@ -75,7 +75,7 @@ def copy_beside(original: Original, folder: Path) -> list[str]:
     """Copy what makes a model one of sentence-transformers to a converted one, which is written already.
 
     Returns:
-        What the user should know: what cannot go along.
+        Notes for the user: files that cannot be copied along.
     """
     if original.root is None:
         return []

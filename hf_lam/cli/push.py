@@ -42,25 +42,38 @@ EPILOG = epilog(
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="A saved model, from save_pretrained, a Trainer, or a checkpoint.")],
-    repo_id: Annotated[str, typer.Argument(help="The repository: your name or organisation, a slash, its name.")],
+    folder: Annotated[
+        Path, typer.Argument(help="The folder of a saved model, from save_pretrained, a Trainer, or a checkpoint.")
+    ],
+    repo_id: Annotated[
+        str, typer.Argument(help="The repository, as your name or organisation, a slash, and its name.")
+    ],
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="Of a new repository. Default: as the account has it.")
+        bool | None,
+        typer.Option(
+            "--private/--public",
+            help="Make a new repository private or public. Unless given, the account's setting decides.",
+        ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(metavar="NAME", help="The branch; default main.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The branch to commit to. Unless given, main.")
+    ] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request with the commit.")] = False,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    message: Annotated[str | None, typer.Option(help="The message of the commit.")] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
-            metavar="ID", help="What the results were measured on, for the card: an id on the Hub or a name."
+            metavar="ID",
+            help="The data set that the results were measured on, for the card: an id on the Hub or a name.",
         ),
     ] = None,
     base_model: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID", help="What it was converted from, for the card. May be repeated."),
+        typer.Option(metavar="ID", help="The model that this one was converted from, for the card. May be repeated."),
     ] = None,
-    license: Annotated[str | None, typer.Option(metavar="ID", help="For the card, such as apache-2.0.")] = None,
+    license: Annotated[
+        str | None, typer.Option(metavar="ID", help="The licence for the card, such as apache-2.0.")
+    ] = None,
     mechanism: Elsewhere = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be uploaded, and upload nothing.")
@@ -69,10 +82,10 @@ def push(
 ) -> None:
     """Upload a saved model to the Hub: weights, code, processor and card in one commit.
 
-    The figures on the card are those in the result files of the folder, which a run wrote; none can be typed in.
+    The figures on the card come from result files in the folder, which a run wrote; they cannot be typed in.
 
-    Log in with `hf auth login`, or set HF_TOKEN; there is no option that would leave a token in the history of the
-    shell.
+    Log in with `hf auth login` or set HF_TOKEN. There is no option for the token, which would stay in the history of
+    the shell.
     """
     from ..hub import push as push_model
     from ..mechanism_options import find_mechanisms

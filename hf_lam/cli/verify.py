@@ -40,20 +40,23 @@ def verify(
     revision: Revision = None,
     weights: Annotated[
         bool,
-        typer.Option("--weights", help="Read all weights too, and find NaN and infinity. Of a repository: all of it."),
+        typer.Option(
+            "--weights",
+            help="Read all weights as well, and find NaN and infinity. From the Hub, this downloads all of them.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check a model before its code is trusted, without running any of it.
+    """Check a model before you trust its code, without running any of it.
 
-    Whether the code is byte for byte that of a released hf_lam, whether what transformers, sentence-transformers and
-    PEFT read while they load names no other code and no other place, whether the weights are safetensors alone and fit
-    the configuration, whether the tokenizer is whole, and what loading it would touch.
+    The check passes if the code is byte for byte that of a released hf_lam; if no file that transformers,
+    sentence-transformers or PEFT read while loading names other code or another place; if all weights are safetensors
+    and fit the configuration; and if the tokenizer is whole. It also lists what loading the model would touch.
 
-    What passed runs no code but released code. It is not said what the model answers: weights, labels, words of the
-    vocabulary and prompts may be anything.
+    A model that passes runs released code only. This check does not tell you what the model answers: its weights,
+    labels, vocabulary and prompts may be anything.
 
-    To be done before trust_remote_code=True. What passed is the commit that was looked at: pin it.
+    Run it before you set trust_remote_code=True. It holds for the commit that was checked: pin that commit.
     """
     from ..hub import verify as verify_source
 

@@ -35,20 +35,20 @@ def compare(
 
     Args:
         plan: a YAML file, or a mapping with the same keys; `docs/compare.md` has them all.
-        output_dir: a new folder, or that of the same plan.
-        seeds: instead of the plan's: how many, or which.
-        rows: only these, the baseline, and what they need.
-        jobs: how many runs at the same time.
+        output_dir: a new folder, or the folder of an earlier start of the same plan.
+        seeds: seeds to use in place of the plan's, or their number.
+        rows: names of the rows to run, besides the baseline and the rows that they need; all unless given.
+        jobs: number of runs that go on at the same time.
         test: at the end, evaluate every run on the test data, too.
         keep_models: leave the trained models in the folders of their runs.
         check: begin by making every row ready to train, so that what cannot work is said before anything is trained.
         timing: measure inference and training steps of every row at the end.
 
     Returns:
-        What `results.json` holds, as a dictionary; `print` shows it as tables, and so does a notebook.
+        The contents of `results.json`, as a dictionary; `print` shows them as tables, and so does a notebook.
 
     Raises:
-        ValueError: before anything is trained: for what cannot be a plan, naming line and key; for rows that their
+        ValueError: before anything is trained: for an invalid plan, naming line and key; for rows that their
             script refuses; for a metric that it does not give; for a folder with something else in it.
     """
     read = read_plan(plan, seeds=seeds, rows=rows)

@@ -25,8 +25,8 @@ def check_rows(runner: Runner, rows: Sequence[Row], *, test: bool) -> None:
     """Try rows up to the first step.
 
     Args:
-        runner: of the plan.
-        rows: those that are tried.
+        runner: runner of the plan.
+        rows: rows to try.
         test: whether the test data must be there, too.
 
     Raises:

@@ -56,9 +56,9 @@ class _Mark(NamedTuple):
 class _Panel(NamedTuple):
     """A panel to be drawn.
 
-    marks: those that are in it.
-    others: of the same rows and costs, those outside of the part that it enlarges; the front may come from them.
-    enlarged: the part of the metric's axis that the panel beside it enlarges; the marks there have their labels there.
+    marks: marks inside of the panel.
+    others: marks of the same rows and costs outside of the part that it enlarges; the front may come from them.
+    enlarged: part of the metric's axis that the panel beside it enlarges; the marks there have their labels there.
     """
 
     title: str
@@ -70,7 +70,7 @@ class _Panel(NamedTuple):
 def draw_metric_over_cost(summary: Summary, cost: str) -> Figure | None:
     """The mean metric of every row over one of `PLOTTED_COSTS`; None where no row has both.
 
-    What the plan varies has a panel for each value. If it changes what a row costs, though, all are in one panel, and
+    Every value of what the plan varies has a panel. If it changes what a row costs, though, all are in one panel, and
     the points of a row are joined. Where most rows lie close together, a second panel enlarges that part.
     """
     unit, divisor = unit_of_flops(summary.rows) if cost == "flops" else ("milliseconds", 1.0)

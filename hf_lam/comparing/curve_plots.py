@@ -275,7 +275,7 @@ def _draw_over_option(
 
 
 def _dodged(at: float, number: int, curves: int, places: Sequence[float], is_log: bool) -> float:
-    """Where the bar of a curve is drawn: a little beside its place."""
+    """The place to draw the bar of a curve: a little beside its own."""
     scaled = [math.log(place) if is_log else place for place in places]
     gap = min(high - low for low, high in pairwise(scaled))
     width = min(_DODGE * gap, _WIDEST_DODGE * (scaled[-1] - scaled[0]))

@@ -31,7 +31,7 @@ _ROW = 0.27
 def draw_differences(summary: Summary) -> Figure | None:
     """Every row's difference from the baseline: a dot for each seed, the mean and its interval; None without any.
 
-    What the plan varies has a panel for each value.
+    Every value of what the plan varies has a panel.
     """
     points = [point for point in summary.points if _differences(point)]
     if not points:
@@ -102,7 +102,7 @@ def _is_far(difference: Difference, shown: tuple[float, float] | None) -> bool:
 
 
 def _name_far(panel: Axes, place: int, difference: Difference, colour: str) -> None:
-    """What lies outside of the panel, which holds 0, in numbers at its edge."""
+    """Write values outside of the panel, which holds 0, as numbers at its edge."""
     assert difference.mean is not None
     is_right = difference.mean > 0
     said = f"{difference.mean:+.4g}".replace("-", "−")

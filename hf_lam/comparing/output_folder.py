@@ -22,7 +22,7 @@ _SECONDS_FOR_WORKERS = 30.0
 
 @contextmanager
 def holding(output: Path) -> Iterator[int | None]:
-    """While this lasts, the folder is this process's, or that of workers that it has left behind.
+    """Hold the folder for this process, and for workers that it leaves behind, while this lasts.
 
     Yields:
         A file descriptor for workers to hold until they have ended; None where the system has no such locks.

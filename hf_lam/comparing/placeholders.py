@@ -1,4 +1,4 @@
-"""What is filled into the texts of a plan: folders, and variables of the environment."""
+"""Placeholders in the texts of a plan: folders, and variables of the environment."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _KNOWN = {"plan": "{plan}", "package": "{package:NAME}", "row": "{row:NAME}", "s
 
 @dataclass(frozen=True)
 class Run:
-    """What the placeholders of a run stand for.
+    """The values of a run's placeholders.
 
-    seed: what stands for `{seed}`.
-    folder_of_row: gives what stands for `{row:NAME}`.
+    seed: value of `{seed}`.
+    folder_of_row: function that gives the value of `{row:NAME}`.
     """
 
     seed: int
@@ -38,17 +38,17 @@ class Run:
 
 
 def fill(value: Any, folder: Path, run: Run | None = None) -> Any:
-    """A value with all placeholders in its texts filled in, those within lists and maps too.
+    """Fill in all placeholders in the texts of a value, those within lists and maps too.
 
-    A `~/` that a text begins with is the user's folder.
+    A `~/` at the beginning of a text is the user's folder.
 
     Args:
-        value: as JSON has it.
-        folder: that of the plan.
-        run: None for what is of all runs.
+        value: JSON value.
+        folder: folder of the plan.
+        run: run that the value is for; None for a value that all runs share.
 
     Raises:
-        ValueError: for a placeholder that is none, a package that is not installed, or a variable that is not set.
+        ValueError: for an unknown placeholder, a package that is not installed, or a variable that is not set.
     """
     if isinstance(value, str):
         text = os.path.expanduser(value) if value == "~" or value.startswith("~/") else value

@@ -1,4 +1,4 @@
-"""What is compared: a plan, read and checked, and the command line of each of its runs."""
+"""A plan, read and checked, and the command line of each of its runs."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _KEYS = (
 
 @dataclass(frozen=True)
 class Search:
-    """What is chosen for every row by itself, on validation data.
+    """A search for the best value of an option, for every row by itself, on validation data.
 
     option: its dotted name.
-    values: to choose from.
-    seeds: of the runs in which they are compared.
+    values: values to choose from.
+    seeds: seeds of the runs in which they are compared.
     """
 
     option: str
@@ -49,21 +49,21 @@ class Search:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared.
+    """A plan: the rows to compare, the seeds, and how.
 
     source: the name of its file, for messages.
-    folder: of the file.
-    script: whose `main(arguments)` is run.
-    title: of tables and plots.
-    metric: without `eval_`.
+    folder: folder of that file.
+    script: script whose `main(arguments)` is run.
+    title: title of tables and plots.
+    metric: name of the metric, without `eval_`.
     greater_is_better: whether more of it is better.
-    chance: its value for guesses.
-    baseline: the group that others are compared with.
-    seeds: of every row.
-    rows: in their order.
-    search: None for none.
-    launch: what begins the command of a run, in place of a worker process.
-    lines: of its keys.
+    chance: value of the metric for guesses.
+    baseline: group that others are compared with.
+    seeds: seeds that every row is run with.
+    rows: rows in the order of the plan.
+    search: search that comes first; None for none.
+    launch: beginning of the command of a run, in place of a worker process.
+    lines: line of every key.
     """
 
     source: str
@@ -81,7 +81,7 @@ class Plan:
     lines: Mapping[str, int] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the results of all runs, besides the options of their rows and their seeds; for JSON.
+        """The settings that decide all results, besides options of rows and seeds; for JSON.
 
         The folder is not among it: a plan may be moved while it is half done.
         """
@@ -132,7 +132,7 @@ def read_plan(
         rows: only these, by their names or groups; what they need the runs of, and the baseline, come with them.
 
     Raises:
-        ValueError: for what cannot be a plan: `plan.yaml, line 12, rows.lam: …`.
+        ValueError: for an invalid plan: `plan.yaml, line 12, rows.lam: …`.
     """
     written = read_source(source)
     for key in written.values:
@@ -174,12 +174,12 @@ def command_of(
     """The arguments that the plan's script is run with, once.
 
     Args:
-        plan: whose script it is.
-        row: which row.
-        seed: which seed.
-        folder: where the run writes.
-        folder_of: the folder of the run of another row with the same seed; None if there are none yet: of an option
-            that needs one, that of the other row is taken, as of a model that is trained further, or it is left out.
+        plan: plan whose script is run.
+        row: row to run.
+        seed: seed to run it with.
+        folder: folder that the run writes to.
+        folder_of: gives the folder of the run of another row with the same seed. None if there are none yet: an option
+            that needs one then gets the value that it has in that other row, or is left out.
         extra: options over those of the row, by their dotted names; None leaves one out.
 
     Raises:
@@ -288,7 +288,7 @@ def _read_baseline(source: PlanSource, rows: Sequence[Row]) -> str:
 
 
 def _read_search(source: PlanSource, seeds: Sequence[int]) -> Search | None:
-    """Its seeds are other than those of the plan, unless they are named: a rate is not chosen by luck."""
+    """Read the search. Its seeds are others than the plan's unless they are named: a rate is not chosen by luck."""
     given = dict(_optional(source, "search", dict, "{learning_rate: [0.001, 0.0001]}") or {})
     if not given:
         return None

@@ -15,8 +15,8 @@ from .plan_source import Place
 class Options:
     """Options of a script, and where in the plan each of them is written.
 
-    values: by name; maps within them are options of their own.
-    places: of each of them, by the keys that lead to it, its place in the plan.
+    values: values by name; maps within them are options of their own.
+    places: place of each option in the plan, by the keys that lead to it.
     """
 
     values: dict[str, Any]
@@ -27,7 +27,7 @@ class Options:
         return Options(merge(base.values, self.values), {**base.places, **self.places})
 
     def place_of(self, option: Place, otherwise: Place) -> Place:
-        """Where an option is written, or the nearest that it is in."""
+        """The place where an option is written, or the nearest one that it is in."""
         ways = (option[:end] for end in range(len(option), 0, -1))
         return next((self.places[way] for way in ways if way in self.places), otherwise)
 
@@ -91,7 +91,8 @@ def points_of(vary: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 def name_of_point(name: str, point: Mapping[str, Any], all_options: Iterable[str]) -> str:
     """`lam, rank=8`: the name of a row at a point.
 
-    all_options: what is varied of the row, from which the last part of a dotted name must tell an option apart.
+    all_options: options that are varied for the row. A dotted name is shortened to its last part if no other option
+        ends in it.
     """
     last = [option.rpartition(".")[2] for option in all_options]
     parts = []

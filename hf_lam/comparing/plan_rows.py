@@ -24,7 +24,7 @@ ADDED: dict[str, Any] = {
     "log_level": "error",
 }
 
-# What is said once for all runs, and by whom.
+# Options that rows must not set, and where they are given instead.
 _NOT_OF_A_PLAN = {
     "output_dir": "it is given for the whole comparison",
     "seed": "give seeds, for all rows",
@@ -39,15 +39,15 @@ _LONGEST_SLUG = 80
 class Row:
     """A row of the comparison: options of the script, run once for every seed.
 
-    name: what it is called, with the points at which it is varied: `lam, rank=8, max_train_samples=1000`.
+    name: name of the row and the point at which it is varied: `lam, rank=8, max_train_samples=1000`.
     slug: its name as that of a folder.
     group: its name without what the plan varies of all rows: `lam, rank=8`.
     written: its name in the plan: `lam`.
-    point: what the plan varies of all rows, at its value here.
-    options: of the script, placeholders not filled in; null for one of `ADDED` that is left out.
-    targets: of every name in a `{row:NAME}`, the row that it is here.
-    line: where it is written; None without a file.
-    lines: of its options, by their dotted names.
+    point: values of the options that the plan varies for all rows.
+    options: options of the script, with placeholders not filled in; null for one of `ADDED` that is left out.
+    targets: row at the same point for every name in a `{row:NAME}`.
+    line: line of the file that it is written in; None without a file.
+    lines: lines of its options, by their dotted names.
     """
 
     name: str
@@ -91,7 +91,7 @@ def read_rows(source: PlanSource) -> tuple[Row, ...]:
     """All rows of a plan.
 
     Raises:
-        ValueError: for what cannot be a plan, with its line.
+        ValueError: for an invalid plan, with the line.
     """
     rows = _map_at(source, ("rows",), "full: {}")
     if not rows:
@@ -354,7 +354,7 @@ def _check_circles(source: PlanSource, rows: Sequence[Row]) -> None:
 
 
 def _choice(name: str, names: Any) -> str:
-    """How an error ends about a row that is not there."""
+    """The end of an error about a row that is not there."""
     return f"; the rows are {_list(names)}.{did_you_mean(name, names)}"
 
 

@@ -24,12 +24,12 @@ _UNQUOTED_VALUE = re.compile(rf"[:\-,\[]\s*\{{{_UNQUOTED.pattern}\}}")
 
 @dataclass(frozen=True)
 class PlanSource:
-    """What a plan says.
+    """The contents of a plan, with the place of everything in it.
 
-    name: the file's, for messages.
-    folder: what relative paths in it start from.
+    name: name of the file, for messages.
+    folder: folder that relative paths in it start from.
     values: maps, lists, texts, numbers, true, false and null.
-    lines: of every key and entry, its line; empty where there is no file.
+    lines: line of every key and entry; empty where there is no file.
     """
 
     name: str
@@ -134,7 +134,7 @@ def _read(name: str, folder: Path, text: str) -> PlanSource:
 
 
 def _hint(problem: str, lines: Sequence[str]) -> str:
-    """What may help with a line that is no YAML."""
+    """A hint for a line that is no YAML."""
     if "\\t" in problem:
         return " YAML is indented with spaces, never with tabs."
     return " A text that begins with a brace goes in quotes." if any(map(_UNQUOTED_VALUE.search, lines)) else ""
@@ -151,7 +151,7 @@ class _Reader:
     def value(self, node: yaml.Node, place: Place, within: tuple[yaml.Node, ...]) -> Any:
         """The value of a node.
 
-        place: where it is.
+        place: place of the node.
         within: the nodes that it is in, in which an alias may lead back.
         """
         if any(node is other for other in within):

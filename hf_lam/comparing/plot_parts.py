@@ -1,4 +1,4 @@
-"""What the pictures of results have in common."""
+"""Parts that the pictures of results have in common."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def seeds_said(rows: Sequence[RowSummary]) -> str:
 
 
 def left_out_said(rows: Sequence[RowSummary]) -> str:
-    """Which rows have no value, for the end of a caption."""
+    """The end of a caption, which names the rows without a value."""
     missing = list(dict.fromkeys(row.name for row in rows if not row.values))
     if not missing:
         return ""
@@ -89,5 +89,5 @@ def left_out_said(rows: Sequence[RowSummary]) -> str:
 
 
 def capitalized(text: str) -> str:
-    """With a capital at the beginning, and the others as they are."""
+    """A text with a capital at the beginning and the other letters as they are."""
     return text[:1].upper() + text[1:]

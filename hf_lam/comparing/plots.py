@@ -30,9 +30,9 @@ def write_plots(results: Mapping[str, Any], times: Mapping[str, Any], folder: st
     not drawn. All pictures are drawn before the first is written; the same results give the same bytes.
 
     Args:
-        results: as in `results.json`.
-        times: as in `times.json`; an empty mapping where nothing was measured.
-        folder: where to; it is made if there is none.
+        results: contents of `results.json`.
+        times: contents of `times.json`; an empty mapping where nothing was measured.
+        folder: folder to write to; it is made if there is none.
 
     Returns:
         The files.

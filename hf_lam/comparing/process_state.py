@@ -1,4 +1,4 @@
-"""What a run leaves behind in its process, put back for the next one: the next must come out as in a new process."""
+"""The state of a process, put back after a run: the next run must come out as in a new process."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _foreign_mechanisms() -> set[str]:
 
 
 def _switches() -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
-    """What reads and what sets every switch of torch and numpy that changes what comes out."""
+    """The functions that read and set every switch of torch and numpy that changes results."""
     found: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = []
     if "numpy" in sys.modules:
         numpy: Any = sys.modules["numpy"]
@@ -133,7 +133,7 @@ def _has_process_group() -> bool:
 
 
 def _reset_libraries() -> None:
-    """What libraries keep of a run in places of their own."""
+    """Reset the state that libraries keep of a run in places of their own."""
     state: Any = sys.modules.get("accelerate.state")
     if state is not None:
         state.AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001

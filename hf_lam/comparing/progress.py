@@ -1,4 +1,4 @@
-"""How far a comparison is: a bar with the time left on a terminal, lines elsewhere."""
+"""The progress of a comparison: a bar with the time left on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Reporter:
             self._bar.stop()
 
     def phase(self, title: str, kinds: Sequence[str], done: int = 0) -> None:
-        """Begin something of several parts.
+        """Begin a phase of several parts.
 
         Args:
-            title: what it is.
-            kinds: of every part that is to be done, what it is one of: those of one kind take about the same time.
-            done: how many parts were done by an earlier start.
+            title: title of the phase.
+            kinds: kind of every part that is to be done; parts of one kind take about the same time.
+            done: number of parts that an earlier start has done.
         """
         self._left, self._total, self._done = list(kinds), len(kinds) + done, []
         before = f", {done} done before" if done else ""
@@ -98,7 +98,7 @@ def time_left(done: Sequence[tuple[str, float]], left: Sequence[str], jobs: int)
 
 
 def duration(seconds: float) -> str:
-    """For readers: `0.4 s`, `45 s`, `12 min`, `3 h 20 min`."""
+    """A duration for readers: `0.4 s`, `45 s`, `12 min`, `3 h 20 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 90:

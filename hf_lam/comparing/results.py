@@ -1,4 +1,4 @@
-"""What a comparison gave, as it stands in `results.json` and `times.json`."""
+"""The results of a comparison, as they stand in `results.json` and `times.json`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _OF_THE_MODEL = ("parameters", "trainable_parameters", "mechanism_parameters", "
 
 
 class Comparison(Readable, dict[str, Any]):
-    """What `compare` returns: what stands in results.json, which prints as tables and shows as such in a notebook.
+    """The result of `compare`: the contents of results.json, which print as tables, in a notebook too.
 
     Attributes:
-        times: what stands in times.json.
+        times: contents of times.json.
     """
 
     def __init__(self, results: Mapping[str, Any], times: Mapping[str, Any]) -> None:
@@ -27,7 +27,7 @@ class Comparison(Readable, dict[str, Any]):
         self.times = dict(times)
 
     def tables(self) -> list[ResultTable]:
-        """What it prints: a table for every value of what the plan varies."""
+        """The tables that it prints: one for every value of what the plan varies."""
         from .tables import result_tables
 
         return result_tables(self, self.times)
@@ -45,11 +45,11 @@ def assemble(
     """The results of all runs, the same whenever and in however many pieces they were made.
 
     Args:
-        plan: of the comparison.
+        plan: plan of the comparison.
         runs: all of its runs.
-        records: of those that are finished, by folder.
-        errors: of those that failed, by folder.
-        searched: what every value of a search gave.
+        records: records of the finished runs, by folder.
+        errors: reasons of the failed runs, by folder.
+        searched: result of every value of a search.
         test: whether the test data were asked for.
     """
     # Metrics of some of the runs are none of the comparison.
@@ -113,7 +113,7 @@ def _common(values: Sequence[float | None]) -> float | None:
 
 
 def unequal_runs(results: Mapping[str, Any]) -> Iterator[str]:
-    """Which runs saw other samples than the baseline with the same seed, in another order, or took other steps."""
+    """The rows and seeds whose runs saw other samples than the baseline's, in another order, or took other steps."""
     baseline = results["plan"]["baseline"]
     of_baseline = {
         (str(row["point"]), run["seed"]): run
@@ -132,18 +132,18 @@ def unequal_runs(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _saw_the_same(run: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """By the labels, if both have them: inputs may be cut or chosen differently in the same order."""
+    """Whether two runs saw the same data: the same labels, if both have any, as inputs may be cut differently."""
     shared = set(run["orders"]) & set(other["orders"])
     names = {"labels"} & shared or shared
     return run["steps"] == other["steps"] and all(run["orders"][name] == other["orders"][name] for name in names)
 
 
 def assemble_times(runs: Sequence[Run], records: Mapping[Path, Record]) -> dict[str, Any]:
-    """What a clock has measured of every row: with a model of one of its seeds, and while it was trained.
+    """The measured times of every row: with a model of one of its seeds, and while it was trained.
 
     Args:
         runs: all runs of the comparison.
-        records: of those that are finished, by folder.
+        records: records of the finished runs, by folder.
     """
     places: list[dict[str, Any]] = []
     rows: dict[str, dict[str, Any]] = {}

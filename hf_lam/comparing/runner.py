@@ -35,8 +35,8 @@ class Runner:
 
     launch: the command that starts a run, with its full path; empty where workers call the script.
     keeps: whether the model of a run that has just been finished stays for now.
-    records: of the finished runs that were looked at, by folder.
-    errors: of the runs that failed, by folder.
+    records: records of the finished runs that were looked at, by folder.
+    errors: reasons of the runs that failed, by folder.
     """
 
     plan: Plan
@@ -49,7 +49,7 @@ class Runner:
     errors: dict[Path, str] = field(default_factory=dict)
 
     def record_of(self, run: Run) -> Record | None:
-        """What is stored of a run; None if it is not finished."""
+        """Read the record of a run; None if it is not finished."""
         if run.folder not in self.records:
             record = read_record(run.folder)
             if record is None:
@@ -58,12 +58,13 @@ class Runner:
         return self.records[run.folder]
 
     def task(self, run: Run, extra: Mapping[str, Any], folder_of: Callable[[Row], Path] | None) -> Task:
-        """A run as something that a worker does.
+        """Describe a run as a task for a worker.
 
         Args:
             run: the run.
             extra: options over those of the run, by name.
-            folder_of: of the run of a row that this one uses; with None, options that name one are left out.
+            folder_of: gives the folder of the run of a row that this one uses; with None, options that name one are
+                left out.
         """
         arguments = command_of(self.plan, run.row, run.seed, run.folder, folder_of, {**run.found, **extra})
         if not self.launch:

@@ -39,22 +39,22 @@ def run_plan(
     check: bool = True,
     timing: bool = True,
 ) -> Comparison:
-    """Run what an earlier start has not finished of a plan, and write what came out.
+    """Do the runs of a plan that an earlier start has not finished, and write the results.
 
     In `output` there are then results.json, times.json, results.md, results.tex and figures, and in its folder `runs`
     the log and the results of every run.
 
     Args:
-        plan: what is compared.
-        output: a new folder, or that of an earlier start, to go on.
-        jobs: how many runs go on at once.
+        plan: plan to run.
+        output: a new folder, or the folder of an earlier start, to go on there.
+        jobs: number of runs that go on at the same time.
         test: whether the test data are used, once, when all runs are done.
         keep_models: whether the trained models stay.
         check: whether all rows are tried up to their first step before anything is trained.
         timing: whether the models of the first seed are timed at the end.
 
     Returns:
-        What stands in results.json. A run that failed has an `error` there; another start tries it again.
+        The contents of results.json. A run that failed has an `error` there; another start tries it again.
 
     Raises:
         ValueError: before anything is trained, for rows that cannot work, for a folder that another process uses or
@@ -252,7 +252,7 @@ def _say_what_is_odd(runner: Runner, runs: Sequence[Run], results: Mapping[str, 
 
 
 def _remove_models(runner: Runner, runs: Sequence[Run], test: bool) -> None:
-    """Of all runs but those whose test is still to be done."""
+    """Remove the models of all runs but those whose test is still to be done."""
     for run in runs:
         if not (test and run.folder in runner.errors):
             runner.remove_model(run)

@@ -20,7 +20,7 @@ RESULT = "result.json"
 LOG, TEST_LOG = "log.txt", "test-log.txt"
 # What metrics of the test data begin with.
 TEST_METRIC = "predict_"
-# What is kept of a run whose model is not: what it gave, and how.
+# The files that are kept of a run when its model is not.
 _KEPT = re.compile(r"(\w+_)?results?\.json|run\.json|trainer_state\.json|.*\.(csv|jsonl)|(test-)?log\.txt")
 # Measured by a clock, or of the memory of this machine.
 _OF_THE_MACHINE = re.compile(r"_(runtime|per_second|preparation_time|compilation_time|mem_\w+)$")
@@ -31,10 +31,10 @@ _MOST_DIFFERENCES = 5
 class Run:
     """One run of the script.
 
-    row: of the plan.
+    row: row of the plan.
     seed: its seed.
     folder: its `--output_dir`.
-    label: what it is called.
+    label: name of the run for messages.
     found: options over those of the row.
     """
 
@@ -46,20 +46,20 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """Where its log is while it runs, for the script may want an empty folder."""
+        """The place of its log while it runs, outside of a folder that the script may want to be empty."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is stored of a finished run.
+    """The stored record of a finished run.
 
-    settings: what decided its result.
-    has_model: whether what it saved is still there.
+    settings: settings that decided its result.
+    has_model: whether the model that it saved is still there.
     is_tested: whether the metrics have those of the test data.
-    seconds: of its training.
-    result: as it stands in `results.json`, and `row`, what it says of the row.
-    times: what was measured with its model, as in `times.json`, and where; None before.
+    seconds: duration of its training in seconds.
+    result: its entry in `results.json`, with what it says about its row under `row`.
+    times: measured times of its model, as in `times.json`, and the machine; None before they are measured.
     """
 
     settings: Mapping[str, Any]
@@ -74,7 +74,7 @@ class Record:
 
 
 def read_record(folder: Path) -> Record | None:
-    """What is stored of a run; None if it is not finished."""
+    """Read the record of a run; None if it is not finished."""
     values = read_json(folder / RESULT)
     return Record(**values) if set(values) == set(Record.__dataclass_fields__) else None
 
@@ -106,14 +106,14 @@ def settings_of(plan: Plan, run: Run) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides a result besides its settings."""
+    """The versions of packages that decide a result besides its settings."""
     from ..modeling.version_hf_lam import __version__
 
     return {"hf_lam": __version__, "transformers": version("transformers"), "torch": version("torch")}
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """What differs between the settings of a stored run and those that are wanted: `learning_rate 0.1, now 0.3`."""
+    """The differences between the settings of a stored run and those that are wanted: `learning_rate 0.1, now 0.3`."""
     found = [
         f"{name} {_shown(before)}, now {_shown(now)}"
         for key in sorted(set(stored) | set(wanted))
@@ -140,10 +140,10 @@ def _shown(value: Any) -> str:
 
 
 def read_result(plan: Plan, run: Run) -> tuple[dict[str, Any], float | None]:
-    """What a run that has ended without an error gave, and the seconds of its training, if it says so.
+    """Read the result of a run that has ended without an error, and the seconds of its training, if it says so.
 
     Raises:
-        ValueError: if it has not written what it should.
+        ValueError: if it wrote no metrics, or not the metric of the plan.
     """
     metrics = read_metrics(run.folder)
     if not metrics:

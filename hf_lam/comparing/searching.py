@@ -17,11 +17,11 @@ _FOLDER = "search"
 
 @dataclass
 class Searched:
-    """What a search gave.
+    """The result of a search.
 
     found: the best value, by the name of the row.
     errors: why a row has none.
-    entries: what every value gave, as in `results.json`.
+    entries: result of every value, as in `results.json`.
     """
 
     found: dict[str, Any] = field(default_factory=dict)
@@ -33,9 +33,9 @@ def search(runner: Runner, option: Search, begun: Mapping[str, Any]) -> Searched
     """Choose a value for every row, by the mean of the plan's metric over the seeds of the search.
 
     Args:
-        runner: of the plan.
-        option: what is chosen.
-        begun: the values of rows that have finished runs with them, and keep them.
+        runner: runner of the plan.
+        option: search of the plan: the option and its values.
+        begun: values of rows that have finished runs with them; these rows keep their value.
     """
     rows, searched = {row.name: row for row in runner.plan.rows}, Searched()
     means: dict[str, list[float | None]] = {}

@@ -64,7 +64,7 @@ def paired_difference(
 
     Args:
         ours: a row's metric by seed.
-        theirs: that of the row it is compared with.
+        theirs: metric by seed of the row that it is compared with.
         greater_is_better: whether more of the metric is better.
 
     Raises:
@@ -105,10 +105,10 @@ def _interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None
 
 
 def find_winner(values: Mapping[str, Mapping[int, float]], *, greater_is_better: bool = True) -> str | None:
-    """The row that is told apart from every other one as the better; None if there is none, or only one row.
+    """The row that is told apart from every other one as the better; None without such a row, or with a single row.
 
     Args:
-        values: of each row, the metric by seed.
+        values: metric by seed of each row.
         greater_is_better: whether more of the metric is better.
     """
     means = {name: math.fsum(of_row.values()) / len(of_row) for name, of_row in values.items() if of_row}
@@ -121,7 +121,7 @@ def find_winner(values: Mapping[str, Mapping[int, float]], *, greater_is_better:
 
 
 def note_on_chance(differences: Sequence[Difference]) -> str | None:
-    """How many of several intervals would leave out 0 by chance alone; None for fewer than two with a verdict."""
+    """Say how many of several intervals would leave out 0 by chance alone; None for fewer than two with a verdict."""
     judged = [difference for difference in differences if difference.says != TOO_FEW_SEEDS]
     if len(judged) < 2:
         return None

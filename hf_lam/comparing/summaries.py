@@ -1,4 +1,4 @@
-"""What tables and plots show of the results: for every row its metric by seed, its costs, and its difference."""
+"""Summaries of the results for tables and plots: for every row its metric by seed, its costs, and its difference."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _IN_PERCENT = re.compile(
 class Metric:
     """The metric that rows are compared by.
 
-    key: in the metrics of a run, such as `eval_accuracy`.
-    name: as it is shown, such as `test accuracy, %`.
+    key: key in the metrics of a run, such as `eval_accuracy`.
+    name: name that is shown, such as `test accuracy, %`.
     scale: 100 for what is shown in percent; values are multiplied by it.
     """
 
@@ -38,7 +38,7 @@ class Metric:
 
     @property
     def axis_name(self) -> str:
-        """What an axis of it is called, which says so if less is better."""
+        """The name of its axis, which says so if less is better."""
         return self.name if self.greater_is_better else f"{self.name} (less is better)"
 
 
@@ -46,10 +46,11 @@ class Metric:
 class RowSummary:
     """A row, with its metric as it is shown (in percent, if the metric is).
 
-    values: by seed, of the runs that have one.
-    failed: by seed, why a run has none.
-    difference: from the baseline at the same point; None for the baseline itself, and where there is no baseline.
-    times: what was measured of it, as in `times.json`.
+    values: metric by seed, for the runs that have one.
+    failed: reason by seed, for the runs that have none.
+    difference: difference from the baseline at the same point; None for the baseline itself, and where there is no
+        baseline.
+    times: measured times of the row, as in `times.json`.
     """
 
     name: str
@@ -109,11 +110,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is shown of the results of a plan.
+    """Everything that is shown of the results of a plan.
 
-    chance: as the metric is shown.
-    points: in the order of the plan; a single one, without a title, where nothing varies.
-    times: as in `times.json`.
+    chance: value of the metric for guesses, on the scale that is shown.
+    points: points in the order of the plan; a single one, without a title, where nothing varies.
+    times: contents of `times.json`.
     """
 
     title: str | None
@@ -161,8 +162,8 @@ def summarize(results: Mapping[str, Any], times: Mapping[str, Any]) -> Summary:
     """Every row at every value of what varies, in the order of the plan.
 
     Args:
-        results: as in `results.json`.
-        times: as in `times.json`; an empty mapping where nothing was measured.
+        results: contents of `results.json`.
+        times: contents of `times.json`; an empty mapping where nothing was measured.
     """
     plan = results["plan"]
     metric, baseline = _metric_of(results), plan["baseline"]
@@ -248,7 +249,7 @@ def where_timed(summary: Summary) -> str:
 
 
 def failures(rows: Sequence[RowSummary]) -> Iterator[tuple[str, list[int], str]]:
-    """Of every row the seeds that failed for the same reason, and the reason."""
+    """The seeds of every row that failed for the same reason, and the reason."""
     for row in rows:
         reasons: dict[str, list[int]] = {}
         for seed, reason in row.failed.items():

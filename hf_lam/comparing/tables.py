@@ -27,10 +27,10 @@ class _Column:
 
 @dataclass(frozen=True)
 class _Document:
-    """What both kinds of tables are written from.
+    """The contents that both kinds of tables are written from.
 
-    sections: for every point of what varies its title, and its rows as cells in the order of the columns.
-    bold: the names of rows whose metric is told apart from all others of their section.
+    sections: title and rows for every point that varies, the rows as cells in the order of the columns.
+    bold: names of rows whose metric is told apart from all others of their section.
     """
 
     title: str | None
@@ -41,16 +41,16 @@ class _Document:
 
 
 def markdown_table(results: Mapping[str, Any], times: Mapping[str, Any]) -> str:
-    """The results as markdown: one table for every value of what varies, and what is to be known of them below.
+    """Write the results as markdown: one table for every value of what varies, and notes below.
 
-    Of every row: the metric (of the test data once they were touched, before that of the validation data) as mean ±
-    standard deviation (seeds), bold if the row is told apart from all others; the difference from the baseline, seed
-    by seed, with an interval of 95 %; parameters, FLOPs and times. Columns without values are left out. Runs that
-    failed are named with their reasons.
+    Every row has its metric as mean ± standard deviation (number of seeds), bold if the row is told apart from all
+    others; the difference from the baseline, seed by seed, with an interval of 95 %; and parameters, FLOPs and times.
+    The metric is that of the test data once they were used, and that of the validation data before. Columns without
+    values are left out. Failed runs are named with their reasons.
 
     Args:
-        results: as in `results.json`.
-        times: as in `times.json`; an empty mapping where nothing was measured.
+        results: contents of `results.json`.
+        times: contents of `times.json`; an empty mapping where nothing was measured.
     """
     document = _document(results, times)
     lines = [f"## {_markdown(document.title)}", ""] if document.title else []
@@ -244,7 +244,7 @@ def _count(row: RowSummary, name: str) -> str | None:
 
 
 def _significant(value: float) -> str:
-    """With three significant digits, and without an exponent from 1e-4 on."""
+    """A number with three significant digits, and without an exponent from 1e-4 on."""
     if not value or abs(value) < 1e-4:
         return f"{value:.3g}"
     return f"{value:,.{max(2 - math.floor(math.log10(abs(value))), 0)}f}"

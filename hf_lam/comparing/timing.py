@@ -57,13 +57,13 @@ def time_rows(
     On a GPU if there is one, where otherwise `threads` of the processor work.
 
     Args:
-        folders: of every row, a folder with a model, as `save_pretrained` writes it, and with `batch.safetensors`, a
+        folders: a folder for every row, with a model as `save_pretrained` writes it and with `batch.safetensors`, a
             batch of its arguments. In `run.json` there may be `trained`, the names of the parameters that the run
             trained (null: all; none: no step is timed). Code that lies in a folder is run: these are folders of runs
             that were made here.
-        rounds: how often each model is loaded; three times, if that takes longer than 15 seconds a model.
-        threads: torch's, unless given those that it has.
-        report: is told of each round.
+        rounds: number of times that each model is loaded; three, if that takes longer than 15 seconds a model.
+        threads: number of torch's threads; left as it is unless given.
+        report: function that is told of each round.
 
     Returns:
         `{"processor", "threads", "rows": {name: {"inference_ms", "step_ms", "batch"}}}`; milliseconds are

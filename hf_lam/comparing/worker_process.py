@@ -130,7 +130,7 @@ def _main_of(module: ModuleType) -> Callable[[list[str]], Any]:
 
 @contextmanager
 def _printing_to(log: Path) -> Iterator[None]:
-    """While this lasts, what this process and those it starts print goes to a file, after what stands there."""
+    """Append to a file whatever this process and those it starts print while this lasts."""
     sys.stdout.flush()
     sys.stderr.flush()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -35,15 +35,15 @@ _NEXT_MESSAGE = re.compile(r"^(Traceback \(|[WEI]\d{4} |\[rank\d+\]:|(?:[\w./-]+
 
 @dataclass(frozen=True)
 class Task:
-    """Something that a worker does.
+    """A task for a worker.
 
     key: the folder that it is known by.
-    label: what it is called.
+    label: name of the task for messages.
     log: the file that takes what it prints.
-    arguments: of the script, whose `main` is called with them; or
-    command: what is run.
-    seed: what generators start from.
-    needs: the keys of tasks that must have come to a good end before.
+    arguments: arguments that the script's `main` is called with; or
+    command: command that is run.
+    seed: seed of the random generators.
+    needs: keys of tasks that must have succeeded before.
     """
 
     key: Path
@@ -86,7 +86,7 @@ class Worker:
         return self.process.stdout
 
     def reply(self) -> dict[str, Any] | None:
-        """Its answer, waited for; None if it died."""
+        """Wait for its answer; None if it died."""
         line = self.replies.readline()
         return json.loads(line) if line.endswith(b"\n") else None
 
@@ -109,7 +109,7 @@ class Worker:
 class Pool:
     """Workers for the runs of one script.
 
-    environments: of the workers, of each its own.
+    environments: environment variables of each worker.
     lock: see `Worker`.
     """
 
@@ -226,7 +226,7 @@ def _death_of(status: int) -> str:
 
 
 def error_in(log: Path, status: int) -> str:
-    """What a script said before it ended with a status: its message, or its exception, or its last line."""
+    """The error of a script that ended with a status: its message, or its exception, or its last line."""
     if status < 0:
         return _death_of(status)
     text = log.read_text(encoding="utf-8", errors="replace").strip() if log.is_file() else ""

@@ -33,7 +33,7 @@ def check_output(output: Path) -> None:
 
 
 def list_names(folder: Path) -> list[str]:
-    """What is in the folder, and in those of the models inside of it, sorted."""
+    """List the names in the folder, and in those of the models inside of it, sorted."""
     names = []
     for path in folder.iterdir():
         if path.name in FOLDERS and path.is_dir():
@@ -44,7 +44,7 @@ def list_names(folder: Path) -> list[str]:
 
 
 def list_earlier_files(output: Path) -> set[str]:
-    """What an earlier demo wrote, by its summary."""
+    """List the files that an earlier demo wrote, by its summary."""
     try:
         return set(json.loads((output / SUMMARY_FILE).read_text())["files"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What the demo measures, and how it is shown."""
+"""The measurements of the demo, and how they are shown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """How much is trained. The defaults take a bit more than a minute on two CPU cores."""
+    """The amount of training. The defaults take a bit more than a minute on two CPU cores."""
 
     seed: int = 0
     epochs: int = 24
@@ -39,11 +39,11 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One line of the table: a model and what it reached.
+    """One line of the table: a model and its results.
 
     parameters_added: less those that it dropped.
-    attention_flops: of the attention products and what makes a synthetic map, relative to full attention; without the
-        projections.
+    attention_flops: FLOPs of the attention products and of making a synthetic map, relative to full attention; without
+        the projections.
     """
 
     model: str
@@ -57,7 +57,7 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured.
+    """The measurements of the demo.
 
     conversion_difference, reload_difference: the largest difference of logits, over the converted models.
     hardening_difference: the same, where the mixture became the synthesised attention alone, relative to the largest
@@ -107,7 +107,7 @@ def make_table(rows: list[DemoRow]) -> Table:
 
 
 def make_closing_lines(result: DemoResult) -> str:
-    """What was reached, where everything is, how it is loaded, and what to do next."""
+    """The closing lines: the results, where everything is, how it is loaded, and what to do next."""
     verdict = (
         "same logits before and after conversion and hardening, and after loading"
         if result.passed

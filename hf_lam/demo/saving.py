@@ -51,7 +51,7 @@ def save_models(lam: Any, locomt: Any, stt: Any, digits: Digits, folder: Path, r
 
 
 def make_card(lam: Any, processor: Any, rows: list[DemoRow]) -> ModelCard:
-    """That of the model with masks; the other two are in its folders."""
+    """The card of the model with masks; the other two models are in its folders."""
     columns = "| model | test accuracy | parameters | attention FLOPs |\n| --- | ---: | ---: | ---: |\n"
     table = columns + "\n".join(
         f"| {row.model} | {row.test_accuracy:.4f} | {row.parameters:,} | {100 * row.attention_flops:.1f} % |"

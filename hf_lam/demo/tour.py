@@ -54,7 +54,7 @@ def run_demo(
         console: where progress and the table go; the default is the terminal.
 
     Returns:
-        What was measured. The same seed gives the same numbers on the same machine, times aside.
+        The measurements. The same seed gives the same numbers on the same machine, times aside.
 
     Raises:
         ValueError: if `output` holds something else; nothing has been done then.
@@ -133,8 +133,8 @@ class EpochLines(TrainerCallback):
 class Tour:
     """The steps of a demo, and what one needs of those before it.
 
-    partial: where models, pictures and summary go.
-    scratch: where all goes that is not kept.
+    partial: folder for models, pictures and summary.
+    scratch: folder for everything that is not kept.
     digits, pixels: the data, and the test images of it, once they are loaded.
     """
 
@@ -256,9 +256,9 @@ class Tour:
         return trained_on, seconds
 
     def harden_mixture(self, stt: Any) -> float:
-        """By how much the logits change where the mixture becomes the maps alone.
+        """Drop the queries and keys of the mixture, and return how far this moves the logits, relative to the largest.
 
-        Relative, since training made the logits larger than those that the bound was made for.
+        It is relative since training made the logits larger than those that the bound was made for.
         """
         mixture = logits_of(stt, self.pixels)
         difference = measure_difference(logits_of(harden(stt), self.pixels), mixture) / float(mixture.abs().max())
@@ -269,7 +269,7 @@ class Tour:
         return difference
 
     def save(self, lam: Any, locomt: Any, stt: Any, rows: list[DemoRow]) -> float:
-        """By how much the logits of the saved models differ, where hf_lam cannot be imported."""
+        """Save the models, and return how far their logits are from those of a process that cannot import hf_lam."""
         self.console.print("[bold]7. Save[/bold], and load in fresh processes that cannot import hf_lam")
         save_models(lam, locomt, stt, self.digits, self.partial, rows)
         places = {self.partial: lam, self.partial / LOCOMT_FOLDER: locomt, self.partial / STT_FOLDER: stt}

@@ -40,8 +40,8 @@ class Axis(NamedTuple):
     shortest: the least.
     longest: the most that the model takes; None for no limit.
     long: a long one, if `longest` is None or more than one wants to try.
-    patch: of the side of a picture, or of the frames of a video: how many make one token, of which it is a multiple;
-        None for a length.
+    patch: number of pixels or frames that make one token, for a side of a picture or the frames of a video; the size
+        is a multiple of it. None for a length.
     """
 
     shortest: int
@@ -51,7 +51,7 @@ class Axis(NamedTuple):
 
     @property
     def step(self) -> int:
-        """By how much it can differ."""
+        """The step in which it can differ."""
         return self.patch or 1
 
     @property
@@ -67,7 +67,7 @@ class Sizes(NamedTuple):
     """The sizes of one batch.
 
     batch: samples.
-    lengths: by the name of the axis.
+    lengths: lengths by the name of the axis.
     is_padded: whether the samples have several lengths.
     """
 
@@ -76,7 +76,7 @@ class Sizes(NamedTuple):
     is_padded: bool
 
     def describe(self) -> str:
-        """In words: `a batch of 2, text 40, padded`."""
+        """Describe the sizes in words: `a batch of 2, text 40, padded`."""
         lengths = [f"{name} {length}" for name, length in self.lengths.items()]
         return ", ".join([f"a batch of {self.batch}", *lengths, *(["padded"] if self.is_padded else [])])
 
@@ -85,7 +85,7 @@ Make = Callable[[Sizes, torch.Generator], dict[str, Tensor]]
 
 
 class _Part(NamedTuple):
-    """What a model is given of one kind.
+    """The inputs of one kind that a model takes.
 
     axes: its sizes that may differ.
     make: its arguments.
@@ -101,7 +101,7 @@ class _Part(NamedTuple):
 class Batches:
     """Batches of any shape for one model.
 
-    names: of the tensors that it is called with.
+    names: names of the tensors that the model is called with.
     axes: its sizes that may differ, besides that of the batch.
     options: its other arguments, such as `use_cache=False`.
     """
@@ -121,7 +121,7 @@ class Batches:
 
     @property
     def example(self) -> Sizes:
-        """Of one sample."""
+        """An example batch with one sample."""
         return Sizes(1, {name: axis.tried[1] for name, axis in self.axes.items()}, False)
 
     def list_sizes(self) -> list[Sizes]:
@@ -166,12 +166,12 @@ class Batches:
 
 
 def batches_for(model: PreTrainedModel, names: Iterable[str] | None = None) -> Batches:
-    """What a model can be called with.
+    """Find out what a model can be called with.
 
     Args:
         model: an encoder, a task model on top of one, or a fusion model.
-        names: of the tensors that it shall be called with; unless given, all but those of which the model knows a good
-            value: `has_NAME` and `NAME_positions` of a fusion model.
+        names: names of the tensors that the model shall be called with; unless given, all but those of which the model
+            knows a good value: `has_NAME` and `NAME_positions` of a fusion model.
 
     Raises:
         ValueError: for a name that is not known, or if nothing says what the model takes.
@@ -221,7 +221,7 @@ def _without_fixed(batches: Batches, sizes: Sizes) -> Batches:
 
 
 def _limits_of(model: Any, part: Any) -> tuple[int | None, int | None]:
-    """How many tokens an encoder's mechanisms take exactly, and at most; None where they do not say."""
+    """The number of tokens that an encoder's mechanisms take exactly, and at most; None where they do not say."""
     configs = injection_of(part).configs.values() if part in injected_encoders(model) else ()
     exact = [config.exact_tokens for config in configs if config.exact_tokens is not None]
     most = [config.max_tokens for config in configs if config.max_tokens is not None]
@@ -281,7 +281,7 @@ def _words(config: Any, mask: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _make_written(model: Any) -> _Part:
-    """What a decoder has written."""
+    """Make the tokens that a decoder has written so far."""
     decoder = model.config.decoder
     longest = getattr(decoder, "max_position_embeddings", None)
 
@@ -296,7 +296,7 @@ def _make_written(model: Any) -> _Part:
 
 
 def _make_media(model: Any, base: Any, options: dict[str, Any]) -> _Part:
-    """What an encoder takes that is no text.
+    """Make the inputs of an encoder that are no text.
 
     options: further arguments of the model, which are added here.
     """
@@ -422,7 +422,7 @@ def _make_vectors(model: Any, base: Any, name: str, options: Any, has: Any) -> _
 
 
 def _make_presence(base: Any) -> _Part:
-    """Which samples have a modality: the first one all, of the others each sample lacks one."""
+    """Make the marks of presence: the first sample has all modalities, each of the others lacks one."""
     names = base.config.modalities
 
     def make(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:

@@ -48,12 +48,12 @@ class Trial(NamedTuple):
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
-    """How far outputs may be away, as a share of the largest of them: 1e-4 in float32, 0.01 in float16."""
+    """The largest difference allowed, as a share of an output's largest number: 1e-4 in float32, 0.01 in float16."""
     return max(_SHARE, _STEPS * torch.finfo(dtype).eps)
 
 
 def run_onnx(path: Path, trials: Sequence[Trial]) -> list[dict[str, Tensor]]:
-    """What onnxruntime makes of the inputs, on CPU.
+    """Run an ONNX program in onnxruntime, on CPU.
 
     Raises:
         RuntimeError: if it cannot; it says with which sizes.
@@ -78,7 +78,7 @@ def run_onnx(path: Path, trials: Sequence[Trial]) -> list[dict[str, Tensor]]:
 
 
 def run_torch(path: Path, trials: Sequence[Trial]) -> list[dict[str, Tensor]]:
-    """What a new process makes of the inputs, which can import neither hf_lam nor transformers.
+    """Run a program in a new process that can import neither hf_lam nor transformers.
 
     Raises:
         RuntimeError: if it cannot; it says with which sizes.
@@ -134,7 +134,7 @@ def compare_outputs(
 
 
 def _difference(found: Tensor, expected: Tensor) -> tuple[float, float]:
-    """How far one output is away at most, and as a share of its largest number.
+    """The largest difference of one output, and as a share of its largest number.
 
     Both are infinite for another shape, and for NaN or infinity in other places.
     """

@@ -27,8 +27,8 @@ class NamedOutputs(nn.Module):
 
     Args:
         model: the model.
-        names: of its inputs.
-        options: its other arguments.
+        names: names of the model's inputs.
+        options: other arguments of the model.
     """
 
     def __init__(self, model: nn.Module, names: tuple[str, ...], options: Mapping[str, Any]) -> None:
@@ -111,7 +111,7 @@ def write_onnx(program: ExportedProgram, batches: Batches, outputs: tuple[str, .
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """What torch says while it traces is about its own passes, and of packages that are not needed."""
+    """Silence what torch says while it traces, about its own passes and packages that are not needed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

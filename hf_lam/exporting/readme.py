@@ -38,12 +38,12 @@ def write_readme(
     """Write `README.md`.
 
     Args:
-        folder: of the program.
-        model: that was exported.
-        processor: that is saved in the folder; None without one.
-        batches: what the program takes.
-        format: of the program.
-        facts: of how it was checked, one for each line of a list.
+        folder: folder of the program.
+        model: model that was exported.
+        processor: processor that is saved in the folder; None without one.
+        batches: batches that the program takes.
+        format: format of the program.
+        facts: sentences on how it was checked, one for each line of a list.
     """
     lines = _snippet(folder, model, processor, batches, format)
     page = [

@@ -17,12 +17,12 @@ from ..loading import loading
 
 
 class Source(NamedTuple):
-    """What is exported.
+    """The model to export, and where it comes from.
 
     model: the model.
-    processor: what prepares its inputs; None if there is none, or it cannot be loaded here.
+    processor: processor that prepares its inputs; None if there is none, or it cannot be loaded here.
     place: the folder or repository that it was loaded from; None if it was given.
-    notes: what the user should know.
+    notes: notes for the user.
     """
 
     model: PreTrainedModel

@@ -29,18 +29,18 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What [`export`] wrote, and how it was checked.
+    """The program that [`export`] wrote, and how it was checked.
 
     path: the folder.
     format: `onnx` or `torch`.
-    file: of the program, in the folder.
+    file: name of the program's file in the folder.
     inputs: the dimensions of each input: numbers, and names of what may differ.
     outputs: the names of the outputs.
     shapes: the batches that the program was compared on.
-    largest_difference: of any output from the model's.
+    largest_difference: largest difference of an output from the model's.
     relative_difference: the same as a share of the largest number of its output.
-    tolerance: how much of that was allowed.
-    notes: what the user should know.
+    tolerance: largest relative difference that was allowed.
+    notes: notes for the user.
     """
 
     path: str
@@ -90,17 +90,18 @@ def export(
             model takes in use but `has_NAME` and `NAME_positions` of a fusion model.
         processor: the tokenizer, image processor, feature extractor or processor; of a folder, the one in it unless
             given.
-        tolerance: how large the difference may be; unless given, 1e-4 in float32, and ten steps of other dtypes.
-        dtype: of the weights, such as `float32`; as in the checkpoint unless given, and only for one.
+        tolerance: largest relative difference that is allowed; unless given, 1e-4 in float32, and ten steps of other
+            dtypes.
+        dtype: dtype of the weights, such as `float32`; as in the checkpoint unless given. Only for a checkpoint.
         revision: branch, tag or commit on the Hub.
 
     Returns:
-        What was written, and how far it is from the model.
+        The program, and how far its outputs are from the model's.
 
     Raises:
         ImportError: if a package is missing; it names the extra.
         TypeError: if `model` is none of transformers'.
-        ValueError: for a format, a folder, a tolerance or inputs that cannot be, or a model that cannot be exported.
+        ValueError: for an invalid format, folder, tolerance or input, or a model that cannot be exported.
         RuntimeError: if the program cannot be made, does not run at some shape, or differs. Nothing is written.
 
     Examples:
@@ -235,7 +236,7 @@ def _write_beside(folder: Path, source: Source, revision: str | None) -> None:
 
 
 def _facts_of(report: ExportReport) -> list[str]:
-    """What the page says of the check."""
+    """The sentences of the page about the check."""
     return [
         f"compared with the model on {'; '.join(report.shapes)}",
         f"largest difference: {report.largest_difference:.2g}, which is {report.relative_difference:.2g} of the "

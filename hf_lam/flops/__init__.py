@@ -1,4 +1,4 @@
-"""What a model costs: FLOPs of its attention by formula and as counted, layer by layer and head by head."""
+"""The cost of a model: FLOPs of its attention by formula and as counted, layer by layer and head by head."""
 
 from .costing import cost
 from .inputs import example_inputs

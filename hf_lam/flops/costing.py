@@ -1,4 +1,4 @@
-"""What a model costs, from what was counted in a forward pass."""
+"""The cost of a model, from what was counted in a forward pass."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def cost(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None, *, bot
 
     Args:
         model: an encoder, or a task model on top of one, with or without mechanisms.
-        inputs: what the model is called with. `None` makes a batch of one (`example_inputs`). Where segments follow
+        inputs: arguments of the model. `None` makes a batch of one (`example_inputs`). Where segments follow
             `token_type_ids`, each is padded to its longest in the batch, and these are the lengths that count; `full`
             has the length of the sequence, as in the original model.
-        bottleneck_tokens: `b` of the kind `bottleneck`.
+        bottleneck_tokens: number `b` of tokens in the kind `bottleneck`.
 
     Returns:
         The report. The model is left as it was; it runs once, in evaluation mode and without gradients. Its attention
@@ -111,7 +111,7 @@ def cost(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None, *, bot
 
 
 def _compare(layer: LayerCount, bottleneck_tokens: int) -> LayerCost:
-    """What one layer costs, beside what other kinds of attention would cost in its place."""
+    """Compare the cost of one layer with that of other kinds of attention in its place."""
     segments = layer.segments
     kinds: dict[str, tuple[Rectangle, ...]] = {"full": ((layer.tokens, layer.tokens + layer.past),)}
     if segments:

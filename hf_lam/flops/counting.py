@@ -22,7 +22,7 @@ class Meter:
     """The FLOPs of what runs, and of parts of it.
 
     Args:
-        counter: what counts.
+        counter: torch's counter, while it counts.
     """
 
     def __init__(self, counter: FlopCounterMode) -> None:
@@ -35,7 +35,7 @@ class Meter:
         return int(self.counter.get_total_flops()) - self.ignored
 
     def measure(self, compute: Callable[..., Any], *args: Any) -> tuple[Any, int]:
-        """What a function returns, and its FLOPs."""
+        """Run a function, and return its result and its FLOPs."""
         before = self.total
         result = compute(*args)
         return result, self.total - before
@@ -61,7 +61,7 @@ def count_flops() -> Iterator[Meter]:
 
 
 class _NoModules:
-    """In place of what notes which module runs, which only says where FLOPs are: it fails on DeBERTa's positions."""
+    """Replaces the tracker of modules, which only says where FLOPs are, and fails on DeBERTa's positions."""
 
     parents = ("Global",)
 
@@ -76,7 +76,7 @@ def _without_modules(counter: Any) -> FlopCounterMode:
 
 
 def _own_operators() -> dict[Any, Any]:
-    """How to count the operators of hf_lam, of which every copy of the code has its own."""
+    """Functions that count the operators of hf_lam, of which every copy of the code has its own."""
     namespaces = [getattr(torch.ops, name) for name in dir(torch.ops) if name.startswith("hf_lam_")]
     return {space.lam_forward: _masked_attention_flops for space in namespaces if hasattr(space, "lam_forward")}
 

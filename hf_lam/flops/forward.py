@@ -28,13 +28,13 @@ class LayerCount:
     batch_size, tokens: sizes of its input, without tokens that a mechanism appended.
     num_heads, head_size: `H` and `D`.
     products: FLOPs of the attention products, as counted.
-    kind: what it computed: `own`, or `full` where all scores are formed.
+    kind: kind of attention that was computed: `own`, or `full` where all scores are formed.
     own, own_counted: FLOPs of every head's products with what the model has in place of full attention, by formula
         and as counted; None if it has nothing in its place.
-    views: what the heads see, by its names; None where it has none.
-    segments: that a pattern cuts the sequence into.
+    views: names of the views of the heads; None where there are none.
+    segments: segments that a pattern cuts the sequence into.
     added, added_formula: FLOPs of making what changes the scores or takes their place, by the names of mechanisms.
-    facts: what these say of themselves besides (`Mechanism.list_cost_facts`).
+    facts: further facts that these tell (`Mechanism.list_cost_facts`).
     past: keys before the tokens (`past_key_values`), which every token sees.
     """
 
@@ -72,7 +72,7 @@ class _MechanismWatch:
 
     Args:
         base: the encoder.
-        meter: what counts.
+        meter: meter that counts.
     """
 
     def __init__(self, base: InjectedEncoder, meter: Meter) -> None:
@@ -83,7 +83,7 @@ class _MechanismWatch:
         self.of_heads: dict[tuple[Any, ...], int | None] = {}
 
     def watching(self) -> AbstractContextManager[None]:
-        """While a forward pass runs."""
+        """Watch a forward pass while this lasts."""
         return observing(self.base, self.look)
 
     def look(self, attention: Attention, attend: Callable[[Attention], Attended]) -> Attended:
@@ -111,7 +111,7 @@ class _MechanismWatch:
         return attention._replace(change=compose(changes), implementation=implementation), added
 
     def describe(self, attention: Attention, products: int, added: dict[str, int]) -> LayerCount:
-        """What there is to say of one layer."""
+        """Describe one layer."""
         injection, layer = self.injection, attention.layer
         batch, length, _ = attention.hidden_states.shape
         mechanisms = {name: mechanism_of(self.base, name) for name in added}
@@ -143,7 +143,7 @@ class _MechanismWatch:
         return self.meter.measure_aside(of_pass.dispatch.make_state, name, attention.hidden_states, begun)
 
     def describe_pattern(self, attention: Attention, count: LayerCount) -> LayerCount:
-        """What there is to say of one layer with a pattern."""
+        """Describe one layer with a pattern."""
         name = str(self.injection.pattern)
         mechanism, pattern = mechanism_of(self.base, name), attention.of_pass.begun[name]
         views = mechanism.list_facts(attention.layer).get("views")
@@ -173,7 +173,7 @@ class _MechanismWatch:
 
 
 def _share(total: int, parts: Sequence[int]) -> tuple[int, ...]:
-    """What was counted for all heads together, in the proportions of the formula."""
+    """Divide what was counted for all heads together in the proportions of the formula."""
     whole = max(1, sum(parts))
     return tuple(total * part // whole for part in parts)
 
@@ -194,11 +194,11 @@ def _take_head(attention: Attention, head: int) -> Attention:
 
 
 class _HostWatch:
-    """Counts what attention modules do themselves, which is what they do outside of their projections.
+    """Counts the work that attention modules do themselves, outside of their projections.
 
     Args:
         base: the encoder.
-        meter: what counts.
+        meter: meter that counts.
     """
 
     def __init__(self, base: Any, meter: Meter) -> None:
@@ -211,7 +211,7 @@ class _HostWatch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """While a forward pass runs."""
+        """Watch a forward pass while this lasts."""
         handles = []
         try:
             for attention in self.attentions:

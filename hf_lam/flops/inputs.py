@@ -52,7 +52,7 @@ def example_inputs(
 
     Args:
         model: an encoder, or a task model on top of one, with or without mechanisms.
-        batch_size: how many samples, which all are alike.
+        batch_size: number of samples, which all are alike.
         lengths: other lengths, by the name of the modality (`text` for a model of text): tokens of a text, vectors of
             features, samples or frames of sound. Images and whatever else has one size are left out.
 
@@ -80,7 +80,7 @@ def example_inputs(
 
 
 def _first_token(model: Any, base: Any, batch_size: int) -> dict[str, torch.Tensor]:
-    """What a decoder begins with."""
+    """The token that a decoder begins with."""
     start = getattr(model.config, "decoder_start_token_id", None) or 0
     return {"decoder_input_ids": torch.full((batch_size, 1), start, device=base.device)}
 
@@ -116,7 +116,7 @@ def _kind_of(encoder: Any) -> InputKind | None:
 
 
 def _lengths_in_step(model: Any, base: Any) -> dict[str, int]:
-    """Of a head that labels what several modalities have at one place, the lengths with which these have as many."""
+    """The lengths at which all modalities that a head labels in step have as many tokens."""
     longest = _find_longest(base)
     names = [name for name in getattr(model, "label_modalities", ()) if name in longest]
     if len(names) < 2:
@@ -217,7 +217,7 @@ def _choose_length(base: Any) -> int:
 
 
 def _lengths_of(base: Any) -> list[int]:
-    """How long the inputs of an encoder are at most, or exactly, as its mechanisms say."""
+    """The lengths that an encoder's inputs have at most, or exactly, as its mechanisms say."""
     configs = injection_of(base).configs.values()
     exact = [config.exact_tokens for config in configs if config.exact_tokens is not None]
     return exact or [config.max_tokens for config in configs if config.max_tokens is not None]

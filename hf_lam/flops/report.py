@@ -1,4 +1,4 @@
-"""What a count of FLOPs found, as plain data."""
+"""The result of counting FLOPs, as plain data."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class LayerCost:
     """FLOPs of one layer, for the whole batch; every tuple has one number for each head.
 
     views: the view of each head; None without attention views.
-    formula: of the attention products by kind of attention (`full`, `self`, `bottleneck`, `own`),
-        `4 · D · Σ_{(i,j)∈V} L_i L_j` times the batch; for a synthesised map, `2 · D` times the multiply-adds of its
-        mode products, or with `D + 1` in place of `D` where padding has to be divided out after the products.
+    formula: FLOPs of the attention products by kind of attention (`full`, `self`, `bottleneck`, `own`), `4 · D ·
+        Σ_{(i,j)∈V} L_i L_j` times the batch; for a synthesised map, `2 · D` times the multiply-adds of its mode
+        products, or with `D + 1` in place of `D` where padding has to be divided out after the products.
     counted: the same as counted by torch for each head by itself; where heads do the same, or cannot be told apart,
         for all together, of which each has its share.
     forward: all heads, as counted in a forward pass of the model.
-    synthesis: what making the synthetic map took besides, as counted in a forward pass; part of `added`.
-    added: what making the change of scores, or what takes their place, took besides, by the names of the mechanisms,
-        as counted in a forward pass. What crosses layers is made for the first one.
-    added_formula: the same as the mechanisms say it.
+    synthesis: FLOPs of making the synthetic map, as counted in a forward pass; part of `added`.
+    added: FLOPs of making the change of scores, or what takes their place, by the names of the mechanisms, as counted
+        in a forward pass. What crosses layers is made for the first one.
+    added_formula: the same by the formulas of the mechanisms.
     """
 
     views: tuple[str, ...] | None
@@ -44,21 +44,21 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class CostReport(Readable):
-    """What [`cost`] found. All FLOPs are for a forward pass of the whole batch.
+    """The result of [`cost`]. All FLOPs are for a forward pass of the whole batch.
 
     model: the model's class.
     batch_size, tokens: sizes of the batch that the encoder got, padding included; both sides' of an embedding model.
     head_size: features `D` of a head.
-    bottleneck_tokens: of the kind `bottleneck`.
+    bottleneck_tokens: number of tokens in the kind `bottleneck`.
     segments: tokens of each segment, where samples differ those that the batch is padded to; of a fusion model, of
         each modality, 0 for those that the inputs do not have. None without views on other models.
-    synthesizer: where the synthetic map comes from, that of a mixture too, such as `dense`; None without STT.
-    grid: of the synthetic map for these inputs, without the prefix tokens before it; None without STT.
-    forward_kind: what the forward pass computed: `own`, or `full` without views and pure STT, while views are
-        annealed, and for views with `output_attentions`; `none` for late fusion, which has no layers.
+    synthesizer: variant that the synthetic map comes from, that of a mixture too, such as `dense`; None without STT.
+    grid: grid of the synthetic map for these inputs, without the prefix tokens before it; None without STT.
+    forward_kind: kind of attention that the forward pass computed: `own`, or `full` without views and pure STT, while
+        views are annealed, and for views with `output_attentions`; `none` for late fusion, which has no layers.
     layers: one entry for each; of a fusion model, its fusion layers, and of an embedding model, these for either side.
     flops: the whole model, as counted in a forward pass.
-    parameters: of the whole model, mechanisms included.
+    parameters: parameters of the whole model, mechanisms included.
     mechanism_parameters: those that hf_lam added.
     """
 
@@ -113,7 +113,7 @@ class CostReport(Readable):
         )
 
     def tables(self) -> tuple[ResultTable, ...]:
-        """What it prints: a row for each layer."""
+        """The table that it prints, with a row for each layer."""
         from .tables import cost_table
 
         return (cost_table(self),)

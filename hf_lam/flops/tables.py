@@ -1,4 +1,4 @@
-"""What a model costs as a table, a row for each layer."""
+"""The cost of a model as a table, a row for each layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which models `verify` may build: those that are made of their configuration and of nothing else.
+"""The models that `verify` may build: those that are made of their configuration and of nothing else.
 
 A configuration from elsewhere names its class by `model_type`. Only types that transformers itself lists are looked
 up, and none whose code loads something while a model is made: weights of a backbone, a model of timm, or an encoder of
@@ -120,7 +120,7 @@ def _names_reached(tree: ast.Module, names: set[str]) -> set[str]:
 
 @contextmanager
 def few_modules(most: int) -> Iterator[None]:
-    """While this lasts, a model of this thread that is made of more modules than `most` is a `ValueError`."""
+    """Raise a `ValueError` for a model that this thread makes of more modules than `most` while this lasts."""
     count = 0
     thread = threading.get_ident()
 

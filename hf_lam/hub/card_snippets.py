@@ -27,14 +27,14 @@ _WORDS = 20
 
 
 def usage_of(model: Any, model_class: type[Any], processor: Any, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a card imports and runs after loading: `imports` and `lines` of Python.
+    """The Python code of a card: `imports`, and the `lines` to run after loading.
 
     Args:
-        model: that the card is of.
-        model_class: what it is loaded as.
+        model: model of the card.
+        model_class: class that the model is loaded as.
         processor: saved beside it; None if there is none.
-        inputs: what the model can be called with, which stands for them where there is no processor, or none that is
-            known; None if nothing is known.
+        inputs: arguments that the model can be called with, used where there is no processor, or none that is known;
+            None if none are known.
     """
     kind = model_class.__name__
     tokenizer = processor if hasattr(processor, "decode") else None
@@ -77,7 +77,7 @@ def _of_writer(made: str | None, model: Any, processor: Any, inputs: Mapping[str
 
 
 def _imports_of(line: str) -> list[str]:
-    """What is imported for the line that makes the inputs, in the order of a sorted list of imports."""
+    """The imports that the line which makes the inputs needs, in the order of a sorted list of imports."""
     imports = [f"import {name}" for name in ("numpy", "torch") if name == "torch" or f"{name}." in line]
     return [*imports, "from PIL import Image"] if "Image." in line else imports
 
@@ -132,7 +132,7 @@ def _made_by_fusion(model: Any, processor: Any, inputs: Mapping[str, Any] | None
 
 
 def _frames_of(config: Any) -> int | None:
-    """How many pictures a video has; None for what is no encoder of videos."""
+    """The number of pictures of a video; None for any other encoder."""
     return getattr(config, "num_frames", getattr(config, "frames_per_clip", None))
 
 

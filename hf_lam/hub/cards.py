@@ -88,18 +88,18 @@ def model_card(
     task: str | None = None,
     packages: Sequence[str] = (),
 ) -> ModelCard:
-    """The card of a model. Its only numbers are those of the results in `content`, and sizes and FLOPs, which are
-    counted here.
+    """Write the card of a model. Its only numbers are the results in `content`, and the sizes and FLOPs counted here.
 
     Args:
         model: an `HfLam…` model, or one of transformers.
-        content: what cannot be read off the model. A loss among its results is shown, and left out of the metadata.
+        content: content that cannot be read off the model. A loss among its results is shown, and left out of the
+            metadata.
         name: the card's title.
-        repository: what a reader loads: an id on the Hub, or a folder; `./name` unless given.
+        repository: id on the Hub or folder that a reader loads; `./name` unless given.
         processor: saved beside the model; decides which Auto class loads it.
-        auto_class: what loads the model; an `HfLam…` model knows it.
+        auto_class: Auto class that loads the model; an `HfLam…` model knows it.
         task: the Hub's name of the task; an `HfLam…` model knows it.
-        packages: what else the model was made with; their versions are listed.
+        packages: further packages that the model was made with; their versions are listed.
     """
     content = CardContent() if content is None else content
     mechanisms = _mechanisms_in(model)
@@ -203,12 +203,12 @@ def write_card(
 
 
 def draw_pictures(model: Any, inputs: Mapping[str, Any] | None, folder: Path, processor: Any = None) -> dict[str, str]:
-    """Draw what the model's mechanisms do with `inputs`, or without them what needs none, if matplotlib is there.
+    """Draw what the mechanisms do with `inputs`, or without them what needs none, if matplotlib is installed.
 
     Args:
-        model: with mechanisms or without, which gives no pictures.
-        inputs: what the model is called with; the first sample is drawn.
-        folder: where to.
+        model: model with mechanisms; without, there are no pictures.
+        inputs: arguments to call the model with; the first sample is drawn.
+        folder: folder to write to.
         processor: if it is the tokenizer that made the inputs, tokens have names.
 
     Returns:
@@ -300,9 +300,9 @@ def _describe(model: Any, config: Any) -> dict[str, Any]:
     Of one that is not hf_lam's own, `file` is where its code is.
     """
     layers = sum(len(injection_of(base).attentions) for base in injected_encoders(model))
-    where = "in its layer of attention" if layers == 1 else f"in each of its {layers} layers of attention"
+    where = "in its only attention layer" if layers == 1 else f"in each of its {layers} attention layers"
     if config.is_shared:
-        where = f"one for all of its {layers} layers of attention"
+        where = f"shared by its {layers} attention layers"
     # Not what is registered here: a model may be of another copy of the code.
     file = Path(inspect.getfile(type(config))).name
     return {
@@ -316,7 +316,7 @@ def _describe(model: Any, config: Any) -> dict[str, Any]:
 
 
 def _describe_decoder(model: Any) -> dict[str, Any] | None:
-    """What writes the text of a model that has an encoder and a decoder of another family; None for any other."""
+    """Describe the part that writes text, in a model of an encoder and a decoder of another family; else None."""
     decoder = getattr(model, "decoder", None)
     if not isinstance(decoder, PreTrainedModel):
         return None
@@ -347,7 +347,7 @@ def _group_by_file(changes: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]
 
 
 def _tables_of_heads(model: Any) -> list[dict[str, Any]]:
-    """What every mechanism says in words of its heads, one row for neighbouring layers that are the same."""
+    """The tables in which every mechanism describes its heads, one row for neighbouring layers that are the same."""
     tables = []
     for base in injected_encoders(model):
         for name in injection_of(base).configs:
@@ -378,7 +378,7 @@ def _join_layers(texts: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _count_words(of_heads: Sequence[str]) -> str:
-    """How many heads have which: `6 self, 6 cross:a-b`."""
+    """Count the heads in words: `6 self, 6 cross:a-b`."""
     return ", ".join(f"{of_heads.count(word)} {word}" for word in dict.fromkeys(of_heads))
 
 
@@ -411,7 +411,7 @@ def _sizes(model: Any) -> dict[str, Any] | None:
     rows = {
         "parameters": (parameters - own.parameters + base.parameters, parameters, "{:,}"),
         "GFLOPs of a forward pass": (base.flops / 1e9, own.flops / 1e9, "{:.4g}"),
-        "of them for attention": (attention[0] / 1e9, attention[1] / 1e9, "{:.4g}"),
+        "GFLOPs of its attention": (attention[0] / 1e9, attention[1] / 1e9, "{:.4g}"),
     }
     return {
         "columns": ["without hf_lam", "this model", "ratio"] if is_changed else ["this model"],
@@ -424,7 +424,7 @@ def _sizes(model: Any) -> dict[str, Any] | None:
             }
             for name, (before, after, form) in rows.items()
         ],
-        "note": f"One sample of {own.tokens:,} tokens; FLOPs as counted by torch, two for a multiply-add.",
+        "note": f"For one sample of {own.tokens:,} tokens. FLOPs are counted by torch, two for each multiply-add.",
     }
 
 
@@ -433,7 +433,7 @@ def _ratio(after: float, before: float) -> str:
 
 
 def _cost_of(model: Any, block: Mapping[str, Any] | None) -> CostReport | None:
-    """What a model of the same configuration costs, with the mechanisms of `block`; None if it cannot be counted."""
+    """The cost of a model of the same configuration with the mechanisms of `block`; None if it cannot be counted."""
     config = copy.deepcopy(model.config)
     config.hf_lam = block
     try:
@@ -461,8 +461,10 @@ def _limits(model: Any, bases: Sequence[str]) -> list[str]:
         limits += cross_lam_of(base).config.list_limits(cross_lam_of(base).host)
     limits = list(dict.fromkeys(limits))
     sources = " and ".join(bases) or "the model it was made from"
-    limits.append(f"Whatever {sources} cannot do, and whatever its data taught it wrongly, holds here, too.")
-    limits.append("It needs transformers 5.18 or newer, below 6; `torch.nn.DataParallel` is refused, DDP is not.")
+    limits.append(f"The limits and biases of {sources} apply to this model, too.")
+    limits.append(
+        "The model needs transformers 5.18 or newer, below 6. It runs in DDP, not in `torch.nn.DataParallel`."
+    )
     return limits
 
 

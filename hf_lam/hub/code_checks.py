@@ -44,19 +44,19 @@ UNRELEASED = frozenset(
 
 
 def released_code(manifest: Path = MANIFEST) -> dict[str, dict[str, str]]:
-    """Of every version of hf_lam: the SHA-256 of its travelling files, by name."""
+    """The SHA-256 of the travelling files of every version of hf_lam, by name."""
     return json.loads(manifest.read_text(encoding="utf-8"))
 
 
 class Module(NamedTuple):
-    """What is in a file.
+    """The contents of a Python file.
 
-    classes: that it defines.
+    classes: classes that it defines.
     makes_classes: whether it makes further ones when they are asked for.
     imports: the packages that it imports.
-    siblings: what it imports relatively: the number of dots, and the path.
-    uses: what it imports and uses of what is worth a look, with the line.
-    hosts: of the addresses in its texts.
+    siblings: relative imports, each as the number of dots and the path.
+    uses: imports and uses of names that are worth a look, with the line.
+    hosts: hosts of the addresses in its texts.
     mechanisms: the names of those that it registers.
     """
 
@@ -75,9 +75,9 @@ class Code:
 
     version: the release of hf_lam that all of them are of, but for those from elsewhere; None if there is none.
     hashes: the SHA-256 of each file.
-    modules: what is in each file that is Python.
+    modules: contents of each file that is Python.
     imports: the packages that they import, those of Python too.
-    hosts: of the addresses in files that are of no release.
+    hosts: hosts of the addresses in files that are of no release.
     foreign: the files from elsewhere that the list of mechanisms imports.
     """
 
@@ -111,8 +111,8 @@ def check_code(files: RepositoryFiles, released: Mapping[str, Mapping[str, str]]
     """Compare every Python file, in whatever folder, with those of the releases.
 
     Args:
-        files: of the repository.
-        released: for every version, the SHA-256 of its files by name.
+        files: files of the repository.
+        released: SHA-256 of the files of every version, by name.
         expected: the version that the configuration names, which is what changed files are compared with.
     """
     code = Code()

@@ -1,4 +1,4 @@
-"""What a card says beyond its model, and what of one that is there already goes into a new one, whoever wrote it."""
+"""The content of a card beyond its model, and how that of an earlier card goes into a new one, whoever wrote it."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ _WEIGHTS = re.compile(r"^<!-- of the weights sha256:([0-9a-f]{64}) -->$", flags=
 
 @dataclass(frozen=True)
 class CardContent:
-    """What a card says that cannot be read off its model: given, or taken over from a card that is there already.
+    """The content of a card that cannot be read off its model: given, or taken over from an earlier card.
 
     bases: ids on the Hub that the weights come from.
     license: its identifier on the Hub as `license`, and for `other` a `license_name` and a `license_link`.
     language: one or several, as the Hub names them.
     datasets: ids on the Hub.
-    tags: besides those of the mechanisms; of a card that is there, all of them.
-    further: metadata that are taken as they are; of a card that is there, those that a new one does not make.
-    sections: titles and texts of further sections, Markdown; of a card that is there, those that somebody wrote, not
-        what this or transformers' templates say.
-    weights: what `weights_of` gives for the folder of the model, by which the card is known to belong to it; None if
-        it does not say.
-    results: what was measured on these weights.
-    origin: where they come from, in words; made of `bases` unless given.
+    tags: tags besides those of the mechanisms; from an earlier card, all of them.
+    further: metadata that are taken as they are; from an earlier card, those that a new one does not make.
+    sections: titles and texts of further sections, Markdown; from an earlier card, those that somebody wrote, without
+        what hf_lam's or transformers' templates say.
+    weights: value of `weights_of` for the folder of the model, which shows that the card belongs to it; None if the
+        card has no such value.
+    results: results that were measured on these weights.
+    origin: origin of the weights, in words; made of `bases` unless given.
     data, training: the sections of these names, Markdown.
     pictures: captions of pictures of these weights, by the names of their files beside the card.
     """
@@ -79,7 +79,7 @@ class CardContent:
     pictures: Mapping[str, str] = field(default_factory=dict)
 
     def pictures_in(self, folder: Path) -> dict[str, str]:
-        """Those whose files are in a folder."""
+        """The pictures whose files are in a folder."""
         return {file: caption for file, caption in self.pictures.items() if (folder / file).is_file()}
 
     def of_another_model(self) -> CardContent:
@@ -88,12 +88,12 @@ class CardContent:
         return replace(self, further=further, weights=None, results=[], origin=None, data="", training="", pictures={})
 
     def of_the_base(self) -> CardContent:
-        """What a model that was loaded from where the card is has in common with it."""
+        """The content that a model which was loaded from the card's folder has in common with it."""
         return CardContent(bases=self.bases, license=self.license, language=self.language)
 
 
 def read_card(text: str) -> CardContent:
-    """What a card says; metadata that cannot be read are passed over."""
+    """Read the content of a card; metadata that cannot be read are passed over."""
     try:
         card = ModelCard(text, ignore_metadata_errors=True)
     except (ValueError, TypeError, yaml.YAMLError):

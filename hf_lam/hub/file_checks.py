@@ -31,7 +31,7 @@ _EXECUTABLE_HEADS = (
 # What a pickle needs to call something when it is read.
 _CALLING_OPCODES = re.compile(r"GLOBAL|STACK_GLOBAL|INST|OBJ|NEWOBJ|NEWOBJ_EX|REDUCE|BUILD|EXT[124]|PERSID|BINPERSID")
 
-# What the Auto classes look for besides code and weights.
+# Files that the Auto classes look for besides code and weights.
 READ = re.compile(
     r"(config|generation_config|adapter_config|preprocessor_config|video_preprocessor_config|processor_config"
     r"|audio_tokenizer_config|tokenizer_config|tokenizer|vocab|special_tokens_map|added_tokens|chat_template)\.json"
@@ -231,7 +231,7 @@ def _outside(name: str, key: str, value: Any) -> list[Finding]:
 
 
 def _reaches_out(key: str, value: Any) -> str:
-    """What a key makes loading fetch; empty if nothing."""
+    """The thing that a key makes loading fetch; empty if it fetches nothing."""
     if key.startswith("audio_tokenizer") and value:
         return f"{key}: a processor would load the model {_origin(value)!r}"
     if key == "repo_path":
@@ -252,7 +252,7 @@ def _origin(value: Any) -> Any:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """What is in nested dictionaries and lists and is none itself."""
+    """The values in nested dictionaries and lists that are neither."""
     waiting = [value]
     while waiting:
         current = waiting.pop()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .repository_files import Finding, RepositoryFiles, StoredTensor, UnreadableError
 
-# What is read of a file at once.
+# The number of bytes that are read of a file at once.
 _SLICE_BYTES = 16 << 20
 # By their names in safetensors files.
 _FLOATS = {
@@ -43,8 +43,8 @@ def check_finite(files: RepositoryFiles, names: Iterable[str]) -> list[Finding]:
     """Findings for tensors with NaN or infinity in them.
 
     Args:
-        files: of the repository.
-        names: of its safetensors files. Those that are not whole are passed over, as findings of `check_weights`.
+        files: files of the repository.
+        names: names of its safetensors files. Those that are not whole are passed over; `check_weights` reports them.
     """
     findings = []
     for name in names:
@@ -58,7 +58,7 @@ def check_finite(files: RepositoryFiles, names: Iterable[str]) -> list[Finding]:
 
 
 def count_infinite(tensor: Tensor) -> int:
-    """How many values of a tensor, of whatever kind, are NaN or infinite."""
+    """Count the values of a tensor, of whatever kind, that are NaN or infinite."""
     # Of a DTensor, the part of this process.
     numbers = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     numbers = numbers.detach()

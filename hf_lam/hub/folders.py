@@ -1,4 +1,4 @@
-"""What of a folder goes to the Hub: the model, its processor, and what its run has measured."""
+"""The contents of a folder that go to the Hub: the model, its processor, and the results of its run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .processors import UnavailableError
 # What `Trainer` writes of a run, what the names in it begin with, and the split that is meant.
 _RESULT_FILES = ("eval_results.json", "predict_results.json")
 _SPLITS = {"eval": "validation", "predict": "test", "test": "test"}
-# What is no property of a model.
+# Metrics that are no property of a model.
 _UNMEASURED = (
     "runtime",
     "samples",
@@ -90,13 +90,13 @@ def load_processor(folder: Path, model: Any) -> Any:
 
 
 def copy_results(source: Path, folder: Path, is_described: bool) -> tuple[list[Measured], list[str]]:
-    """The metrics of a run of `Trainer`, from files that go along, and what the user should know of what does not.
+    """Copy the result files of a run of `Trainer`, and read its metrics and what the user should know of the rest.
 
-    A checkpoint has no such files; what its run measured at the same step is in the state of the trainer.
+    A checkpoint has no such files; the metrics that its run measured at the same step are in the trainer's state.
 
     Args:
-        source: of the run.
-        folder: where the files go.
+        source: folder of the run.
+        folder: folder to copy the files to.
         is_described: whether the card in `source` is known to be that of its weights. If not, files that are older
             than the weights may be of another model, and are left out.
     """
@@ -130,13 +130,13 @@ def logged_at(log_history: Iterable[Mapping[str, Any]], step: int) -> dict[str, 
 
 
 def evaluated(metrics: Mapping[str, Any]) -> list[Measured]:
-    """What of a run's metrics was measured on validation or test data, and is a finite number."""
+    """The metrics of a run that were measured on validation or test data, and are finite numbers."""
     numbers = {name: value for name, value in metrics.items() if isinstance(value, Real) and math.isfinite(value)}
     return measured({name: value for name, value in numbers.items() if name.partition("_")[0] in _SPLITS})
 
 
 def measured(metrics: Mapping[str, Any]) -> list[Measured]:
-    """What of a run's metrics is a property of the model; their names are such as `eval_accuracy`."""
+    """The metrics of a run that are a property of the model; their names are such as `eval_accuracy`."""
     rows = []
     for name, value in metrics.items():
         prefix, _, rest = name.partition("_")
@@ -149,11 +149,11 @@ def measured(metrics: Mapping[str, Any]) -> list[Measured]:
 
 
 def as_results(found: Iterable[Measured], dataset: str | None, task: str | None) -> list[EvalResult]:
-    """Numbers as the Hub wants them.
+    """Convert measured numbers to the Hub's form.
 
     Args:
         found: the numbers.
-        dataset: what they were measured on, an id on the Hub or a name.
+        dataset: data set that they were measured on, an id on the Hub or a name.
         task: the Hub's name of the task.
     """
     return [

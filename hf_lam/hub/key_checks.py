@@ -53,7 +53,7 @@ def check_keys(
 
 
 def unsaid(findings: Iterable[Finding], earlier: Iterable[Finding]) -> list[Finding]:
-    """Those of `findings` about a key of which `earlier` says nothing; both begin with its name."""
+    """The `findings` about keys that `earlier` does not mention; both begin with the name of the key."""
     said = {(finding.file, _key_of(finding)) for finding in earlier}
     return [finding for finding in findings if (finding.file, _key_of(finding)) not in said]
 
@@ -63,7 +63,7 @@ def _key_of(finding: Finding) -> str:
 
 
 def _first(table: Mapping[Any, Any], name: str) -> Any:
-    """What a table has for a name: under the name itself, or under the first pattern that fits."""
+    """Look up a name in a table: under the name itself, or under the first pattern that fits."""
     if name in table and "*" not in name:
         return table[name]
     for key, value in table.items():
@@ -73,7 +73,7 @@ def _first(table: Mapping[Any, Any], name: str) -> Any:
 
 
 def _strange_config(config: Any, class_of: Callable[[Any], Any], path: str, is_model: bool) -> Iterator[str]:
-    """What is not known in the configuration of a model, and in those of its encoders."""
+    """Find what is not known in the configuration of a model, and in those of its encoders."""
     if not isinstance(config, dict):
         if not is_model:
             yield "is no configuration that is known here"
@@ -102,7 +102,7 @@ def _strange_config(config: Any, class_of: Callable[[Any], Any], path: str, is_m
 
 
 def _strange(value: Any, wanted: Any, path: str) -> Iterator[str]:
-    """What in a value is not as a table says: the path of each, and why; see `known_keys`."""
+    """Find what is not as a table says: the path of each value, and why; see `known_keys`."""
     if isinstance(wanted, tuple):
         if any(_fits(value, one) for one in wanted):
             return

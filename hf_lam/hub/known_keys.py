@@ -1,4 +1,4 @@
-"""What may stand in the JSON files that loading reads: tables, for every file, of the keys that name no code.
+"""The keys that the JSON files which loading reads may have: tables, for every file, of those that name no code.
 
 A table is written down in Python values: a type is a value of it, a tuple one of several, a frozenset one of these
 values, a pattern a text that matches whole, a list of one a list of such, and a dictionary an object with no other
@@ -100,7 +100,7 @@ PREPROCESSOR = {
     **_each(FLAG, "disable_grouping reduce_labels"),
     "mel_filters": NUMBERS_IN_LISTS,
 }
-# What is handed to a call of a tokenizer or a preprocessor.
+# Keys that are handed to a call of a tokenizer or a preprocessor.
 _CALL = {
     "add_*": FLAG,
     "return_*": (str, bool, NONE),

@@ -1,4 +1,4 @@
-"""What a fusion model takes, one record for each modality."""
+"""The modalities that a fusion model takes, one record for each."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .names import looks_like_hub_id
 class Modality:
     """One modality of a fusion model.
 
-    name: of the modality.
-    argument: that its values are given as.
+    name: name of the modality.
+    argument: argument that takes its values.
     encoder: the class of its encoder; None for one that is given as vectors.
     origin: the id on the Hub that the encoder's weights came from, as far as its configuration says.
     size, most: numbers in one of its vectors, and the most vectors of a sample; None with an encoder, and for no

@@ -1,4 +1,4 @@
-"""What things are called on the Hub: repositories by their ids, contents by their hashes, classes by their names."""
+"""Names on the Hub: repositories by their ids, contents by their hashes, classes by their names."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def heads_of(config_class: type[Any]) -> dict[str, str]:
 
 
 def sha256_of(path: Path) -> str:
-    """What the Hub calls a large file by."""
+    """The hash that names a large file on the Hub."""
     return _hash_of(path, hashlib.sha256())
 
 
 def git_name_of(path: Path) -> str:
-    """What git, and so the Hub, calls a plain file by."""
+    """The hash that names a plain file in git, and so on the Hub."""
     return _hash_of(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size))
 
 

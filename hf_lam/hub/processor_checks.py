@@ -28,7 +28,7 @@ def check_processor_files(source: str | os.PathLike[str], config: PreTrainedConf
 
     Args:
         source: the folder. Of the folders in it, only that of a decoder's tokenizer is looked at.
-        config: of the model beside them, for the size of its vocabulary; None if it is not known.
+        config: configuration of the model beside them, for the size of its vocabulary; None if it is not known.
 
     Raises:
         ValueError: for a file that is damaged, a tokenizer without a vocabulary, or ids that the model has no rows
@@ -54,8 +54,8 @@ def try_processor(processor: Any, config: PreTrainedConfig | None, source: str |
 
     Args:
         processor: a tokenizer, an image or video processor, a feature extractor, or a processor with several of them.
-        config: of the model that it is for; None if it is not known.
-        source: where it was loaded from, or what it is called, for errors.
+        config: configuration of the model that it is for; None if it is not known.
+        source: folder or id that it was loaded from, or what to call it, for errors.
 
     Raises:
         ValueError: if it fails, if a tokenizer knows no word or gives ids that the model has no rows for, if what
@@ -92,7 +92,7 @@ def try_processor(processor: Any, config: PreTrainedConfig | None, source: str |
 
 
 class _WrongError(Exception):
-    """What a processor gives is not what it should be."""
+    """The output of a processor is not what it should be."""
 
 
 def _check_features(features: Mapping[str, Any], config: PreTrainedConfig, place: str) -> None:

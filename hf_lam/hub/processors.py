@@ -41,7 +41,7 @@ class UnavailableError(ImportError):
 
 
 def modalities_of(model: Any) -> tuple[str, ...]:
-    """What a model takes: `text`, `image`, `video` or `audio`; of a fusion model, all that it has."""
+    """The modalities that a model takes: `text`, `image`, `video` or `audio`; for a fusion model, all that it has."""
     encoder = find_encoder(model)
     if is_fusion(encoder.config):
         return tuple(encoder.config.modalities)
@@ -55,15 +55,15 @@ def modalities_of(model: Any) -> tuple[str, ...]:
 
 
 def load_processor(source: str, model: Any, revision: str | None = None) -> Any:
-    """The tokenizer, image processor, feature extractor or processor beside a model; None if there is none.
+    """Load the tokenizer, image processor, feature extractor or processor beside a model; None if there is none.
 
-    What a model takes says which: transformers' own search would go by files of other parts, and ends with an empty
-    tokenizer where there is no file of one.
+    The inputs of the model decide which. transformers' own search would go by files of other parts, and ends with an
+    empty tokenizer where there is no file of one.
 
     Args:
         source: a folder, or an id on the Hub.
-        model: that it is for.
-        revision: of the repository.
+        model: model that it is for.
+        revision: branch, tag or commit of the repository.
 
     Raises:
         UnavailableError: if its class needs a package that is not installed, or there is no class for what there is.
@@ -109,7 +109,7 @@ def _auto_class(model: Any, has: Callable[[str], bool]) -> str | None:
 
 
 def _auto_class_of_decoder(model: Any, has: Callable[[str], bool]) -> str | None:
-    """What loads the tokenizer of what a model writes, where it takes something else than text."""
+    """The Auto class that loads the tokenizer of a model's texts, where the model reads something else than text."""
     writes = is_composed(model.config) and modalities_of(model) != ("text",)
     return "AutoTokenizer" if writes and any(map(has, _TOKENIZER_FILES)) else None
 
@@ -121,9 +121,9 @@ def copy_processor(
 
     Args:
         source: the folder with them, or an id on the Hub.
-        folder: where to.
-        processor: that was loaded from `source`; None if it could not be.
-        revision: of the repository.
+        folder: folder to copy to.
+        processor: processor that was loaded from `source`; None if it could not be.
+        revision: branch, tag or commit of the repository.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     vocabulary = getattr(tokenizer, "vocab_files_names", {}).values()
@@ -144,6 +144,6 @@ def copy_processor(
 
 
 def _find(source: str, name: str, revision: str | None) -> str | None:
-    """Where a file of a folder or a repository is on this machine; None if there is none."""
+    """Find a file of a folder or a repository on this machine; None if there is none."""
     options = {} if revision is None else {"revision": revision}
     return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **options)

@@ -42,18 +42,18 @@ _WEIGHTS = re.compile(
     r"|pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?|tf_model\.h5|flax_model\.msgpack|training_args\.bin"
 )
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
-# What the pictures of a text model show, unless inputs are given.
+# The text in the pictures of a text model, unless inputs are given.
 _SENTENCE = "The cat that the dog chased sat on the mat."
 
 
 @dataclass(frozen=True)
 class PushReport:
-    """What [`push`] did, or would do.
+    """The commit that [`push`] made, or would make.
 
-    repo_id, revision: where.
+    repo_id, revision: the repository and the branch.
     files: everything that is uploaded: paths in the repository, and bytes.
     deleted: files of the repository that the same commit removes: weights and code of an earlier push.
-    notes: what the user should know.
+    notes: notes for the user.
     commit: None for a dry run.
     """
 
@@ -106,9 +106,9 @@ def push(
         repo_id: `you/name`, or `name` for your own namespace. It is created unless it exists.
         processor: tokenizer, image processor, feature extractor or processor, saved beside the model; of a folder,
             the one in it unless given.
-        metrics: what was measured on the model: as `Trainer.evaluate` or `evaluate` return it (`{"eval_accuracy":
-            0.9}`), or huggingface_hub's `EvalResult`s. Of a folder, those of its run unless given.
-        dataset: what `metrics` were measured on: an id on the Hub, or a name.
+        metrics: metrics of the model: as `Trainer.evaluate` or `evaluate` return them (`{"eval_accuracy": 0.9}`), or
+            huggingface_hub's `EvalResult`s. For a folder, those of its run unless given.
+        dataset: data set that `metrics` were measured on: an id on the Hub, or a name.
         base_model: ids on the Hub that the weights come from; unless given, what the model was loaded from, or what
             the card in the folder says.
         license: its identifier on the Hub; that of the base unless given.
@@ -120,17 +120,17 @@ def push(
         create_pr: open a pull request with the commit.
         commit_message: its first line.
         commit_description: the rest of it.
-        token: of the Hub; unless given, the one that `hf auth login` stored.
-        max_shard_size: of a file of weights.
+        token: token for the Hub; unless given, the one that `hf auth login` stored.
+        max_shard_size: largest size of a file of weights.
         dry_run: make and check everything, and send nothing.
 
     Returns:
-        What was uploaded, and the commit.
+        The files that were uploaded, and the commit.
 
     Raises:
         TypeError, ValueError: for what is no model, folder or argument as described, before anything is sent.
-        PushError: if the Hub refuses, or cannot be reached. Then no commit was made; what fails for a moment is tried
-            again before.
+        PushError: if the Hub refuses, or cannot be reached. No commit was made then. Temporary failures are retried
+            before.
 
     Examples:
         >>> from hf_lam import LamConfig, convert, push
@@ -187,7 +187,7 @@ def push(
 
 @dataclass(frozen=True)
 class _Said:
-    """What the caller says about the model; see `push`."""
+    """Facts about the model from the caller; see `push`."""
 
     metrics: Mapping[str, float] | Sequence[EvalResult] | None
     dataset: str | None
@@ -201,7 +201,7 @@ def _write_card(model: Any, processor: Any, source: Path | None, folder: Path, s
     """Write the card and its pictures into `folder`, where the model is, with what a run has left in `source`.
 
     Returns:
-        What the user should know about it.
+        Notes for the user about it.
     """
     earlier = _earlier_card(model, source)
     published, notes = hub.card()
@@ -396,7 +396,7 @@ def _bases(
 def _license(
     given: str | None, earlier: CardContent, published: CardContent, bases: Sequence[str], hub: Branch
 ) -> tuple[Mapping[str, Any], list[str]]:
-    """That of the base, unless somebody has said another; and what the user should know about it."""
+    """The licence of the base, unless somebody has named another; and what the user should know about it."""
     terms: Mapping[str, Any] = earlier.license if given is None else {"license": given}
     notes: list[str] = []
     if not terms:

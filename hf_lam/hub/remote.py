@@ -49,13 +49,13 @@ class PushError(RuntimeError):
 
 
 class Branch:
-    """One branch of one repository. What the user should know of what was read of it is returned beside it.
+    """One branch of one repository. Notes for the user on what was read of it are returned beside the results.
 
     Args:
         repo_id: `you/name`, or `name` in the namespace of the token's owner.
-        revision: its name; None is the main one.
+        revision: name of the branch; None is the main one.
         create_pr: commit to a pull request instead.
-        token: of the Hub, as everywhere in huggingface_hub.
+        token: token for the Hub, as everywhere in huggingface_hub.
         is_needed: whether a Hub that cannot be reached is an error.
     """
 
@@ -82,7 +82,7 @@ class Branch:
         except PushError as error:
             if self.is_needed:
                 raise
-            return [f"What is in the repository is not known. {error}"]
+            return [f"The contents of the repository are not known. {error}"]
         return []
 
     def _look(self) -> None:
@@ -119,7 +119,7 @@ class Branch:
         return read_card(text).of_another_model(), []
 
     def license_of(self, bases: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """What the bases' metadata say of their licence, if all say the same; empty if that is not known."""
+        """The licence in the metadata of the bases, if all have the same; empty if it is not known."""
         found = []
         for base in bases:
             try:
@@ -145,8 +145,8 @@ class Branch:
         """Make the repository and the branch, unless they are there, and one commit.
 
         Args:
-            files: what is added or changed, by their paths in the repository.
-            deleted: paths that are removed.
+            files: files that are added or changed, by their paths in the repository.
+            deleted: paths of files that are removed.
             message: the first line of the commit.
             description: the rest of it.
             private: whether a new repository is.
@@ -316,7 +316,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """That of the Hub's answer; None if there was no answer."""
+    """The status of the Hub's answer; None if there was no answer."""
     for cause in _causes(error):
         if isinstance(cause, HfHubHTTPError):
             return cause.response.status_code
@@ -354,7 +354,7 @@ def _retry_after(error: BaseException) -> float:
 
 
 def _reason(error: BaseException) -> str:
-    """In one line: what the Hub says, or the innermost error."""
+    """The reason of an error in one line: what the Hub says, or the innermost error."""
     for cause in _causes(error):
         if isinstance(cause, HfHubHTTPError):
             said = cause.server_message or cause.response.reason_phrase

@@ -50,7 +50,7 @@ class Finding:
     kind: `"code"`, `"foreign"` (code from elsewhere), `"call"`, `"auto_map"`, `"repository"`, `"key"`, `"pickle"`,
         `"binary"`, `"file"`, `"path"`, `"size"`, `"config"`, `"tokenizer"` or `"weights"`.
     file: the path in the repository; of several, the one that shows it; empty for the repository as a whole.
-    message: what it is and what was expected.
+    message: what is wrong and what was expected.
     """
 
     kind: str
@@ -60,7 +60,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What the header of a safetensors file says of a tensor.
+    """One tensor in the header of a safetensors file.
 
     dtype: the name in the file, such as `F32`.
     start, stop: the bytes of the file that hold it.
@@ -77,10 +77,10 @@ class UnreadableError(Exception):
 
 
 class RepositoryFiles(Protocol):
-    """What the checks see of a repository.
+    """A repository as the checks see it.
 
-    sizes: of every file, in bytes, by its path with forward slashes. No path leaves the repository.
-    findings: what is wrong with the listing.
+    sizes: size of every file in bytes, by its path with forward slashes. No path leaves the repository.
+    findings: findings about the listing.
     revision: the commit; None for a folder.
     """
 
@@ -95,7 +95,7 @@ class RepositoryFiles(Protocol):
         """The first bytes of a file; None where they are not at hand."""
 
     def tensors(self, name: str) -> dict[str, StoredTensor]:
-        """What the header of a safetensors file lists. Raises an `UnreadableError` if it is none, or truncated."""
+        """Read the header of a safetensors file. Raises an `UnreadableError` if it is none, or truncated."""
 
     def part(self, name: str, start: int, stop: int) -> bytes:
         """Some bytes of a file, which may be of any size. Raises an `UnreadableError` if they cannot be had."""
@@ -105,8 +105,8 @@ class ModelFiles:
     """The files of one model of a repository: of the root, or of a folder with a configuration of its own.
 
     Args:
-        files: of the repository.
-        folder: of the model; empty for the root.
+        files: files of the repository.
+        folder: folder of the model; empty for the root.
         others: folders of the other models, whose files are not seen.
     """
 
@@ -148,7 +148,7 @@ def models_in(files: RepositoryFiles, parts: Collection[str]) -> list[str]:
     The root (empty) is the first, whatever it holds.
 
     Args:
-        files: of the repository.
+        files: files of the repository.
         parts: folders that hold a part of another model.
     """
     kinds: dict[str, set[str]] = {}
@@ -166,7 +166,7 @@ def leaves_folder(path: str) -> bool:
 
 
 class _Budget:
-    """How much may still be read."""
+    """The number of bytes that may still be read."""
 
     def __init__(self) -> None:
         self.left = MAX_TOTAL_BYTES
@@ -189,15 +189,15 @@ class _Budget:
 
 
 def _read_tensors(size: int, read: Callable[[int, int], bytes], budget: _Budget) -> dict[str, StoredTensor]:
-    """What the header of a safetensors file lists.
+    """Read the list of tensors in the header of a safetensors file.
 
     It is checked as safetensors does when it opens the file: the tensors follow one another without gaps, each is as
     long as its shape and kind say, and the last one ends where the file does.
 
     Args:
-        size: of the file, in bytes.
-        read: gives the bytes from one place to another.
-        budget: what may still be read.
+        size: size of the file in bytes.
+        read: function that gives the bytes from one place to another.
+        budget: budget that limits how much may still be read.
 
     Raises:
         UnreadableError: if it is no such file, or not a whole one.

@@ -29,7 +29,7 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 def modules_in(files: RepositoryFiles) -> dict[str, str]:
     """The classes of the modules of sentence-transformers, by their folders; the root is empty.
 
-    What is wrong with the files that list them is told where their keys are checked; here it is passed over.
+    Errors in the files that list them are passed over; they are reported where their keys are checked.
     """
     found: dict[str, str] = {}
     for folder, kind in listed_in(files).items():
@@ -38,7 +38,7 @@ def modules_in(files: RepositoryFiles) -> dict[str, str]:
 
 
 def listed_in(files: RepositoryFiles) -> dict[str, str]:
-    """Those of `modules_in` that are in a list of modules, and not routes of another one."""
+    """The modules of `modules_in` that are in a list of modules, and not routes of another one."""
     found: dict[str, str] = {}
     for name in files.sizes:
         parent, _, base = name.rpartition("/")
@@ -55,7 +55,7 @@ def check_modules(files: RepositoryFiles, configs: Mapping[str, Any], modules: M
     """Findings for modules whose options or weights are absent, or do not fit each other.
 
     Args:
-        files: of the repository.
+        files: files of the repository.
         configs: its JSON files that can be read, by their paths.
         modules: the classes of the modules, by their folders.
     """
@@ -101,10 +101,10 @@ def copy_modules(source: Path, folder: Path) -> list[str]:
 
     Args:
         source: the folder of the model, which its first module reads.
-        folder: where the model and its tokenizer are, or will be.
+        folder: folder of the model and its tokenizer, which may be written later.
 
     Returns:
-        What the user should know: files that were left out, since they hold pickles or programs.
+        Notes for the user: files that were left out, since they hold pickles or programs.
     """
     if not (source / MODULES_FILE).is_file():
         return []

@@ -53,7 +53,7 @@ def decoder_rows(config: Any) -> int | None:
 
 
 class Vocabulary(NamedTuple):
-    """What a file of a tokenizer has.
+    """The vocabulary in a file of a tokenizer.
 
     tokens: its tokens, by their ids; None where their texts are not read.
     size: one more than the largest id.
@@ -67,9 +67,9 @@ def check_tokenizers(files: RepositoryFiles, configs: Mapping[str, Any], config:
     """Findings for files of tokenizers that are damaged, absent, or too large for the model.
 
     Args:
-        files: of the model.
+        files: files of the model.
         configs: its JSON files that can be read, by their paths.
-        config: that of the model in the root, as a dictionary, which says how many tokens there are; None if there
+        config: configuration of the model in the root as a dictionary, for the size of its vocabulary; None if there
             is none.
     """
     folders: dict[str, list[str]] = {}

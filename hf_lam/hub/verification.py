@@ -46,11 +46,11 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Verification(Readable):
-    """What `verify` found.
+    """The result of `verify`.
 
     source: the folder or the repository id that was asked about.
     revision: the commit that was looked at; None for a folder.
-    version: the release of hf_lam whose code it is, byte for byte; None if it is that of none, or if there is code
+    version: release of hf_lam whose code it is, byte for byte; None if it is the code of none, or if there is code
         from elsewhere.
     code: the SHA-256 of each Python file.
     imports: the packages that the code imports besides its own files, those of Python too.
@@ -58,7 +58,7 @@ class Verification(Readable):
         sends large files from storage hosts of its own besides.
     reads: the files of the repository that loading a model, a tokenizer or a processor reads.
     writes: the folders on this machine that loading writes to.
-    findings: what is wrong; empty if all is well.
+    findings: problems that were found; empty if all is well.
     """
 
     source: str
@@ -77,7 +77,7 @@ class Verification(Readable):
         return not self.findings
 
     def tables(self) -> tuple[ResultTable, ...]:
-        """What a notebook shows: what is wrong, and what loading would touch."""
+        """The tables that a notebook shows: what is wrong, and what loading would touch."""
         from .verification_tables import verification_table
 
         return (verification_table(self),)
@@ -101,34 +101,38 @@ def verify(
     token: str | bool | None = None,
     weights: bool = False,
 ) -> Verification:
-    """Tell what a repository is before its code is trusted. None of it is run, and nothing is unpickled.
+    """Check a repository before you trust its code. None of it is run, and nothing is unpickled.
 
-    Checked are, by their contents: that every Python file is byte for byte that of one released hf_lam, and that all
-    are there which loading needs; that in the files that transformers, sentence-transformers and PEFT read while they
-    load, every key at every depth is one that is known to name no code and no place elsewhere; that the weights are
-    safetensors, whole, and those of the model that the configuration describes; that tokenizers are whole and have no
-    more tokens than the model; that the modules of sentence-transformers have their options and weights; and that
-    there are no pickles, programs, files of unknown kinds, or paths and links that leave the repository. What verify
-    does not know is a finding too: keys and modules that are in no table, mechanisms from elsewhere, whose code is in
-    no release, classes of processors and encoders of fusion models that were not looked through, and what is too large
-    to be read.
+    `verify` reads the contents of the files and checks that
 
-    So what has passed runs no code but that of the release, of transformers and of the libraries, and reads nothing
-    from elsewhere, when it is loaded with `trust_remote_code=True` at the commit that was looked at. It does not say
-    what the model computes: weights may be wrong or trained to harm, labels may be swapped, a vocabulary may mean
-    other words, and a prompt or a chat template may say what it likes.
+    - every Python file is byte for byte that of one released hf_lam, and that all files are there which loading needs;
+    - in the files that transformers, sentence-transformers and PEFT read while they load, every key at every depth is
+      known to name no code and no place elsewhere;
+    - the weights are safetensors, whole, and those of the model that the configuration describes;
+    - tokenizers are whole and have no more tokens than the model;
+    - the modules of sentence-transformers have their options and weights;
+    - there are no pickles, programs, files of unknown kinds, or paths and links that leave the repository.
 
-    A folder in the repository with a configuration, and code or weights beside it, is looked at as a model of its own;
-    the modules of sentence-transformers that its `modules.json` lists belong to it. Of a repository on the Hub, the
-    files that nothing here reads, such as a picture, are judged by their names.
+    Whatever `verify` does not know is a finding too: keys and modules that are in no table, mechanisms from elsewhere,
+    whose code is in no release, classes of processors and encoders of fusion models that were not looked through, and
+    files that are too large to be read.
+
+    A model that passes and is loaded with `trust_remote_code=True` at the commit that was checked therefore runs only
+    the code of the release, of transformers and of the libraries, and reads nothing from elsewhere. The check does not
+    tell you what the model computes: weights may be wrong or trained to harm, labels may be swapped, a vocabulary may
+    mean other words, and a prompt or a chat template may say what it likes.
+
+    A folder in the repository with a configuration, and code or weights beside it, is checked as a model of its own;
+    the modules of sentence-transformers that its `modules.json` lists belong to it. In a repository on the Hub, files
+    that nothing here reads, such as pictures, are judged by their names.
 
     Args:
-        source: a folder, or the id of a model repository on the Hub. Of a repository, small files are downloaded into
-            the usual cache, and of weights only the headers.
+        source: a folder, or the id of a model repository on the Hub. From the Hub, small files are downloaded into the
+            usual cache, and only the headers of weights.
         weights: whether to read all weights besides, a slice at a time and into no file, and find NaN and infinity.
-        revision: of a repository: a branch, a tag or a commit. The commit that it stands for is what is looked at and
-            returned; give it to `from_pretrained` to load just that.
-        token: for the Hub, as in huggingface_hub.
+        revision: branch, tag or commit of a repository. The commit that it stands for is checked and returned; give it
+            to `from_pretrained` to load exactly that.
+        token: token for the Hub, as in huggingface_hub.
 
     Returns:
         A `Verification`; its `passed` says whether there are no findings.
@@ -136,7 +140,7 @@ def verify(
     Raises:
         ValueError: if `source` is neither a folder nor a repository, if there is no such revision, or for a `revision`
             of a folder.
-        huggingface_hub.errors.HfHubHTTPError: for what else the Hub refuses. Errors of the network are as they are
+        huggingface_hub.errors.HfHubHTTPError: for any other refusal of the Hub. Errors of the network are as they are
             in huggingface_hub.
 
     Examples:
@@ -180,7 +184,7 @@ def verify(
 
 
 class _Model(NamedTuple):
-    """What was found out about one model of a repository; `findings` name the files as they are in the repository.
+    """The findings about one model of a repository; `findings` name the files as they are in the repository.
 
     is_model: whether there is one. In the root may be a list of the modules of sentence-transformers alone.
     run: the Python files that loading runs.

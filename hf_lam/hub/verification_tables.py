@@ -1,4 +1,4 @@
-"""What `verify` found, as people read it."""
+"""The result of `verify`, as people read it."""
 
 from __future__ import annotations
 

@@ -45,10 +45,10 @@ def check_weights(
     """The files that loading reads weights from, and findings: files that are damaged, and tensors that do not fit.
 
     Args:
-        files: of the repository.
+        files: files of the repository.
         configs: its JSON files, those that can be read.
-        earlier: what was found before. No model is built of a configuration that reaches out, and a file that cannot
-            be read is not reported again.
+        earlier: findings of earlier checks. No model is built from a configuration that reaches out, and a file that
+            cannot be read is not reported again.
         file_of: the file of the repository that registers a mechanism from elsewhere, by its name; None if none does.
         parts: files of weights of other parts; see `check_parts`.
     """
@@ -111,7 +111,7 @@ def _without_foreign(
 def _loaded_tensors(
     files: RepositoryFiles, configs: Mapping[str, Any], unread: Collection[str]
 ) -> tuple[tuple[str, ...], dict[str, StoredTensor], list[Finding]]:
-    """Which files `from_pretrained` takes, and the tensors in them."""
+    """The files that `from_pretrained` takes, and the tensors in them."""
     config = configs.get("config.json")
     explicit = config.get("transformers_weights") if isinstance(config, dict) else None
     candidates = [explicit] if explicit is not None else [WEIGHTS, INDEX]
@@ -197,7 +197,7 @@ def _other_model(config: dict[str, Any]) -> str:
 
 
 def _replaced_part(config: dict[str, Any]) -> str:
-    """Which key would take the place of a method or a class attribute; empty if none would.
+    """The key that would take the place of a method or a class attribute; empty if none would.
 
     transformers sets every key of a configuration on it. (`attribute_map`, which would rename others, is a finding of
     its own.)
@@ -245,7 +245,7 @@ def _absurd_sizes(config: dict[str, Any], stored: Mapping[str, StoredTensor]) ->
     layers = min(_MOST_LAYERS, len(stored)) if stored else _MOST_LAYERS_WITHOUT_WEIGHTS
     for part, sizes in _parts(config):
         for key, value in part.items():
-            # What is in a dictionary is a part of its own, and ids of tokens make nothing large.
+            # The values of a dictionary are parts of their own, and ids of tokens make nothing large.
             if sizes is not None and (key not in sizes or isinstance(value, dict) or re.search(r"_ids?$", key)):
                 continue
             for number in _integers(value):

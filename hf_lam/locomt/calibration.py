@@ -26,13 +26,13 @@ _CHUNK = 2**22
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """What [`calibrate_views`] measured and chose. Lists by layer and head are `[layer][head]`.
+    """The measurements of [`calibrate_views`] and its choice. Lists by layer and head are `[layer][head]`.
 
     Attributes:
         segments: names of the segments, in order.
-        is_global: which of them see, and are seen by, all; they are no part of the mass.
+        is_global: whether each segment sees, and is seen by, all; such segments are no part of the mass.
         budget: the fraction of FLOPs that was allowed.
-        samples: how many samples were measured.
+        samples: number of samples that were measured.
         views: the view chosen for each head.
         mass_kept: attention mass on the pairs of segments inside that view, from 0 to 1: a mean over all query rows
             that are neither padding nor global.
@@ -45,7 +45,7 @@ class CalibrationReport:
         flops_fraction: attention FLOPs of the table, as a fraction of those of full views in the whole model.
         kept: `mass_kept`, as a mean over all heads.
         total: `mass_total`, as a mean over all heads.
-        upper_bound: what no table of these candidates within the budget can exceed in `kept`.
+        upper_bound: value of `kept` that no table of these candidates within the budget can exceed.
         gap: `1 − kept / upper_bound`; the table is at most this fraction short of the best one.
     """
 
@@ -113,9 +113,9 @@ def calibrate_views(
 
     Args:
         model: a model with `LocomtConfig` in one encoder, with any views. It is not changed.
-        batches: what the model is called with, such as a tokenizer returns or a `DataLoader` yields; labels may be
-            among it. Tensors are moved to the model's device. A few hundred samples are enough, as a rule.
-        budget: in (0, 1], the attention FLOPs of the table as a fraction of those of full views, over the whole model.
+        batches: arguments of the model, as a tokenizer returns or a `DataLoader` yields them; labels may be among
+            them. Tensors are moved to the model's device. A few hundred samples are enough, as a rule.
+        budget: attention FLOPs of the table as a fraction of those of full views, over the whole model; in (0, 1].
             Where samples differ in their segments (token types, grids of their own), costs are means over the samples,
             without padding.
         candidates: the views to choose from, in the grammar of `LocomtConfig`; `full`, `self` and the cross view of
@@ -151,7 +151,7 @@ def check_budget(budget: Any) -> None:
 
 @dataclass(frozen=True)
 class MeasuredViews:
-    """What every candidate keeps of the attention of every head, and what it costs.
+    """The attention that every candidate keeps in every head, and its cost.
 
     Attributes:
         config: the views of the model, whose segments the candidates are about.
@@ -159,7 +159,7 @@ class MeasuredViews:
         pairs: attention mass by pair of segments, `[layer][head][i][j]`, a mean over the query rows.
         products: pairs of a query and a key by pair of segments, `[i][j]`, summed over the samples.
         past: the same for the keys before the tokens, which every view shows.
-        samples: how many were measured.
+        samples: number of samples that were measured.
     """
 
     config: LocomtConfig
@@ -171,7 +171,7 @@ class MeasuredViews:
 
     @cached_property
     def full_cost(self) -> int:
-        """Of one head with the full view, summed over the samples."""
+        """The cost of one head with the full view, summed over the samples."""
         return self.past + sum(map(sum, self.products))
 
     @cached_property
@@ -202,7 +202,7 @@ class MeasuredViews:
         return self.past + sum(self.products[i][j] for i, j in view)
 
     def mass_in(self, view: View, head: list[list[float]]) -> float:
-        """What one head puts on the pairs of a view; global segments are no part of it."""
+        """The mass that one head puts on the pairs of a view; global segments are no part of it."""
         is_global = self.config.is_global
         return sum(head[i][j] for i, j in view if not (is_global[i] or is_global[j]))
 

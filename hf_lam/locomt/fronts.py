@@ -1,4 +1,4 @@
-"""What attention views keep over what they cost: the tables of many budgets, from one look at the model."""
+"""Attention mass that views keep, over their cost: the tables of many budgets, from one look at the model."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class CalibrationPoint:
     """One table of views on a [`CalibrationFront`].
 
     Attributes:
-        budget: the fraction of the attention FLOPs that was allowed.
+        budget: fraction of the attention FLOPs that was allowed.
         config: the table, which `hf_lam.set_views(model, config)` applies.
-        report: what [`calibrate_views`] would report of it.
+        report: the report that [`calibrate_views`] would give for it.
         kept_in_any_order: the attention mass that is kept at the same cost if the heads get the same views in random
-            order, in the mean over all orders. What the table keeps beyond it is what looking at each head was worth.
+            order, in the mean over all orders. The table keeps more than this because it looks at each head.
     """
 
     budget: float
@@ -50,14 +50,14 @@ class CalibrationPoint:
 
 @dataclass(frozen=True)
 class CalibrationFront:
-    """What [`calibrate_front`] found.
+    """The result of [`calibrate_front`].
 
     Attributes:
         points: one for each budget, from the smallest to the largest; none keeps less than the one before.
         presets: (fraction of the attention FLOPs, mass kept) of the tables that are the same for any model (`self`,
             `cross`, `round_robin`, `half`), by their names.
         total: the mass that full views keep. What is missing to 1 lies on global segments.
-        samples: how many samples were measured.
+        samples: number of samples that were measured.
     """
 
     points: tuple[CalibrationPoint, ...]
@@ -107,24 +107,24 @@ def calibrate_front(
     *,
     candidates: Sequence[str] | None = None,
 ) -> CalibrationFront:
-    """The tables of views of many budgets, in one pass over the data.
+    """Pick the tables of views for many budgets, in one pass over the data.
 
     Each is the table that [`calibrate_views`] picks for its budget, or that of a smaller budget where it keeps more
     (both are near-exact). `hf_lam.visualization.plot_front` draws them.
 
     Args:
-        model: as in `calibrate_views`.
-        batches: likewise; gone through once.
+        model: a model as for `calibrate_views`.
+        batches: batches as for `calibrate_views`; gone through once.
         budgets: fractions of the attention FLOPs of full views, in any order; unless given, eleven from the cheapest
             table to full views. Those that no table of the candidates can meet are left out, with one warning.
-        candidates: as in `calibrate_views`.
+        candidates: views to choose from, as for `calibrate_views`.
 
     Returns:
         The tables, and what each costs and keeps.
 
     Raises:
         TypeError: if `budgets` or `candidates` is no list, or a batch is not a mapping.
-        ValueError: as from `calibrate_views`; for budgets that are none, and if no table can meet any of them.
+        ValueError: as from `calibrate_views`; for invalid budgets, and if no table can meet any of them.
 
     Examples:
         >>> import torch
@@ -184,7 +184,7 @@ def _of_preset(measured: MeasuredViews, name: str) -> tuple[float, float]:
 
 
 def _mean_kept(measured: MeasuredViews, views: Sequence[str]) -> float:
-    """With a view for every head, in one list."""
+    """The mean mass that is kept with a view for every head, given in one list."""
     parsed = {view: parse_view(view, measured.config.names, measured.config.is_global) for view in views}
     kept = [measured.mass_in(parsed[view], head) for view, head in zip(views, measured.heads, strict=True)]
     return sum(kept) / len(kept)

@@ -16,8 +16,8 @@ def choose(values: Sequence[Sequence[float]], costs: Sequence[int], capacity: in
     for as long as that helps.
 
     Args:
-        values: of every option for each head.
-        costs: of every option, the same for all heads.
+        values: value of every option, for each head.
+        costs: cost of every option, the same for all heads.
         capacity: at least the cheapest cost times the heads.
 
     Returns:
@@ -90,7 +90,7 @@ def _improve(values: Sequence[Sequence[float]], costs: Sequence[int], choices: S
 
 
 def _leaders(moves: list[tuple[int, float, int, int]]) -> list[tuple[int, ...]]:
-    """For each prefix of `moves`, the move that gains the most, and the best one of another head."""
+    """The move that gains the most, for each prefix of `moves`, and the best one of another head."""
     first, second = 0, None
     leaders: list[tuple[int, ...]] = [(0,)]
     for index in range(1, len(moves)):

@@ -52,7 +52,7 @@ def enter_stack(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
 
 
 def _take_token_types(injection: Injection, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Those that the encoder was called with, or its forward has handed down, in which case they are taken."""
+    """Take the token types that the encoder was called with, or that its forward has handed down."""
     base = injection.base
     if injection.stack is base:
         token_types = _read_token_types(injection, args, kwargs)
@@ -71,7 +71,7 @@ def _take_token_types(injection: Injection, args: tuple[Any, ...], kwargs: dict[
 
 
 def _find_tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """What a stack of layers is called with, if that is tokens or their numbers."""
+    """Find the tokens, or their numbers, that a stack of layers is called with."""
     names = ("hidden_states", "inputs_embeds", "input_ids")
     given = (*args[:1], *(kwargs.get(name) for name in names))
     return next((x for x in given if isinstance(x, Tensor) and x.dim() in (2, 3)), None)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""What runs during one forward pass of an encoder with mechanisms.
+"""One forward pass of an encoder with mechanisms.
 
 What a pass needs to know travels *with that pass*: as a keyword argument from the stack of layers to each layer, and
 from there to the attention function with the stand-ins of `stand_ins_hf_lam.py`. Nothing is ever stored on a module
@@ -56,31 +56,33 @@ GRID = "hf_lam_grid"
 
 
 class Observer(Protocol):
-    """What looks at, or changes, the attention of one layer: it gets the layer's attention and what computes it."""
+    """Looks at, or changes, the attention of one layer: it gets the layer's attention and what computes it."""
 
     def __call__(self, attention: Attention, attend: Callable[[Attention], Attended]) -> Attended: ...
 
 
 @dataclass(eq=False)
 class Injection:
-    """What hf_lam has attached to one encoder, and how to take it off: `base._hf_lam`, read with `injection_of`.
+    """Everything attached to one encoder, and how to take it off: `base._hf_lam`, read with `injection_of`.
 
     Plain data, which deepcopy and pickle follow. It is read by attribute and never by class: several copies of this
     code may live in one process.
 
-    configs: of the mechanisms, by name, resolved for the host.
+    configs: resolved configurations of the mechanisms, by name.
     host: the encoder, as mechanisms know it.
     base: the encoder.
     stack: the module whose forward runs the layers.
     layers, attentions: its layers, and the self-attention of each.
-    begins: names of the mechanisms that have something to begin with.
-    token_types_position: where the encoder's forward takes `token_type_ids`; None if no mechanism needs them.
-    layers_path: where in the stack the layers are.
-    seen: what was there when it was looked at last: the layers, or what somebody has wrapped around them.
+    begins: names of the mechanisms that compute something at the beginning of a pass.
+    token_types_position: position of `token_type_ids` among the arguments of the encoder's forward; None if no
+        mechanism needs them.
+    layers_path: path of the layers in the stack.
+    seen: the layers, or what somebody has wrapped around them, as they were at the last look.
     has_other_layers: whether layers were cut, reordered or copied since.
-    input_places: where the stack's forward takes what tells the grid of the input; empty if it gets tokens.
-    undo: what was changed, in order; `remove` goes through it backwards.
-    observers: what looks at the attention of the layers at the moment; the last one stands in front.
+    input_places: positions of the arguments of the stack's forward that tell the grid of the input; empty if it gets
+        tokens.
+    undo: records of the changes, in order; `remove` undoes them backwards.
+    observers: functions that observe the attention of the layers at the moment; the last one stands in front.
     """
 
     configs: dict[str, Any]
@@ -120,9 +122,9 @@ class ForwardPass:
     implementation: `"eager"`, `"flex_attention"` or `"auto"`.
     want_weights: whether attention weights are asked for; None until the first layer.
     attend: computes one layer's attention; observers may stand in front of it.
-    begun: what every mechanism's `begin` gave, by name.
-    states: what crosses layers, by name; empty until the first layer.
-    recorded: what transformers calls the attention weights of these layers.
+    begun: result of every mechanism's `begin`, by name.
+    states: values that mechanisms carry from layer to layer, by name; empty until the first layer.
+    recorded: name under which transformers records the attention weights of these layers.
     """
 
     recorded: ClassVar[str] = "attentions"
@@ -143,7 +145,7 @@ class ForwardPass:
         self.begun = {name: self.dispatch.begin(name, start) for name in self.injection.begins}
 
     def make_states(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """What crosses layers, from the input of the first one."""
+        """Make the values that cross layers, from the input of the first one."""
         names = self.injection.with_state
         return {name: self.dispatch.make_state(name, embeddings, self.begun.get(name)) for name in names}
 
@@ -156,7 +158,7 @@ class ForwardPass:
     # --- one layer ---
 
     def read_layer(self, name: str, attention: Attention) -> LayerInput:
-        """What the mechanism `name` reads in a layer."""
+        """Collect what the mechanism `name` reads in a layer."""
         return LayerInput(
             attention.layer,
             attention.hidden_states,
@@ -167,9 +169,9 @@ class ForwardPass:
         )
 
     def change_scores(self, attention: Attention, names: Sequence[str] | None = None) -> ScoreChange:
-        """What multiplies the raw scores, and what is added to them, padding left out.
+        """Compute the factor of the raw scores and the addend to them, without padding.
 
-        names: of which mechanisms, in their order; of all that change scores unless given.
+        names: mechanisms to apply, in their order; all that change scores unless given.
         """
         names = self.injection.order if names is None else names
         changes = [self.dispatch.change_scores(name, self.read_layer(name, attention)) for name in names]
@@ -178,7 +180,7 @@ class ForwardPass:
         return compose([ScoreChange(*(x if x is None else x.to(device) for x in change)) for change in changes])
 
     def replace_scores(self, attention: Attention) -> Replacement:
-        """What takes the place of the scores, in a model without."""
+        """Make the replacement of the scores, in a model without scores."""
         name = self.injection.replacement
         assert name is not None
         return self.dispatch.replace_scores(name, self.read_layer(name, attention))

@@ -16,7 +16,7 @@ from torch import nn
 
 from .stand_ins_hf_lam import find_forward, place_of_forward, put_forward_back
 
-# What the names of our hooks begin with.
+# The beginning of the names of our hooks.
 _PREFIX = "hf_lam."
 _TABLES = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs")
 _STATE_TABLES = ("_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
@@ -32,7 +32,7 @@ class Replaced(NamedTuple):
     after: Any
 
     def take_back(self) -> None:
-        """What something else has replaced since stays as it is."""
+        """Undo the change. A value that something else has set since stays."""
         if not self._is_ours():
             return
         if self.existed:
@@ -76,7 +76,7 @@ class EnteredForward:
 
     @property
     def __code__(self) -> CodeType:
-        """Where the forward comes from, which `torch.export` writes down."""
+        """The code of the original forward, which `torch.export` writes down."""
         return inspect.unwrap(type(self.module).forward).__code__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -99,7 +99,7 @@ class Entered(NamedTuple):
     forward: EnteredForward
 
     def take_back(self) -> None:
-        """What something else has put around the forward since stays there."""
+        """Undo the change. A forward that something else has put around it since stays."""
         self.forward.hooks.pop(self.key, None)
         place = find_forward(self.module, self.forward)
         if not self.forward.hooks and place is not None:
@@ -109,7 +109,7 @@ class Entered(NamedTuple):
 class Changes:
     """Changes modules and writes down how to undo it.
 
-    undo: where it is written down.
+    undo: list to which a record of each change is appended.
     """
 
     def __init__(self, undo: list[Any]) -> None:

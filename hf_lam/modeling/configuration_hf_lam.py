@@ -31,10 +31,10 @@ PREFIX = "hf_lam_"
 
 
 class HfLamConfigMixin:
-    """What the configurations share: the validated `hf_lam` key, and code that travels with the model.
+    """The common part of the configurations: the validated `hf_lam` key, and code that travels with the model.
 
-    host_model_type: of the stock checkpoints that the models load; None if there are none.
-    code_suffix: of the two files in which the configuration and the models are.
+    host_model_type: `model_type` of the stock checkpoints that the models load; None if there are none.
+    code_suffix: suffix of the two files that hold the configuration and the models.
     auto_classes: the models, by the Auto class that loads them.
     alternatives: further models for an Auto class, which chooses by `architectures`.
     """
@@ -60,7 +60,7 @@ class HfLamConfigMixin:
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers, and takes the `config.json` of a stock host as it is."""
+        """Read as transformers does, and accept the `config.json` of a stock host as it is."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
         # Of a model with two towers, transformers takes the part that a tower's configuration asks for.
         part = config_dict.get(cls.base_config_key) if cls.base_config_key else None
@@ -114,7 +114,7 @@ class HfLamConfigMixin:
 
 
 class HfLamComposedConfigMixin(HfLamConfigMixin):
-    """Of models that are made of an encoder and a decoder, each of whatever family (`VisionEncoderDecoderModel`).
+    """The common part of models made of any encoder and any decoder (`VisionEncoderDecoderModel`).
 
     The encoder's configuration is one of ours, and has the mechanisms: `hf_lam` is the encoder's. That of the decoder
     is one of transformers'.
@@ -191,7 +191,7 @@ def config_class_of(model_type: str) -> Any:
     """The configuration class of a family of encoders, made when it is first asked for.
 
     Args:
-        model_type: of transformers, or ours: `"modernbert"` or `"hf_lam_modernbert"`.
+        model_type: transformers' or ours: `"modernbert"` or `"hf_lam_modernbert"`.
 
     Returns:
         A subclass of `HfLamConfigMixin` and of transformers' class; None if transformers has no such family.

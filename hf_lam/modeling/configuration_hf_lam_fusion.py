@@ -28,9 +28,10 @@ from .option_checks_hf_lam import as_config, check_host_options, is_count
 class ModalityArguments(NamedTuple):
     """The arguments of a fusion model's `forward` that are about one modality.
 
-    values: what it is called.
-    mask: which tokens (of sound, which samples) of the values count; None where there is no such argument.
-    others: what goes with the values, by the name that the encoder has for it.
+    values: name of the argument with the modality's values.
+    mask: name of the argument that says which tokens (for sound, which samples) of the values count; None if there is
+        none.
+    others: names of further arguments that go with the values, by the name that the encoder has for them.
     """
 
     values: str
@@ -59,11 +60,11 @@ OTHER_NAMES = {
 }
 INPUT_NAMES = {name: arguments.values for name, arguments in ENCODER_ARGUMENTS.items()}
 MODALITIES = tuple(ENCODER_ARGUMENTS)
-# What the names of the arguments of a modality of vectors end in.
+# The end of the names of arguments of a modality of vectors.
 FEATURES, FEATURE_MASK, FEATURE_POSITIONS = "_features", "_mask", "_positions"
 BASELINES = ("full", "self", "bottleneck", "late")
 
-# What the plain fields of the configuration can be. (Those of stock configurations are checked by transformers.)
+# The values that plain fields can have. (Those of stock configurations are checked by transformers.)
 _NUMBER = ((int, float), "a number")
 _FIELDS: dict[str, tuple[tuple[Any, ...], str]] = {
     **dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size"), ((int, NoneType), "an integer")),
@@ -90,9 +91,9 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         text_config: configuration of the text encoder, BERT or one of its family, or its dictionary with `model_type`;
             `None` for no text. Likewise the next three. An encoder's `num_hidden_layers` is how many layers a modality
             has of its own before fusion: fewer than the checkpoint's is mid fusion, as in MBT.
-        image_config: of the image encoder, such as ViT or DeiT.
-        video_config: of the video encoder, such as VideoMAE.
-        audio_config: of the audio encoder, such as the Audio Spectrogram Transformer.
+        image_config: configuration of the image encoder, such as ViT or DeiT.
+        video_config: configuration of the video encoder, such as VideoMAE.
+        audio_config: configuration of the audio encoder, such as the Audio Spectrogram Transformer.
         features: modalities without an encoder, which are given as vectors: the options of each by its name, such as
             `{"clips": {"size": 512}}`; see `FeatureOptions`. A number alone is its size. They may have the names of
             the four above, where these have no encoder.
@@ -105,33 +106,34 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         hidden_act: their activation.
         norm_first: normalise before attention and feed-forward layers, as ViT does, and once at the end; or after
             each, as BERT does. Before pre-norm fusion layers, the encoders leave out their own last norm.
-        hidden_dropout_prob: in the fusion layers, in training.
-        attention_probs_dropout_prob: of their attention weights.
-        layer_norm_eps: of their norms.
+        hidden_dropout_prob: dropout of the fusion layers, in training.
+        attention_probs_dropout_prob: dropout of their attention weights.
+        layer_norm_eps: epsilon of their norms.
         initializer_range: standard deviation of random weights.
         pooling: what a modality gives to the pooled output, by its name or for all: `"cls"`, its first token (for the
             Audio Spectrogram Transformer the mean of its two, as that model does itself), or `"mean"` over its tokens.
             `None` is `"cls"` for encoders and features that have such a token, and `"mean"` for the others.
         combine: `"mean"` over the modalities that a sample has, or `"concat"`, with zeros for those it does not have.
-        classifier_dropout: before the classifier; `None` is `hidden_dropout_prob`.
-        label_modalities: of a token classifier, the modalities whose tokens are labelled. They lie in step: the token
-            at one place of each is about the same, such as what was said and what was seen in one utterance. `None` is
-            all features, or the text where there are none.
-        contrast: of an embedding model, the two sides that its loss compares, each a list of modalities. `None` is
-            the first modality, and all others.
-        projection_dim: numbers of an embedding.
-        logit_scale_init_value: the logarithm of what similarities are multiplied by before training, as in CLIP.
+        classifier_dropout: dropout before the classifier; `None` is `hidden_dropout_prob`.
+        label_modalities: modalities whose tokens a token classifier labels. They lie in step: the tokens at one place
+            of each belong together, such as what was said and what was seen in one utterance. `None` is all features,
+            or the text where there are none.
+        contrast: the two sides that the loss of an embedding model compares, each a list of modalities. `None` is the
+            first modality, and all others.
+        projection_dim: size of an embedding.
+        logit_scale_init_value: logarithm of the factor on similarities before training, as in CLIP.
         moments: options of a model that finds moments in a video, such as `{"num_queries": 10}`; see `MomentOptions`.
             Its `label_modalities` are the clips.
         decoder: configuration of the decoder of a model that writes text, one of transformers' causal language models
             that has cross-attention, such as GPT-2 or BERT, or its dictionary with `model_type`.
         decoder_lam: learnable masks on the decoder's cross-attention: options of `LamConfig`, such as `{"rank": 8}`.
             A dense mask (without `rank`) has a column for each token of the fusion model.
-        decoder_start_token_id: with which a text begins; `None` is that of the decoder's configuration, or its
+        decoder_start_token_id: token that a text begins with; `None` is that of the decoder's configuration, or its
             `bos_token_id`. Likewise the next three.
-        bos_token_id: of the decoder.
-        eos_token_id: with which a text ends, or a list of such.
-        pad_token_id: behind its end; `None` is the first `eos_token_id` where the decoder has none, either.
+        bos_token_id: the decoder's token for the beginning of a text.
+        eos_token_id: token that ends a text, or a list of such tokens.
+        pad_token_id: token that fills the places after the end; `None` is the first `eos_token_id` where the decoder
+            has none, either.
         hf_lam: the mechanisms of the fusion layers, for example `{"locomt": {"views": "half"}}`.
         baseline: one of the papers' baselines in place of `hf_lam`; see the property of that name. It is written down
             as what it means, in `hf_lam` and `num_hidden_layers`.
@@ -366,7 +368,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
 
     @property
     def baseline(self) -> str | None:
-        """Which of the papers' baselines this is, None for none of them. Setting it drops the mechanisms.
+        """The name of the papers' baseline that this is; None for none of them. Setting it drops the mechanisms.
 
         `"full"` is attention over all tokens; `"self"`, every modality by itself; `"bottleneck"`, the same with a few
         learned tokens between them (MBT, arXiv 2107.00135); `"late"`, no fusion layers.
@@ -408,7 +410,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
         return other
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
-        """As in transformers: of what writes text, the decoder's, or of the encoder alone, that of the text."""
+        """The configuration of the text, as in transformers: the decoder's, or that of the text encoder."""
         if self.decoder is None:
             return super().get_text_config(decoder=decoder, encoder=encoder)
         if encoder and not decoder:
@@ -437,7 +439,7 @@ class HfLamFusionConfig(HfLamConfigMixin, PreTrainedConfig):
 
 
 def feature_arguments(name: str) -> ModalityArguments:
-    """Those of a modality of vectors."""
+    """The arguments of a modality of vectors."""
     return ModalityArguments(f"{name}{FEATURES}", f"{name}{FEATURE_MASK}", {f"{name}{FEATURE_POSITIONS}": "positions"})
 
 

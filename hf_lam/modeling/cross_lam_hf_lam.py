@@ -127,16 +127,16 @@ class CrossAttentionMasks(LearnableAttentionMasks):
 
 @dataclass(eq=False)
 class CrossLam:
-    """What is attached to one decoder: `base._hf_lam_cross`. Plain data, which deepcopy and pickle follow.
+    """The masks attached to one decoder: `base._hf_lam_cross`. Plain data, which deepcopy and pickle follow.
 
     config: the options.
     host: the decoder as a host of masks, with the encoder's tokens.
     base: the decoder without its head, which has the container `base.hf_lam`.
     stack: the module whose forward runs the layers.
     layers, attentions: its layers, and the cross-attention of each.
-    layers_path: where in the stack the layers are.
+    layers_path: path of the layers in the stack.
     stack_places, attention_places: where the forwards take the encoder's tokens and the cache.
-    undo: what was changed, in order.
+    undo: records of the changes, in order.
     """
 
     config: LamConfig
@@ -181,9 +181,9 @@ def add_cross_lam(decoder: PreTrainedModel, options: Any, tokens: HostTokens | N
         decoder: one of transformers' own with cross-attention, such as `BertLMHeadModel`, `GPT2LMHeadModel` or
             `BartForCausalLM`; other parts of a model around it stay as they are.
         options: a `LamConfig`, or a mapping of its options.
-        tokens: what is known of the encoder's tokens (`read_tokens`): how many a dense mask must have columns for,
-            whether they lie on a grid, and to which modalities they belong. A decoder under several modalities gets
-            the `ModalityTokens` of each pass as the keyword argument `hf_lam_modality_tokens`.
+        tokens: facts about the encoder's tokens (`read_tokens`): how many columns a dense mask needs, whether they lie
+            on a grid, and to which modalities they belong. A decoder under several modalities gets the
+            `ModalityTokens` of each pass as the keyword argument `hf_lam_modality_tokens`.
 
     Returns:
         The container of the masks, `base.hf_lam`.
@@ -229,7 +229,7 @@ def decoders_with_masks(model: nn.Module) -> list[Any]:
 
 
 def cross_lam_of(base: Any) -> CrossLam:
-    """What is attached to one of `decoders_with_masks`."""
+    """The record of the masks on one of `decoders_with_masks`."""
     return base._hf_lam_cross
 
 
@@ -313,7 +313,7 @@ def _read_host(base: Any, attentions: list[Any], tokens: HostTokens) -> Host:
 
 
 def _find_places(module: nn.Module) -> dict[str, int]:
-    """Where a module's forward takes the encoder's tokens and the cache, `self` left out."""
+    """Find the positions of the encoder's tokens and the cache among the arguments of a forward, `self` left out."""
     parameters = list(inspect.signature(type(module).forward).parameters)
     return {name: parameters.index(name) - 1 for name in (*_ENCODER_TOKENS, *_CACHES) if name in parameters}
 
@@ -379,7 +379,7 @@ class CrossPass:
     encoder_tokens: `(B, Lk, d)`, for what is made before the layers; None where the decoder runs without an encoder.
     is_cached: whether the key-value cache has the encoder's keys already.
     places: `(Lk,)`, the column of a dense mask for each encoder token; None if they are in its order.
-    want_weights, states, recorded: as those of `ForwardPass`.
+    want_weights, states, recorded: see `ForwardPass`.
     """
 
     recorded: ClassVar[str] = "cross_attentions"
@@ -398,7 +398,7 @@ class CrossPass:
         return self.injection.base.hf_lam(NAME, method, *args)
 
     def make_states(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """What crosses layers, from the decoder's embeddings: these, or all that a single mask for all layers is."""
+        """Make the values that cross layers, from the decoder's embeddings: these, or the only mask of all layers."""
         config, encoder_tokens = self.injection.config, self.encoder_tokens
         if encoder_tokens is None or not config.is_shared:
             return {"embeddings": embeddings}
@@ -551,7 +551,7 @@ def _layer_of(cache: Any, layer: int | None) -> Any:
 
 
 def _forget(cache: Any, layer: int | None) -> None:
-    """Before the keys of another text are written over those of the last one, in a cache that keeps its tensors."""
+    """Cut the factors off the keys before those of another text are written over them, in a cache of plain tensors."""
     cached = _layer_of(cache, layer)
     if cached is not None and cached.keys is not None and not _is_cached(cache, layer):
         cached.keys = cached.keys[..., : cached.values.shape[-1]]

@@ -17,7 +17,7 @@ from .option_checks_hf_lam import as_config, check_host_options, is_count
 TOKEN_IDS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 # What a decoder is made with here, whatever its configuration says.
 _AS_DECODER = ("is_decoder", "add_cross_attention")
-# What the forward of a decoder must take.
+# Arguments that the forward of a decoder must take.
 _TAKES = ("inputs_embeds", "encoder_hidden_states", "encoder_attention_mask", "use_cache")
 # Decoders that take it, and yet cannot be one here.
 _SOUND = "writes codes of sound, several at a time"

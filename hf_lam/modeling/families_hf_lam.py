@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""Which classes of transformers there are for an encoder and its heads, read from transformers' own tables.
+"""The classes of transformers for an encoder and its heads, read from transformers' own tables.
 
 A family is what transformers calls a model type: one configuration, an encoder, and the heads on it. No file of a
 family is imported here before one of its classes is asked for.

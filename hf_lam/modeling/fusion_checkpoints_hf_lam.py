@@ -50,15 +50,15 @@ def read_layer_options(name: str, source: Any) -> dict[str, Any]:
 
 
 def check_sizes(name: str, source: Any, config: Any) -> None:
-    """Whether an encoder has layers for all fusion layers, and of their sizes; its weights are not read.
+    """Check that an encoder has layers for all fusion layers, of their sizes. Its weights are not read.
 
     Args:
-        name: of the modality.
+        name: name of the modality.
         source: the encoder, which may be on the meta device.
-        config: of the fusion model.
+        config: configuration of the fusion model.
 
     Raises:
-        ValueError: if not; the message says what differs.
+        ValueError: otherwise; the message says what differs.
     """
     layers, _, names = _layers_and_names(name, source)
     if config.num_hidden_layers > len(layers):
@@ -89,14 +89,14 @@ class _Reached(Exception):
 
 @torch.no_grad()
 def check_layers(name: str, source: Any, config: Any) -> None:
-    """Whether fusion layers compute what the layers of an encoder do; a `ValueError` that says where they do not.
+    """Raises a `ValueError` unless fusion layers compute what the layers of an encoder do; it says where they differ.
 
     Their parts may have the same names and shapes, and yet attention may be causal, positions may turn queries and
     keys, or residuals be scaled. So both run on the same random tokens, with what the encoder hands to its layers. The
     projections of attention are scaled to one size for it: with those of a model that has not been trained, it is next
     to uniform, whatever it computes.
 
-    config: of a fusion model, with the options that `read_layer_options` found.
+    config: configuration of a fusion model, with the options that `read_layer_options` found.
     """
     window = read_window(source.config)
     if window is not None:
@@ -139,7 +139,7 @@ _LEAVE_OUT = "Leave out fusion_from={!r}, and the fusion layers start from rando
 
 
 def _catch_call(name: str, source: Any, layers: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What an encoder calls its first layer with, the tokens first."""
+    """Catch the arguments that an encoder calls its first layer with, the tokens first."""
     caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def catch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -172,7 +172,7 @@ def _catch_call(name: str, source: Any, layers: list[Any]) -> tuple[tuple[Any, .
 
 
 def _kind_of(layer: nn.Module, number: int) -> Any:
-    """What tells a layer from others that compute something else, but for its weights and its number."""
+    """Describe what distinguishes a layer from others in what it computes, besides its weights and its number."""
     return tuple(
         (path, type(module), name, repr(value))
         for path, module in layer.named_modules()

@@ -25,17 +25,17 @@ def make_decoder(config: Any) -> Any:
 
 
 def width_of(config: Any) -> int:
-    """How wide the tokens are that a decoder's cross-attention looks at."""
+    """The width of the tokens that a decoder's cross-attention looks at."""
     return getattr(config, "cross_attention_hidden_size", None) or config.hidden_size
 
 
 class DecoderSource(NamedTuple):
-    """Where a decoder starts from; its weights have not been read.
+    """The origin of a decoder; its weights have not been read.
 
-    config: of the decoder, with cross-attention.
+    config: configuration of the decoder, with cross-attention.
     has_encoder: whether the weights are those of an encoder, too.
     given: a model or its name; None where there are no weights.
-    options: what its loading gets.
+    options: options for loading it.
     """
 
     config: Any
@@ -45,14 +45,14 @@ class DecoderSource(NamedTuple):
 
 
 def read_decoder(given: Any, options: dict[str, Any]) -> DecoderSource:
-    """What is said of a decoder.
+    """Read where a decoder starts from; its weights are not read.
 
     Args:
         given: a loaded model, a folder or a Hub id; or a configuration, for random weights.
-        options: of its loading.
+        options: options for loading it.
 
     Raises:
-        TypeError: if it is none of these, or for options of what is not loaded.
+        TypeError: if it is none of these, or for options where nothing is loaded.
         ValueError: for a model that cannot be a decoder, or has mechanisms.
     """
     is_name = isinstance(given, (str, os.PathLike))
@@ -79,8 +79,8 @@ def read_decoder(given: Any, options: dict[str, Any]) -> DecoderSource:
 class LoadedDecoder(NamedTuple):
     """The weights that a decoder starts from.
 
-    model: that they are of.
-    random: the names of those that no checkpoint gave it.
+    model: loaded model with these weights.
+    random: names of the weights that no checkpoint gave it.
     """
 
     model: Any

@@ -43,11 +43,11 @@ from .hosts_facts_hf_lam import (
 
 
 class InputKind(NamedTuple):
-    """What an encoder takes of one sample.
+    """The shape of an encoder's input for one sample.
 
-    sizes: of its dimensions; None where they differ from sample to sample.
-    masked: which of them a mask is about; None where the encoder takes no mask.
-    most: how many places that dimension has at most; None for no limit.
+    sizes: sizes of its dimensions; None where they differ from sample to sample.
+    masked: the dimension that a mask is about; None where the encoder takes no mask.
+    most: the most places of that dimension; None for no limit.
     """
 
     sizes: tuple[int | None, ...]
@@ -61,7 +61,7 @@ class InputKind(NamedTuple):
 
 
 def read_input_kind(encoder_config: Any, model_class: Any, longest: int | None = None) -> InputKind | None:
-    """What an encoder takes; None if its configuration does not say.
+    """Read the kind of input that an encoder takes; None if its configuration does not say.
 
     Args:
         encoder_config: its configuration.
@@ -97,7 +97,7 @@ def _is_of_text(model_class: Any) -> bool:
 _DIMENSIONS = {"text": (1,), "image": (2, 3), "video": (4,), "audio": (1, 2, 3)}
 
 
-# What the forward of an encoder may ask for besides its values.
+# Arguments that the forward of an encoder may ask for besides its values.
 _GIVEN = ("self", "args", "kwargs", "attention_mask", "pixel_attention_mask", "spatial_shapes")
 
 
@@ -183,11 +183,11 @@ def make_encoder(name: str, config: Any) -> Any:
     """The encoder of a modality, without what a fusion model has no use for.
 
     Args:
-        name: of the modality.
-        config: of the fusion model.
+        name: name of the modality.
+        config: configuration of the fusion model.
 
     Raises:
-        ValueError: for an encoder that is none of that modality; the message names both.
+        ValueError: for an encoder of another modality; the message names both.
     """
     encoder = build_encoder(name, config.modality_config(name))
     if config.norm_first and config.num_hidden_layers > 0:
@@ -198,7 +198,7 @@ def make_encoder(name: str, config: Any) -> Any:
 
 
 def build_encoder(name: str, encoder_config: Any) -> Any:
-    """As `make_encoder`, with the norm behind the last layer."""
+    """Build the encoder as `make_encoder` does, with the norm behind the last layer."""
     model_class = find_encoder_class(name, encoder_config)
     _check_kind(name, encoder_config, model_class)
     # Parameters without a gradient would stop data parallel training: mask tokens, poolers, and norms before those.
@@ -236,7 +236,7 @@ def build_encoder(name: str, encoder_config: Any) -> Any:
 
 
 class Layers(NamedTuple):
-    """How many layers an encoder has, and what its configuration says."""
+    """The layers that an encoder has, by their number and by its configuration."""
 
     found: int
     said: int
@@ -256,14 +256,14 @@ _BESIDE = ("feature_extractor.", "predictor.")
 
 
 def count_layers(encoder: Any) -> Layers:
-    """How many layers an encoder has by `find_layers`, and by its configuration."""
+    """Count the layers of an encoder, by `find_layers` and by its configuration."""
     return Layers(len(find_layers(encoder)), encoder.config.num_hidden_layers)
 
 
 def explain_encoder(name: str, encoder: Any, made: Layers) -> str | None:
     """Why a modality's encoder cannot be saved so that it loads again: somebody has cut its layers; None if it can.
 
-    made: what `count_layers` gave when it was made.
+    made: the layers that `count_layers` found when the encoder was made.
     """
     now = count_layers(encoder)
     # Not every class has as many layers as its configuration says.
@@ -280,7 +280,7 @@ def explain_encoder(name: str, encoder: Any, made: Layers) -> str | None:
 
 
 class ModalityInput(NamedTuple):
-    """What a batch has of one modality.
+    """The values and masks of one modality in a batch.
 
     values: `(B, …)`.
     mask: `(B, …)`, 1 for what counts of the values; None if all does.
@@ -295,7 +295,7 @@ class ModalityInput(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What an encoder makes of one modality of a batch.
+    """The tokens that an encoder makes of one modality of a batch.
 
     hidden_states: its tokens, `(B, L, width)`.
     token_mask: `(B, L)` bool, which of them count; None if all do.
@@ -315,11 +315,11 @@ def run_encoder(
     """The tokens of one modality. What is padding changes nothing: a sample gets in a batch what it gets alone.
 
     Args:
-        name: of the modality.
-        encoder: what `make_encoder` made.
+        name: name of the modality.
+        encoder: encoder that `make_encoder` made.
         values: `(B, …)`.
         mask: `(B, …)`, 1 for what counts of the values; `None` if all does.
-        others: more arguments of the encoder.
+        others: further arguments of the encoder.
 
     Raises:
         ValueError: if the encoder gives no sequence of tokens.
@@ -360,7 +360,7 @@ def run_encoder(
 def _read_patches(
     values: torch.Tensor, mask: torch.Tensor | None, others: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which patches there are, and their rows and columns: a square of all unless something else is said."""
+    """Read which patches there are, and their rows and columns: a square of all unless something else is said."""
     shapes = others.get("spatial_shapes")
     if shapes is None:
         shapes = torch.full((values.shape[0], 2), isqrt(values.shape[1]), device=values.device)
@@ -391,13 +391,13 @@ def blank_input(name: str, encoder: Any, batch_size: int = 1) -> torch.Tensor:
 def check_encoder_input(
     name: str, encoder: Any, given: ModalityInput, arguments: ModalityArguments, longest: int | None
 ) -> None:
-    """Whether a modality's encoder takes what a batch has.
+    """Check that a modality's encoder takes what a batch has.
 
     Args:
-        name: of the modality.
-        encoder: what `make_encoder` made.
-        given: what the batch has.
-        arguments: what this is called in the fusion model.
+        name: name of the modality.
+        encoder: encoder that `make_encoder` made.
+        given: the modality's values and masks in the batch.
+        arguments: names of these arguments in the fusion model.
         longest: the most tokens that the encoder takes; `None` for no limit.
 
     Raises:

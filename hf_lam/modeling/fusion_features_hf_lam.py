@@ -39,11 +39,11 @@ class FeatureOptions:
         project: a linear layer to the width of the fusion model. It starts with a standard deviation of 1 / √size,
             whatever `initializer_range` is, so that the numbers of a projected vector are about 1, as those of
             sinusoidal positions are. Without one, `size` must be the width.
-        positions: what is added to the projected vectors: `"sinusoidal"` positions, which may be any numbers, such as
-            seconds; `"learned"` ones, which are numbers from 0 to `max_length - 1`; or `None`, for vectors that know
-            their place, as those of an encoder do.
-        dropout: of the sum, in training.
-        class_tokens: how many of the first vectors stand for the whole sample, which is what `pooling="cls"` takes.
+        positions: positions that are added to the projected vectors: `"sinusoidal"` ones, which may be any numbers,
+            such as seconds; `"learned"` ones, which are numbers from 0 to `max_length - 1`; or `None`, for vectors
+            that carry their position already, as those of an encoder do.
+        dropout: dropout of the sum, in training.
+        class_tokens: number of leading vectors that stand for the whole sample, which is what `pooling="cls"` takes.
 
     Raises:
         ValueError: for a value outside of the above; the message names it.
@@ -109,7 +109,7 @@ def read_features(features: Any) -> dict[str, dict[str, Any]]:
 
 
 class FeatureInput(nn.Module):
-    """What vectors go through before they are projected: a norm, or nothing.
+    """Prepares vectors before they are projected: by a norm, or not at all.
 
     config: their options.
     """
@@ -138,7 +138,7 @@ class FeatureProjection(nn.Linear):
 
 
 class FeaturePositions(nn.Module):
-    """What vectors go through once they are projected: positions are added, and dropout.
+    """Adds positions to projected vectors, and applies dropout.
 
     config: their options.
     """

@@ -77,21 +77,21 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         return self.decoder
 
     def get_input_embeddings(self) -> nn.Module:
-        """Those of the decoder."""
+        """The embeddings of the decoder."""
         return self.decoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.decoder.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> Any:
-        """Those of the decoder."""
+        """The output embeddings of the decoder."""
         return self.decoder.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.decoder.set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, of the decoder; those of the texts that are read are `model.fusion`'s."""
+        """Resize the embeddings of the decoder, as in transformers; those of texts that are read stay."""
         embeddings = self.decoder.resize_token_embeddings(*args, **kwargs)
         # Some decoders have a copy of their configuration.
         self.config.decoder.vocab_size = self.decoder.config.vocab_size
@@ -112,7 +112,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
-        """As [`FusionModel.forward`], whose arguments it has, and what the decoder says of the next token.
+        """Run the fusion model as [`FusionModel.forward`] does, and let the decoder predict the next token.
 
         Args:
             labels: `(B, T)`, the tokens of the text and of its end, without that of its start; -100 is none. The loss
@@ -121,14 +121,14 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
                 the labels unless given, or without labels either, the start alone.
             decoder_attention_mask: `(B, T)`, and as many places more as the cache has; 1 where the text has a token.
             decoder_inputs_embeds: `(B, T, width)`, in place of `decoder_input_ids`.
-            encoder_outputs: what the fusion model gave for the same samples, whose modalities are not read then.
+            encoder_outputs: output of the fusion model for the same samples, whose modalities are not read then.
             cache: what the decoder computed for the tokens before, as in transformers.
             past_key_values: the same, as transformers called it up to 5.23.
-            use_cache: whether to return a cache; what the decoder's configuration says unless given, but not in
-                training or with labels.
+            use_cache: whether to return a cache; the decoder's configuration decides unless given, but not in training
+                or with labels.
             args: see [`FusionModel.forward`].
-            kwargs: likewise; `num_items_in_batch`, of how many labels the loss is a share; and with `decoder_` in
-                front, what else the decoder takes.
+            kwargs: likewise; `num_items_in_batch`, the number of labels of which the loss is a share; and further
+                arguments of the decoder, with `decoder_` in front.
 
         Raises:
             TypeError: for an argument that neither takes.
@@ -171,12 +171,12 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         )
 
     def _encode(self, *args: Any, **kwargs: Any) -> HfLamFusionModelOutput:
-        """What the fusion model gives, and with masks on cross-attention, how many tokens are whose."""
+        """Run the fusion model, and with masks on cross-attention, find which tokens belong to which modality."""
         wants_states = self.config.decoder_lam is not None
         return self.fusion(*args, **{**kwargs, "return_dict": True, "output_modality_states": wants_states})
 
     def _read_modalities(self, encoder_outputs: Any) -> ModalityTokens | None:
-        """To which modality the tokens belong; None if nothing says it."""
+        """Read which modality the tokens belong to; None if nothing says it."""
         if not isinstance(encoder_outputs, Mapping):
             return None
         names, states = self.config.modalities, encoder_outputs.get("modality_states")
@@ -189,7 +189,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         return ModalityTokens(tuple(lengths))
 
     def _pop_decoder_options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What is for the decoder alone, by its names."""
+        """Take out the options that are for the decoder alone, by its names."""
         prefix = "decoder_"
         given = {name: kwargs.pop(name) for name in [*kwargs] if name.startswith(prefix)}
         options = {name: value for name, value in given.items() if value is not None}
@@ -209,7 +209,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         return bool(getattr(self.decoder.config, "use_cache", True))
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """What the decoder reads where it learns to write the labels; transformers' collator asks for it."""
+        """Shift labels into the decoder's input, for training; transformers' collator asks for it."""
         return self._shift(labels)
 
     def _shift(self, labels: Tensor) -> Tensor:
@@ -235,11 +235,12 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with the arguments of [`FusionModel.forward`]; the fusion model runs once.
+        """Generate text as in transformers, with the arguments of [`FusionModel.forward`]; the fusion model runs once.
 
         Args:
             inputs: the values of the first modality of the configuration; others by their names.
-            generation_config: as in transformers, as are all others. `decoder_input_ids` are the beginning of a text.
+            generation_config: options of the generation, as in transformers; so are all other arguments.
+                `decoder_input_ids` are the beginning of a text.
             args: see `GenerationMixin.generate`.
             kwargs: likewise. `labels`, which a batch may have, are not looked at.
 

@@ -47,7 +47,7 @@ class FusionForSequenceClassification(FusionPreTrainedModel):
     @can_return_tuple
     @takes_inputs
     def forward(self, *args: Any, labels: torch.Tensor | None = None, **kwargs: Any) -> SequenceClassifierOutput:
-        """As [`FusionModel.forward`], whose arguments it has, with a loss.
+        """Run the model with the arguments of [`FusionModel.forward`], and compute the loss.
 
         Args:
             labels: `(B,)` classes, `(B, num_labels)` of zeros and ones for several labels, or `(B,)` or
@@ -94,9 +94,9 @@ class TokensInStep:
         return parts * self.config.hidden_size
 
     def in_step(self, outputs: HfLamFusionModelOutput) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is at each place, `(B, L, d)` or `(B, L, m · d)`, and `(B, L)` bool, whether anything is.
+        """The states at each place, `(B, L, d)` or `(B, L, m · d)`, and whether there are any, `(B, L)` bool.
 
-        outputs: of the fusion model, with `output_modality_states=True`.
+        outputs: output of the fusion model with `output_modality_states=True`.
 
         Raises:
             ValueError: if the labelled modalities differ in length.
@@ -155,7 +155,7 @@ class FusionForTokenClassification(TokensInStep, FusionPreTrainedModel):
     @can_return_tuple
     @takes_inputs
     def forward(self, *args: Any, labels: torch.Tensor | None = None, **kwargs: Any) -> TokenClassifierOutput:
-        """As [`FusionModel.forward`], whose arguments it has, with a loss; the logits are `(B, L, num_labels)`.
+        """Run the model with the arguments of [`FusionModel.forward`]; logits are `(B, L, num_labels)`.
 
         `L` is the length of the labelled modalities in this batch, padding included. A text has logits for all of its
         tokens, as in other models; class tokens of features, and what encoders put before their grid, have none. A
@@ -209,7 +209,8 @@ def token_loss(
     Args:
         logits: `(B, L, num_labels)`.
         labels: `(B, L)` or `(B, L, num_labels)`; -100 or NaN where there is none.
-        config: of the model. Without a `problem_type`, it gets the one that the labels say, as in transformers.
+        config: configuration of the model. Without a `problem_type`, it gets the one that the labels imply, as in
+            transformers.
         num_items_in_batch: the number of labels in all batches that a step is made of.
         kwargs: not used.
     """
@@ -238,7 +239,7 @@ def token_loss(
 
 @dataclasses.dataclass
 class HfLamFusionEmbeddingOutput(ModelOutput):
-    """What an embedding model returns, like `CLIPOutput` with the two sides of `config.contrast` for text and image.
+    """The output of an embedding model, like `CLIPOutput` with the two sides of `config.contrast` for text and image.
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, with `return_loss=True`):
@@ -252,7 +253,7 @@ class HfLamFusionEmbeddingOutput(ModelOutput):
         second_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
             The embeddings of the second side.
         first_model_output (`HfLamFusionModelOutput`):
-            What the fusion model gave for the first side; None for a batch without it.
+            The output of the fusion model for the first side; None for a batch without it.
         second_model_output (`HfLamFusionModelOutput`):
             What it gave for the second.
     """
@@ -269,7 +270,7 @@ class HfLamFusionEmbeddingOutput(ModelOutput):
 class Side(NamedTuple):
     """One side of a batch.
 
-    output: of the fusion model; None for a batch without this side.
+    output: output of the fusion model; None for a batch without this side.
     embeds: `(B, projection_dim)`, zeros for samples that lack it; of one sample for a batch without this side.
     is_present: likewise `(B,)` bool, which samples have it.
     """

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""What a fusion model is called with, sorted by modality and checked; every message names the modality.
+"""The arguments of a fusion model, sorted by modality and checked; every message names the modality.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
 """
@@ -48,10 +48,10 @@ class NamingForward:
 
 
 class NamingMethod:
-    """What `model.forward` is: like a bound method in everything but its signature.
+    """A stand-in for `model.forward`, like a bound method in everything but its signature.
 
     Args:
-        function: of the class, which takes keywords of any name.
+        function: forward of the class, which takes keywords of any name.
         model: the fusion model.
     """
 

@@ -44,13 +44,13 @@ from .padding_hf_lam import is_readable
 
 @dataclasses.dataclass
 class HfLamFusionModelOutput(BaseModelOutputWithPooling):
-    """What a fusion model returns.
+    """The output of a fusion model.
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, tokens, hidden_size)`):
             The tokens of all modalities of the batch, one modality after the other.
         pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`, or `modalities * hidden_size`):
-            What the modalities pool, combined.
+            The pooled outputs of the modalities, combined.
         hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`):
             The input of the first fusion layer and the output of every one, with the tokens of a bottleneck at their
             end, if there is one; the encoders' own layers are not in it.
@@ -75,7 +75,7 @@ class Stream(NamedTuple):
     hidden_states: its tokens, `(B, L, d)`.
     token_mask: `(B, L)` bool, which of them count.
     is_present: `(B,)` bool, which samples have it.
-    is_whole: whether nothing was said about what is lacking: no mask, and no `has_…`.
+    is_whole: whether the caller said nothing about what is lacking: no mask, and no `has_…`.
     """
 
     hidden_states: torch.Tensor
@@ -85,7 +85,7 @@ class Stream(NamedTuple):
 
 
 class FusionPreTrainedModel(PreTrainedModel):
-    """What the fusion models tell transformers about themselves."""
+    """The facts that fusion models tell transformers about themselves."""
 
     config_class = HfLamFusionConfig
     base_model_prefix = "fusion"
@@ -115,7 +115,7 @@ class FusionPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=module.in_features**-0.5)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Those of the text, or else of the first modality; for vectors, what projects them."""
+        """The embeddings of the text, or else of the first modality; for vectors, their projection."""
         name = self._embedding_modality
         if name in (self.config.features or ()):
             return getattr(self.base_model, f"{name}_projection")
@@ -131,7 +131,7 @@ class FusionPreTrainedModel(PreTrainedModel):
             base.modality_model(name).set_input_embeddings(value)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, of the text, where there is an encoder of texts."""
+        """Resize the embeddings of the text as in transformers, where there is an encoder of texts."""
         if self.config.text_config is None:
             return super().resize_token_embeddings(*args, **kwargs)
         base: Any = self.base_model
@@ -387,7 +387,7 @@ class FusionModel(FusionPreTrainedModel):
         return any(map(is_sharded, modules))
 
     def _pool(self, streams: Mapping[str, Stream], is_present: torch.Tensor) -> torch.Tensor:
-        """What the modalities give, `(B, d)` or `(B, m · d)`."""
+        """Pool the modalities, `(B, d)` or `(B, m · d)`."""
         pooled = {name: self._pool_one(name, stream) for name, stream in streams.items()}
         zeros = torch.zeros_like(next(iter(pooled.values())))
         stacked = torch.stack([pooled.get(name, zeros) for name in self.config.modalities], dim=1)

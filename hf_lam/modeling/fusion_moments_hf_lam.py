@@ -30,7 +30,7 @@ from .moment_options_hf_lam import MomentOptions
 
 @dataclasses.dataclass
 class HfLamFusionMomentOutput(ModelOutput):
-    """What a model that finds moments returns.
+    """The output of a model that finds moments.
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, with labels):
@@ -46,9 +46,9 @@ class HfLamFusionMomentOutput(ModelOutput):
         clip_mask (`torch.LongTensor` of shape `(batch_size, clips)`):
             1 where the sample has a clip.
         hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`):
-            Those of the fusion layers.
+            Hidden states of the fusion layers.
         attentions (`tuple(torch.FloatTensor)`, with `output_attentions=True`):
-            Likewise.
+            Attention weights of the fusion layers.
     """
 
     loss: Tensor | None = None
@@ -64,8 +64,8 @@ class HfLamFusionMomentOutput(ModelOutput):
 class Moment(NamedTuple):
     """A window of a video.
 
-    start: in seconds.
-    end: in seconds.
+    start: beginning of the window in seconds.
+    end: end of the window in seconds.
     score: the probability that it is one, from 0 to 1.
     """
 
@@ -75,7 +75,7 @@ class Moment(NamedTuple):
 
 
 class Retrieved(NamedTuple):
-    """What a model found in one video.
+    """The moments found in one video.
 
     moments: the best first.
     saliency: `(clips,)`, the score of every clip.
@@ -86,7 +86,7 @@ class Retrieved(NamedTuple):
 
 
 class _DecoderConfig:
-    """What transformers' layers of DETR ask their configuration, as the fusion layers have it."""
+    """The configuration that transformers' layers of DETR ask for, with the values of the fusion layers."""
 
     def __init__(self, config: Any, dropout: float) -> None:
         self._config = config
@@ -107,8 +107,8 @@ class MomentDecoder(nn.Module):
     """Learned queries that look at the tokens of the fusion model: transformers' layers of DETR.
 
     Args:
-        config: of the fusion model.
-        options: how many queries and layers.
+        config: configuration of the fusion model.
+        options: options of the head, which say how many queries and layers there are.
     """
 
     def __init__(self, config: Any, options: MomentOptions) -> None:
@@ -122,7 +122,7 @@ class MomentDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, memory: Tensor, places: Tensor, token_mask: Tensor) -> list[Tensor]:
-        """What the queries are after each layer, `(B, Q, d)`.
+        """The states of the queries after each layer, `(B, Q, d)`.
 
         Args:
             memory: `(B, L, d)`, the tokens.
@@ -185,7 +185,7 @@ class FusionForMomentRetrieval(TokensInStep, FusionPreTrainedModel):
         saliency_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> HfLamFusionMomentOutput:
-        """As [`FusionModel.forward`], whose arguments it has, with a loss.
+        """Run the model with the arguments of [`FusionModel.forward`], and compute the loss.
 
         Args:
             span_labels: `(B, W, 2)`, center and width of the true windows, as fractions of the sample's clips; NaN in
@@ -244,7 +244,7 @@ class FusionForMomentRetrieval(TokensInStep, FusionPreTrainedModel):
         return [(self.classifier(state), self.span_predictor(state).sigmoid()) for state in states]
 
     def _clip_positions(self, outputs: HfLamFusionModelOutput, is_clip: Tensor) -> Tensor:
-        """What is added to the keys, `(B, tokens, d)`: the places of clips; nothing for other tokens.
+        """The addend to the keys, `(B, tokens, d)`: the places of clips; zeros for other tokens.
 
         A clip has one place in all modalities, also where one of them lacks another clip.
         """
@@ -270,7 +270,7 @@ class FusionForMomentRetrieval(TokensInStep, FusionPreTrainedModel):
         processor: Any = None,
         top_k: int | None = None,
     ) -> Retrieved:
-        """The moments of one video that a query speaks of.
+        """Find the moments of one video that a query speaks of.
 
         Args:
             features: `(clips, size)`, an array or tensor, of the only modality of vectors that is clips; or of several
@@ -278,7 +278,7 @@ class FusionForMomentRetrieval(TokensInStep, FusionPreTrainedModel):
             query: a text, for a model with a text encoder; or `(words, size)` vectors of the only other modality; or
                 the arguments of the model that say it, with an axis for the batch, as a tokenizer gives them.
             processor: the model's processor or tokenizer, for a text.
-            top_k: how many moments; as many as there are learned queries unless given.
+            top_k: number of moments to return; as many as there are learned queries unless given.
 
         Raises:
             ValueError: for a `top_k` below 1, a text without a processor, or vectors that could be of several
@@ -321,11 +321,11 @@ class FusionForMomentRetrieval(TokensInStep, FusionPreTrainedModel):
     def post_process(
         self, outputs: HfLamFusionMomentOutput | Mapping[str, Tensor], top_k: int | None = None
     ) -> list[Retrieved]:
-        """What outputs of the model say of every sample, in seconds: windows within the video, the likeliest first.
+        """Convert outputs of the model to seconds: for every sample, windows within the video, the likeliest first.
 
         Args:
-            outputs: with `logits`, `pred_spans`, `saliency_scores` and `clip_mask`.
-            top_k: how many moments of each sample.
+            outputs: outputs of the model, with `logits`, `pred_spans`, `saliency_scores` and `clip_mask`.
+            top_k: number of moments to return for each sample; all unless given.
         """
         return read_moments(outputs, self.options.clip_length, top_k)
 
@@ -333,12 +333,13 @@ class FusionForMomentRetrieval(TokensInStep, FusionPreTrainedModel):
 def read_moments(
     outputs: HfLamFusionMomentOutput | Mapping[str, Tensor], clip_length: float, top_k: int | None = None
 ) -> list[Retrieved]:
-    """What outputs of a model say of every sample, in seconds: windows within the video, the likeliest first.
+    """Convert outputs of a model to seconds: for every sample, windows within the video, the likeliest first.
 
     Args:
-        outputs: with `logits`, `pred_spans`, `saliency_scores` and `clip_mask`, which is 1 where there is a clip.
+        outputs: outputs of the model, with `logits`, `pred_spans`, `saliency_scores` and `clip_mask`, which is 1 where
+            there is a clip.
         clip_length: seconds of a clip.
-        top_k: how many moments of each sample.
+        top_k: number of moments to return for each sample; all unless given.
     """
     clips = outputs["clip_mask"] == 1
     seconds = clips.sum(1) * clip_length

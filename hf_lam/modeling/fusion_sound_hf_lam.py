@@ -31,14 +31,14 @@ class Waveforms(NamedTuple):
 
 
 def align_left(values: torch.Tensor, mask: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sounds at the beginning of their rows, with zeros behind, and the lengths of each, `(B,)`.
+    """Move sounds to the beginning of their rows, with zeros behind, and return them with their lengths, `(B,)`.
 
-    A sound lasts from the first to the last place that the mask has of it.
+    A sound lasts from the first to the last place where its mask is 1.
 
     Args:
         values: `(B, …)`.
         mask: `(B, T)`, 1 where there is sound.
-        dim: of time in the values.
+        dim: dimension of time in the values.
     """
     places, mask = torch.arange(mask.shape[1], device=mask.device), mask.int()
     first = mask.argmax(1)
@@ -76,11 +76,11 @@ def run_waveforms(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The tokens of plain sounds, `(B, L, width)`, and which of them count, `(B, L)`; None if all do.
 
-    A sound that is too short for one token is as one with zeros behind it.
+    A sound that is too short for one token is treated as if zeros followed it.
 
     Args:
-        encoder: that `prepare_waveforms` prepared.
-        values: `(B, samples)`.
+        encoder: encoder that `prepare_waveforms` prepared.
+        values: plain sound, `(B, samples)`.
         mask: `(B, samples)`, 1 where there is sound; None if there is everywhere.
     """
     shortest = count_samples(encoder.config, 1)
@@ -190,8 +190,8 @@ def run_window(
     cuts, gets what an encoder for sounds of just that length makes of it, with the first positions of this one.
 
     Args:
-        encoder: of the class `WhisperEncoder`.
-        values: `(B, mel bins, frames)`.
+        encoder: encoder of the class `WhisperEncoder`.
+        values: spectrograms, `(B, mel bins, frames)`.
         mask: `(B, frames)`, 1 where there is sound; None if there is everywhere.
     """
     lengths = frames = None

@@ -28,10 +28,10 @@ from .injection_hf_lam import injected_encoders
 class Source(NamedTuple):
     """A modality's checkpoint whose weights have not been read.
 
-    whole: the configuration of all that it has.
-    config: of the encoder in it.
+    whole: configuration of the whole checkpoint.
+    config: configuration of the encoder in it.
     given: the model, or its name.
-    options: what its loading gets.
+    options: options for loading it.
     """
 
     whole: Any
@@ -61,12 +61,12 @@ WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfold
 
 
 def read_source(name: str, given: Any, options: dict[str, Any]) -> Source:
-    """What a modality's checkpoint says of its encoder.
+    """Read a modality's checkpoint, without its weights, and find the encoder in it.
 
     Args:
-        name: of the modality.
+        name: name of the modality.
         given: a loaded model, a folder, or a Hub id.
-        options: of its loading.
+        options: options for loading it.
 
     Raises:
         TypeError: if it is none of these.
@@ -148,13 +148,13 @@ def plan_encoder(name: str, encoder_config: Any) -> Any:
 
 
 def cut_config(name: str, planned: Any, encoder_config: Any, wanted: Any) -> None:
-    """Let a configuration be that of an encoder's first layers.
+    """Make a configuration that of an encoder's first layers.
 
     Args:
-        name: of the modality.
+        name: name of the modality.
         planned: the encoder with all layers.
         encoder_config: its configuration, which is changed.
-        wanted: how many layers.
+        wanted: number of layers to keep.
 
     Raises:
         ValueError: if the encoder has fewer, or cannot be cut.
@@ -229,12 +229,12 @@ def _find_encoder(name: str, model: nn.Module, encoder_config: Any) -> tuple[str
 
 
 def copy_encoder(name: str, source: nn.Module, target: nn.Module, random: set[str] | None = None) -> None:
-    """Let an encoder have the weights of another.
+    """Copy the weights of an encoder into another one.
 
     Args:
-        name: of the modality.
+        name: name of the modality.
         source: the encoder of the checkpoint.
-        target: that of the fusion model, which may lack parts of it.
+        target: the encoder of the fusion model, which may lack parts of it.
         random: names of weights of the source that no checkpoint gave it.
 
     Raises:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""Where the attention of other people's encoders is, and whether a mechanism can reach it.
+"""Finds the attention of other people's encoders, and whether a mechanism can reach it.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
 """
@@ -188,7 +188,7 @@ def explain_no_place(base: PreTrainedModel, attentions: list[Any]) -> str | None
 
 
 def input_width_of(attention: Any) -> int | None:
-    """How many features the input of an attention has; None if it has no query projection of its own to tell."""
+    """The number of features in the input of an attention; None if it has no query projection of its own to tell."""
     names = next((names for names in PROJECTION_NAMES if hasattr(attention, names[0])), None)
     return None if names is None else getattr(getattr(attention, names[0]), "in_features", None)
 
@@ -256,7 +256,7 @@ def find_layers(
 ) -> tuple[Any, tuple[Any, ...]]:
     """The module whose forward runs the host's layers one after the other, and the layers, one to each attention.
 
-    num_layers: how many there must be; what the configuration says unless given.
+    num_layers: number of layers that there must be; the configuration's unless given.
     """
     name = type(base).__name__
     paths = _find_layer_paths(base, attentions)

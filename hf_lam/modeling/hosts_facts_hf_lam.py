@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""What we know about other people's encoders and cannot read off their modules: one table for each kind of fact.
+"""Facts about other people's encoders that cannot be read off their modules: one table for each kind of fact.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
 """
@@ -28,7 +28,7 @@ class PrivateName(NamedTuple):
     """A private name of transformers that we rely on.
 
     where: the module, and after a colon the class, that has it or whose source uses it.
-    why: what we need it for.
+    why: reason why we need it.
     """
 
     where: str
@@ -125,7 +125,7 @@ _DROPPING = ("videomae", "hf_lam_videomae")
 
 
 def read_softcap(config: Any) -> float | None:
-    """What an encoder limits its scores to; None for no limit."""
+    """The limit that an encoder sets to its scores; None for no limit."""
     return getattr(config, "attn_logit_softcapping", None)
 
 
@@ -139,7 +139,7 @@ def read_bias(config: Any) -> str | None:
 
 
 def read_partition(config: Any) -> str | None:
-    """How an encoder divides its tokens between calls of its attention, as the end of a sentence; None if it does not.
+    """Say, as the end of a sentence, how an encoder divides its tokens between calls of its attention; None if not.
 
     Swin, Hiera, SAM and their kin do; where all layers see all tokens, that is said of none of these options.
     """
@@ -197,7 +197,7 @@ def read_input_grid(config: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
 def read_input_shape(config: Any, grid: tuple[int, ...] = ()) -> tuple[int, ...] | None:
     """The shape of one sample that an encoder takes, or None for text and plain sound, whose length differs.
 
-    grid: of its tokens; that of the size that the encoder is configured for unless given.
+    grid: grid of the tokens; that of the size that the encoder is configured for unless given.
     """
     if hasattr(config, "frequency_stride") and grid:
         frames = config.patch_size + (grid[1] - 1) * config.time_stride
@@ -279,7 +279,7 @@ def _divide(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
 
 
 def read_positions(base: Any) -> int | None:
-    """How many positions an encoder without a grid has; None if it does not say."""
+    """The number of positions of an encoder without a grid; None if it does not say."""
     text_length = getattr(base.config, "max_position_embeddings", None)
     if text_length is not None and text_length <= 0:
         return None  # XLNet takes any
@@ -305,7 +305,7 @@ SAMPLING_RATE = 16_000
 
 
 def count_sound_tokens(config: Any, samples: int) -> int | None:
-    """How many tokens an encoder of plain sound makes of it (wav2vec 2.0, HuBERT); None for others."""
+    """The number of tokens that an encoder of plain sound makes of it (wav2vec 2.0, HuBERT); None for others."""
     if not takes_waveform(config):
         return None
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
@@ -372,7 +372,7 @@ _WITH_CLASS_TOKEN = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 def count_first_tokens(model: Any) -> int:
-    """How many tokens come before the grid: classes and registers.
+    """The number of tokens before the grid: classes and registers.
 
     model: the encoder; or one around it, if that makes the embeddings.
     """
@@ -390,7 +390,7 @@ def count_first_tokens(model: Any) -> int:
 
 
 def count_class_tokens(encoder: Any) -> int:
-    """How many tokens at the beginning stand for the whole input."""
+    """The number of tokens at the beginning that stand for the whole input."""
     if encoder.main_input_name == "input_ids":
         # The first token of CLIP's text encoder sees only itself.
         return int(encoder.config.model_type != "clip_text_model")
@@ -467,7 +467,7 @@ _LAST_NORMS_OF = dict.fromkeys(("siglip_text_model", "siglip2_text_model"), ("fi
 
 
 def name_last_norm(encoder: Any) -> str | None:
-    """What an encoder calls the norm after its last layer, which may be None there; None if that is not known."""
+    """The name of the norm after an encoder's last layer, which may be None there; None if it is not known."""
     names = _LAST_NORMS_OF.get(encoder.config.model_type, _LAST_NORMS)
     return next((name for name in names if hasattr(encoder, name)), None)
 
@@ -567,10 +567,10 @@ LAYER_OPTIONS = (
 
 
 def keep_layers(config: Any, numbers: list[int], before: int) -> None:
-    """Let what a configuration says of single layers be said of those that an encoder has now.
+    """Adjust what a configuration says of single layers to the layers that an encoder has now.
 
-    numbers: of these, as they were.
-    before: how many there were.
+    numbers: former numbers of the layers that are left.
+    before: number of layers there were.
     """
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and len(kinds) == before:

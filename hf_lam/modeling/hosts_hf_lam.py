@@ -30,7 +30,7 @@ from .hosts_facts_hf_lam import (
 
 
 class ModalityTokens(NamedTuple):
-    """What the tokens of a fusion model's batch belong to.
+    """The modality of each token in a fusion model's batch.
 
     lengths: tokens of each modality, in their order; 0 for one that the batch does not have.
     is_present: `(B, m)` bool, which modalities each sample has; None if all samples have those of the batch.
@@ -51,10 +51,10 @@ class HostTokens(NamedTuple):
         columns)`, or `(steps,)` for sound of one length; empty for text. An input of another size has another grid,
         which a mechanism learns when a pass begins (`PassStart.grid`).
     frames_per_step: frames of the input in one step of a video grid.
-    token_types: how many different `token_type_ids` there are; 0 if the encoder takes none.
-    modalities: of a fusion model, in their order; else empty.
+    token_types: number of different `token_type_ids`; 0 if the encoder takes none.
+    modalities: modalities of a fusion model, in their order; else empty.
     modality_lengths: the most tokens of each; None where its encoder does not say.
-    sound_tokens: of a host of plain sound of any length, the tokens of one second and of ten; else empty.
+    sound_tokens: number of tokens for one second and for ten, on a host of plain sound of any length; else empty.
     """
 
     host: str
@@ -68,10 +68,12 @@ class HostTokens(NamedTuple):
     sound_tokens: tuple[int, ...] = ()
 
     def grid_of(self, length: int | None) -> tuple[int, ...]:
-        """The grid of inputs with `length` tokens, as far as that says it: the host's own, or else a square where that
-        is one, a video of the same pictures, or a sequence; empty for others, and for text.
+        """The grid of inputs with `length` tokens; empty for text, and if the length does not tell.
 
-        length: None for as many as the host's own inputs have.
+        It is the host's own grid if that fits, or else a square where the host's is one, a video of the same pictures,
+        or a sequence.
+
+        length: number of tokens; None for as many as the host's own inputs have.
         """
         places = None if length is None else length - self.prefix
         if not self.grid or places in (None, prod(self.grid)):
@@ -93,7 +95,7 @@ class HostTokens(NamedTuple):
         return self.sound_tokens[1] if self.sound_tokens else min(512, self.length or 512)
 
     def describe_sound(self) -> str:
-        """How many tokens a host of plain sound makes, as a sentence; empty for others."""
+        """Say in a sentence how many tokens a host of plain sound makes; empty for others."""
         if not self.sound_tokens:
             return ""
         rate, (second, ten) = SAMPLING_RATE // 1000, self.sound_tokens
@@ -101,12 +103,12 @@ class HostTokens(NamedTuple):
 
 
 class Host(NamedTuple):
-    """What a mechanism knows of the encoder that it is made for.
+    """The facts about an encoder that a mechanism is made for.
 
     name: the encoder's class.
     hidden_size: width `d` of the tokens.
     num_heads, head_size: `H` and `D`.
-    num_layers: how many layers of attention there are.
+    num_layers: number of attention layers.
     initializer_range: standard deviation of the host's random weights.
     tokens: its token sequence.
     """
@@ -123,7 +125,7 @@ class Host(NamedTuple):
 def read_host(base: Any, num_layers: int, model: Any = None) -> Host:
     """The plain record of an encoder.
 
-    model: what is around it, which may make its embeddings.
+    model: the model around the encoder, which may make its embeddings.
     """
     config = base.config
     return Host(
@@ -148,7 +150,7 @@ def head_size_of(config: Any) -> int:
 def read_tokens(base: Any, model: Any = None) -> HostTokens:
     """The token sequence of an encoder, from its configuration and its modules.
 
-    model: what is around it, which may make its embeddings.
+    model: the model around the encoder, which may make its embeddings.
     """
     config, name = base.config, type(base).__name__
     if is_fusion(config):
@@ -175,7 +177,7 @@ def max_length_of(base: Any) -> int | None:
 
 
 def input_name_of(module: Any) -> str | None:
-    """What a module calls the input of its model; None if it takes the embeddings that a model around it makes."""
+    """The name of the model's input in a module; None if it takes embeddings that a model around it makes."""
     arguments = inspect.signature(type(module).forward).parameters
     return next((name for name in (module.main_input_name, *INPUT_NAMES) if name in arguments), None)
 
@@ -207,7 +209,7 @@ def make_dispatching_config(host_config: Any) -> Any:
 
 
 def read_implementation(config: Any) -> str | None:
-    """What the user asked of a model's attention."""
+    """The attention implementation that the user asked for."""
     return config._attn_implementation
 
 
@@ -217,7 +219,7 @@ def read_whole_modules(model: PreTrainedModel) -> list[str]:
 
 
 def choose_implementation(base: PreTrainedModel) -> str:
-    """Which of our kernels the model's setting asks for: `"eager"`, `"flex_attention"` or `"auto"`."""
+    """Choose our kernel for the model's setting: `"eager"`, `"flex_attention"` or `"auto"`."""
     requested = read_implementation(base.config)
     windowed = getattr(base.config, "sliding_window", None) or getattr(base.config, "local_attention", None)
     if windowed and "flash" in str(requested):

@@ -91,14 +91,14 @@ class InjectedEncoder(Protocol):
 
 
 class Plan(NamedTuple):
-    """What `apply` will do to an encoder.
+    """The changes that `apply` will make to an encoder.
 
-    model: what was given: the encoder, or a model around it.
+    model: the model that was given: the encoder, or a model around it.
     base: the encoder.
     injection: the record that it will have.
     container: the new modules, which may be given their weights before.
     entered: the module that takes the input; None if there is none.
-    projections: what a replacement of the scores does without, as modules and names in them.
+    projections: projections that a replacement of the scores does without, as modules and names in them.
     """
 
     model: Any
@@ -336,7 +336,7 @@ def _find_injected(model: nn.Module) -> list[Any]:
 
 
 def injection_of(base: InjectedEncoder) -> Injection:
-    """What is attached to an encoder that `injected_encoders` found."""
+    """The record of an encoder that `injected_encoders` found."""
     return base._hf_lam
 
 
@@ -351,7 +351,7 @@ def mechanism_of(base: InjectedEncoder, name: str) -> Any:
 
 
 def list_changes(model: nn.Module) -> list[str]:
-    """What of the mechanisms just attached changes the model's outputs before any training."""
+    """List what the mechanisms just attached change in the model's outputs before any training."""
     messages = (
         config.explain_change(type(model).__name__)
         for base in _find_injected(model)

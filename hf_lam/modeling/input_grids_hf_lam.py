@@ -41,7 +41,7 @@ def find_arguments(module: Any) -> dict[str, int]:
 def watch_input(injection: Injection, module: Any, keyword: str) -> Callable[..., Any]:
     """The hook for a module that gets the input, where that is not the stack of layers itself.
 
-    keyword: as what the grid goes on.
+    keyword: name of the keyword argument that carries the grid on.
     """
     return functools.partial(enter_input, injection, find_arguments(module), keyword)
 
@@ -54,10 +54,10 @@ def enter_input(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Before the module that gets the input: check its grid, and hand it down.
+    """Check the grid of the input before the module that gets it, and hand it down.
 
-    places: of the arguments that tell it.
-    keyword: as what it goes on.
+    places: positions of the arguments that tell the grid.
+    keyword: name of the keyword argument that carries the grid on.
     """
     grid = _read_grid(injection, places, module, args, kwargs)
     return args, kwargs if grid is None else {**kwargs, keyword: grid}
@@ -137,7 +137,7 @@ def take_grid(
     are not to be had, as far as the number of tokens says it.
 
     args, kwargs: what the stack is called with; what was handed down is taken from it.
-    tokens: of these, if they are among them.
+    tokens: tokens that the stack is called with; None if they are not among its arguments.
 
     Raises:
         ValueError: if a mechanism cannot do without the grid, or was made for another one.

@@ -59,7 +59,7 @@ def lam_attention(
         key: `(B, H, Lk, D)`.
         value: `(B, H, Lk, Dv)`; its dtype is the dtype of the result.
         mask: `M`, floating point, `(B or 1, H or 1, Lq, Lk)`.
-        combine: what `M` does to the scores: "multiply", or "add", `softmax(QKᵀ·scaling + M + P) V`.
+        combine: effect of `M` on the scores: "multiply", or "add", `softmax(QKᵀ·scaling + M + P) V`.
         attention_mask: the padding `P`, broadcastable to `(B, H, Lq, Lk)`: bool (True = may attend), or additive
             floating point, where −inf and anything up to `finfo(dtype).min` block.
         scaling: factor on the raw scores; `D ** -0.5` unless given.

@@ -30,7 +30,7 @@ def attend_by_formula(
 ) -> tuple[Tensor, Tensor]:
     """`softmax((QKᵀ·scaling) ⊙ factor + addend + P) V` and its weights, for checked arguments.
 
-    drop_out: what dropout makes of the weights.
+    drop_out: function that applies dropout to the weights.
     """
     padding = merge_addend(addend, attention_mask, key.shape[2])
     dtype = softmax_dtype(value.dtype)

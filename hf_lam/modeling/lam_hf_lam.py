@@ -194,12 +194,12 @@ class LamConfig(MechanismConfig):
         length = self.choose_length(host)
         if len(host.tokens.grid) > 1:
             return [
-                f"Inputs of exactly {length:,} tokens: the masks have a column for each of their places. Inputs of "
-                "another size are refused."
+                f"The model takes inputs of exactly {length:,} tokens, as its masks have a column for each of their "
+                "places. It refuses inputs of another size."
             ]
         return [
-            f"Sequences of at most {length:,} tokens: the masks have a column for every position. Padding belongs on "
-            "the right."
+            f"The model takes sequences of at most {length:,} tokens, as its masks have a column for every position. "
+            "Padding belongs on the right."
         ]
 
 
@@ -315,7 +315,7 @@ class LearnableAttentionMask(TokenReader):
 
     @property
     def _identity(self) -> float:
-        """What the last layer gives for the mask that changes nothing."""
+        """The output of the last layer for the mask that changes nothing."""
         return 0.0 if self.config.non_negative else self.config.neutral
 
     def forward(self, hidden_states: Tensor, columns: Tensor | None = None) -> Tensor:
@@ -358,7 +358,7 @@ class LearnableAttentionMask(TokenReader):
         return _project(hidden, self.column_weight, self.column_bias)
 
     def bound(self, mask: Tensor) -> Tensor:
-        """What the network computes, as a mask."""
+        """Turn the output of the network into a mask."""
         return nn.functional.softplus(mask + _SOFTPLUS_OF_ONE) if self.config.non_negative else mask
 
     def count_flops(self, batch: int, length: int) -> int:

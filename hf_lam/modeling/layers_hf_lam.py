@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""What is attached to the layers of an encoder, and what becomes of it when they change.
+"""The layers of an encoder that something is attached to, and what becomes of it when they change.
 
 People keep some layers of an encoder, put them into another order, or repeat copies of them:
 `model.vit.layers = model.vit.layers[2:]`. Every layer goes on with what it had, since its hooks know its number. But
@@ -100,7 +100,7 @@ def number_of(attention: nn.Module) -> int | None:
 
 
 def notice_changed_layers(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Before a forward: what one layer makes for all of them must know which is the first and which the last."""
+    """Follow changed layers before a forward: what one layer makes for all needs to know the first and the last."""
     injection: Injection = stack._hf_lam
     if not (injection.appending or injection.with_state):
         return
@@ -119,7 +119,7 @@ def notice_changed_layers(stack: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def follow_in_state(base: Any, *args: Any) -> None:
-    """Before the tensors of an encoder are gathered or loaded: they belong to the layers that there are.
+    """Follow changed layers before an encoder's tensors are gathered or loaded: they belong to the present layers.
 
     Where that is not possible, `save_pretrained` and the like say so.
     """
@@ -127,7 +127,7 @@ def follow_in_state(base: Any, *args: Any) -> None:
 
 
 def layers_in(stack: nn.Module, path: str) -> list[nn.Module]:
-    """What lies where the layers of a stack are: these, or what somebody has wrapped around them."""
+    """The modules in the place of a stack's layers: the layers, or what somebody has wrapped around them."""
     try:
         return list(stack.get_submodule(path).children())
     except AttributeError:
@@ -135,7 +135,7 @@ def layers_in(stack: nn.Module, path: str) -> list[nn.Module]:
 
 
 def path_of_layers(stack: nn.Module, layers: Sequence[nn.Module]) -> str:
-    """Where in a stack its layers are."""
+    """The path of the layers in a stack."""
     return next(path for path, module in stack.named_modules() if module is layers[0]).rpartition(".")[0]
 
 

@@ -56,7 +56,7 @@ def locomt_attention(
         segment_lengths: `[L_1, …, L_m]`, the tokens of each segment; their sum is `L`.
         views: one per head, each a set of (query segment, key segment) indices.
         mask: LAM's mask, floating point, `(B or 1, H or 1, L, L)`, cut by the same blocks.
-        combine: what the mask does to the scores, "multiply" or "add".
+        combine: effect of the mask on the scores, "multiply" or "add".
         attention_mask: the padding, broadcastable to `(B, H, L, L)`: bool (True = may attend), or additive floating
             point, where −inf and anything up to `finfo(dtype).min` block.
         scaling: factor on the raw scores; `D ** -0.5` unless given.
@@ -145,7 +145,7 @@ def _check_segments(
 
 
 def seen_pairs(layout: Layout, views: Sequence[View], device: torch.device, past: int = 0) -> Tensor:
-    """Which query sees which key in which head, bool `(1 or B, H, L, past + L)`: all see those before the tokens."""
+    """The pairs of query and key that see each other by head, `(1 or B, H, L, past + L)` bool; all see past keys."""
     segments = range(len(layout.lengths))
     # Not written into a tensor: torch.func.linearize would leave that out.
     table = torch.tensor([[[(i, j) in view for j in segments] for i in segments] for view in views])

@@ -132,8 +132,10 @@ def _attend_composed(
     scaling: float,
     dropout_p: float,
 ) -> Tensor:
-    """Block by block, in differentiable operators of torch; `split` and `cat` copy gradients once, slices would add
-    up one full-size tensor for each block."""
+    """Attend block by block, in differentiable operators of torch.
+
+    `split` and `cat` copy gradients once; slices would add up one full-size tensor for each block.
+    """
     of_keys, first = (list(lengths), 0) if past == 0 else ([past, *lengths], 1)
     parts: dict[tuple[int, ...], list[Tensor]] = {}
     for block in blocks_of(views, len(lengths)):
@@ -413,7 +415,7 @@ def _differentiate_backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None,
             return _attend_composed(query, key, value, ctx.lengths, 0, views, changes, ctx.scaling, 0.0)
 
     of_grad_out, *of_inputs = differentiate_gradients(attend, inputs, grad_out, (*tangents, None))
-    # What was computed from the inputs has its part in theirs.
+    # Tensors that were computed from the inputs have a share in their gradients.
     return of_grad_out, None, None, *of_inputs, None, None, None
 
 

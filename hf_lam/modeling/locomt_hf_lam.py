@@ -170,7 +170,7 @@ class LocomtConfig(MechanismConfig):
 
     @property
     def is_global(self) -> list[bool]:
-        """Which of the segments see, and are seen by, all."""
+        """Whether each segment sees, and is seen by, all."""
         return [segment.is_global for segment in self.parsed_segments]
 
     @property
@@ -238,7 +238,7 @@ class LocomtConfig(MechanismConfig):
         return isinstance(self.parsed_segments[-1].extent, (Part, Frames))
 
     def input_grid(self, host: Host) -> tuple[int | None, ...]:
-        """That which its segments are cut for; none for full views, in which a place does not matter."""
+        """The grid that its segments are cut for; none for full views, in which a place does not matter."""
         segments = len(self.parsed_segments)
         is_full = all(len(view) == segments**2 for row in self.parsed_views for view in row)
         return () if is_full else grid_of_segments(self.parsed_segments, host.tokens)
@@ -272,16 +272,17 @@ class LocomtConfig(MechanismConfig):
         names = ", ".join(self.names)
         if self.has_token_types:
             return [
-                f"The segments of the views ({names}) are read from `token_type_ids`; leave them out and all is one."
+                f"The segments of the views ({names}) are read from `token_type_ids`. Without these, all tokens are "
+                "of one segment."
             ]
         if self.has_modalities:
-            return [f"The segments of the views are the modalities ({names}); a sample may lack some."]
+            return [f"The segments of the views are the modalities ({names}). A sample may lack some."]
         if isinstance(self.parsed_segments[-1].extent, Part):
             return [f"The segments of the views ({names}) are parts of the input, whatever its size."]
         grid = grid_of_segments(self.parsed_segments, host.tokens)
         sizes = " × ".join("any" if size is None else str(size) for size in grid)
         size = f"{sizes} patches" if sizes else f"{self.exact_tokens} tokens"
-        return [f"The segments of the views ({names}) are cut for inputs of {size}; another size is refused."]
+        return [f"The segments of the views ({names}) are cut for inputs of {size}. The model refuses another size."]
 
 
 def _plain(extent: Any) -> Any:
@@ -298,7 +299,7 @@ def baseline_block(baseline: str) -> dict[str, Any]:
 
 
 def find_baseline(block: Mapping[str, Any]) -> str | None:
-    """Which of these baselines a block is, None for neither."""
+    """Find which of these baselines a block is; None for neither."""
     if set(block) != {"version", LocomtConfig.name}:
         return None
     config = LocomtConfig.from_dict(block[LocomtConfig.name])
@@ -315,9 +316,9 @@ class ViewPattern(NamedTuple):
     """Attention views in one forward pass.
 
     config: resolved; says the views of every layer and head.
-    layout: where the segments lie in this batch.
-    penalty: of attention outside of the views, while annealing; else None.
-    modalities: of a fusion model, what the tokens belong to; else None.
+    layout: places of the segments in this batch.
+    penalty: penalty on attention outside of the views, while annealing; else None.
+    modalities: the modality of each token of a fusion model; else None.
     """
 
     config: LocomtConfig
@@ -380,7 +381,7 @@ class ViewPattern(NamedTuple):
 
 
 class AttentionViews(Mechanism):
-    """What LoCoMT (arXiv 2402.15096) holds for one encoder: the views of its heads, and where its segments lie.
+    """LoCoMT (arXiv 2402.15096) in one encoder: the views of its heads, and the places of its segments.
 
     Args:
         config: the options, resolved for the host.
@@ -421,7 +422,7 @@ class AttentionViews(Mechanism):
         return ViewPattern(self.config, self.layout(start), penalty, start.modalities)
 
     def layout(self, start: PassStart) -> Layout:
-        """Where the segments lie in this batch.
+        """Find where the segments lie in this batch.
 
         Raises:
             ValueError: if they lie on a grid of a size that is not known.
@@ -433,7 +434,7 @@ class AttentionViews(Mechanism):
 
     @property
     def device(self) -> torch.device:
-        """Where it makes what a pass needs; one without weights has a mark."""
+        """The device for tensors of a pass; a module without weights has a mark for it."""
         return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
     def append_tokens(self, hidden_states: Tensor) -> Tensor:
@@ -450,7 +451,7 @@ class AttentionViews(Mechanism):
         )
 
     def scores_all(self, pattern: ViewPattern) -> bool:
-        """While the views are annealed."""
+        """Whether all pairs are scored, as while the views are annealed."""
         return pattern.penalty is not None
 
     def take_head(self, pattern: ViewPattern, head: int) -> ViewPattern:

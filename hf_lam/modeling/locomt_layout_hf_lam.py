@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""Where the segments of attention views (LoCoMT) lie: how tokens in any order are brought into order, and back.
+"""The places of LoCoMT's segments: how tokens in any order are brought into order, and back.
 
 Source: Park & Choi, "Multimodal Transformer With a Low-Computational-Cost Guarantee" (LoCoMT), ICASSP 2024,
 arXiv 2402.15096. Tokens belong to segments (modalities), which may lie apart, as the
@@ -36,7 +36,7 @@ from .numerics_hf_lam import needs_plain_operators
 
 
 class Layout(NamedTuple):
-    """How the tokens of a batch fall into segments, and how to bring those that are not in order into order.
+    """The segments of a batch's tokens, and how to bring tokens that are not in order into order.
 
     lengths: tokens of each segment once in order, padding included.
     segment_ids: `(1 or B, L)`, the segment of each token; None where the tokens are in order.
@@ -155,7 +155,7 @@ def _column(end: int | Tensor) -> int | Tensor:
 
 
 def sizes_of(boxes: Sequence[Box]) -> list[int]:
-    """How many places every box has."""
+    """The number of places in every box."""
     return [prod([stop - start for start, stop in box]) for box in boxes]
 
 
@@ -169,14 +169,14 @@ def find_layout(
     start: PassStart,
     device: torch.device,
 ) -> Layout:
-    """Where the segments lie in a batch.
+    """Find where the segments lie in a batch.
 
     Args:
-        segments: in their order.
+        segments: the segments, in order.
         appended: the segment of every token that is appended to the sequence.
         frames_per_step: frames of a video in one step of its grid.
-        start: what is known of the batch.
-        device: where to make what does not differ from sample to sample.
+        start: facts about the batch.
+        device: device for tensors that are the same for every sample.
 
     Raises:
         ValueError: if they lie on a grid of a size that is not known.

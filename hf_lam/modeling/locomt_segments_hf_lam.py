@@ -39,7 +39,7 @@ class Rectangle:
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
-        """Where it begins and ends, along rows and columns."""
+        """Its beginning and end along rows and columns."""
         return (self.top, self.top + self.height), (self.left, self.left + self.width)
 
 
@@ -374,7 +374,7 @@ Box = tuple[tuple[Any, Any], ...]
 
 
 def boxes_of(segments: Sequence[Segment], grid: Sequence[Any], frames_per_step: int) -> list[Box]:
-    """Where those segments that lie on the grid of an input lie there; a part of a small grid may be empty.
+    """The boxes of those segments that lie on the grid of an input; a part of a small grid may be empty.
 
     grid: sizes of its axes, numbers or tensors.
     """
@@ -392,11 +392,11 @@ def _box_of(extent: Part | Rectangle | Frames, grid: Sequence[Any], frames_per_s
 
 
 def place(ratio: Ratio, size: Any) -> Any:
-    """Where on an axis a fraction of it lies: at the nearest boundary between tokens, the lower of two as near.
+    """Convert a fraction of an axis to the nearest boundary between tokens; of two as near, the lower one.
 
     It is the same for the end of one part and the beginning of the next, so that they meet at every size.
 
-    size: of the axis, a number or a tensor of them.
+    size: size of the axis, a number or a tensor of them.
     """
     top, bottom = ratio
     return (2 * top * size + bottom - 1) // (2 * bottom)

@@ -36,7 +36,7 @@ def parse_view(text: str, names: Sequence[str], is_global: Sequence[bool] = ()) 
     Args:
         text: the view in the grammar above.
         names: the segments, in order.
-        is_global: which of them see, and are seen by, all; none unless given.
+        is_global: whether each segment sees, and is seen by, all; no segment does unless given.
 
     Raises:
         ValueError: for a term outside the grammar or an unknown segment.
@@ -115,7 +115,7 @@ def resolve_views(
         num_layers: `N`.
         num_heads: `H`.
         names: the segments, in order.
-        is_global: which of them are global; none unless given.
+        is_global: whether each segment is global; none is unless given.
 
     Returns:
         `N` rows of `H` views, each checked against the segments.

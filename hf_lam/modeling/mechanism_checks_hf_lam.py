@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""What can be checked of a mechanism when it is registered.
+"""Checks of a mechanism when it is registered.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
 """
@@ -41,7 +41,7 @@ _METHODS = {SCORES: "change_scores", PATTERN: "begin", REPLACEMENT: "replace_sco
 
 _TOLERANCE = 1e-5
 
-# What the file of a mechanism may import of hf_lam: what comes before the list, which imports that file in turn.
+# Modules of hf_lam that the file of a mechanism may import: those before the list, which imports that file in turn.
 _SIBLINGS = tuple(name.removesuffix(".py") for name in TRAVELLING_FILES[: TRAVELLING_FILES.index(LIST_FILE)])
 
 
@@ -263,7 +263,7 @@ def _reset(mechanism: Mechanism) -> list[str]:
 def _measure_change(
     config: Any, mechanism: Mechanism, host: Host, start: PassStart, hidden_states: Tensor, layer: int
 ) -> float:
-    """How far attention with a mechanism is from attention without."""
+    """The distance of attention with a mechanism from attention without."""
     batch, length, _ = hidden_states.shape
     query, key, value = torch.randn(3, batch, host.num_heads, length, host.head_size)
     plain = scaled_dot_product_attention(query, key, value)

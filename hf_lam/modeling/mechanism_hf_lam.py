@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""What a mechanism is: its options, its module, and what it changes in an attention layer.
+"""The parts of a mechanism: its options, its module, and its changes to an attention layer.
 
 There are three kinds of change:
 
@@ -47,11 +47,11 @@ class MechanismConfig:
         name: key in `config.json`, on command lines, and of its weights; `register_mechanism` sets it.
         order: changes of scores are made in this order, and in that of names among equals. What says what the scores
             are comes before what multiplies them.
-        title: what it is called in a model card.
+        title: its name in a model card.
         arxiv: number of its paper there; None without one.
         citation: BibTeX of the paper.
-        later: options that were not there from the start. They are written down together, where one of them is not
-            its default: what is saved without them stays as it was, for code that does not know them.
+        later: options that were added later. They are written down together, and only if one of them differs from its
+            default, so that what is saved without them stays readable to code that does not know them.
     """
 
     name: ClassVar[str]
@@ -136,7 +136,7 @@ class MechanismConfig:
 
     @property
     def appended_tokens(self) -> int:
-        """How many tokens it adds to the end of the sequence (`Mechanism.append_tokens`)."""
+        """The number of tokens that it adds to the end of the sequence (`Mechanism.append_tokens`)."""
         return 0
 
     @property
@@ -155,7 +155,7 @@ class MechanismConfig:
 
     @property
     def instead_of_replacement(self) -> str:
-        """What a replacement of the scores suggests in place of itself, where others need scores."""
+        """The advice of a replacement of scores on what to use instead, where others need scores."""
         return f"Leave {type(self).__name__} out."
 
     @property
@@ -182,16 +182,16 @@ class MechanismConfig:
         return host.tokens.grid_of(self.exact_tokens or self.max_tokens) if self.needs_places else ()
 
     def explain_input_grid(self, grid: tuple[int, ...], host: Host) -> str:
-        """What to do about inputs that have another grid, as one or two sentences."""
+        """Advice for inputs that have another grid, as one or two sentences."""
         return "Resize them."
 
     def list_limits(self, host: Host) -> list[str]:
-        """What a model card says the model cannot do, in sentences. After `resolve`."""
+        """List what the model cannot do, as sentences for a model card. After `resolve`."""
         return []
 
 
 class ScoreChange(NamedTuple):
-    """What a mechanism does to the raw scores of one layer: `scores ⊙ factor + addend`; None changes nothing.
+    """The change of one layer's raw scores by a mechanism: `scores ⊙ factor + addend`; None changes nothing.
 
     Both are broadcastable to `(B, H, Lq, Lk)`. A factor of 0 means "no preference", not "blocked".
     """
@@ -216,7 +216,7 @@ def compose(changes: Iterable[ScoreChange]) -> ScoreChange:
 def extend_change(change: ScoreChange, past: int) -> ScoreChange:
     """The same change for `past` more keys in front, whose scores stay as they are.
 
-    What is the same for all keys is the same for them, too.
+    A change that is the same for all keys is the same for these, too.
     """
 
     def extend(tensor: Tensor | None, value: float) -> Tensor | None:
@@ -226,14 +226,14 @@ def extend_change(change: ScoreChange, past: int) -> ScoreChange:
 
 
 class PassStart(NamedTuple):
-    """What is known before a forward pass enters the encoder's layers.
+    """The facts about a forward pass before it enters the encoder's layers.
 
     token_types: `(1 or B, L)`, for a mechanism that needs them; else None.
-    modalities: of a fusion model, what the tokens belong to; else None.
-    grid: of the tokens of this input, as `HostTokens.grid` is that of the host; `(B, 2)` where samples differ in it,
-        as those of SigLIP 2 do, and what is after its places is padding. None for text, where no mechanism needs
-        places, and for embeddings that may lie on different grids.
-    length: tokens of the sequence, where the grid is `(B, 2)`.
+    modalities: the modality of each token of a fusion model; else None.
+    grid: grid of this input's tokens, as `HostTokens.grid` is that of the host; `(B, 2)` where samples differ in it,
+        as those of SigLIP 2 do, with padding after the places of each. None for text, where no mechanism needs places,
+        and for embeddings that may lie on different grids.
+    length: number of tokens in the sequence, where the grid is `(B, 2)`.
     """
 
     token_types: Tensor | None
@@ -243,12 +243,12 @@ class PassStart(NamedTuple):
 
 
 class LayerInput(NamedTuple):
-    """What a mechanism reads in one attention layer.
+    """Everything that a mechanism reads in one attention layer.
 
     layer: its number.
     hidden_states: input `X` of the attention, `(B, L, d)`.
-    begun: what `Mechanism.begin` gave in this pass.
-    state: what `Mechanism.make_state` gave in this pass.
+    begun: result of `Mechanism.begin` in this pass.
+    state: result of `Mechanism.make_state` in this pass.
     padding: `(B or 1, 1 or H, 1 or L, L)`, bool (True = may attend) or additive; None if there is none.
     is_last: whether no other mechanism changes the scores after this one.
     """
@@ -262,7 +262,7 @@ class LayerInput(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """One attention layer in one forward pass: all that there is to compute with.
+    """One attention layer in one forward pass, with everything to compute it.
 
     of_pass: the forward pass (`attention_pass_hf_lam.ForwardPass`).
     layer: its number.
@@ -275,8 +275,8 @@ class Attention(NamedTuple):
     implementation: `"eager"`, `"flex_attention"` or `"auto"`.
     want_weights: whether to return the attention weights.
     past: keys and values in front that are no tokens of the input (`past_key_values`).
-    change: what multiplies the scores and is added to them, if it is known already.
-    replacement: what takes the place of the scores, if it is known already.
+    change: factor of the scores and addend to them, if known already.
+    replacement: replacement of the scores, if known already.
     """
 
     of_pass: Any
@@ -307,7 +307,7 @@ Attended = tuple[Tensor, Tensor | None]
 
 
 class Pattern(Protocol):
-    """Which token sees which in one forward pass; what `begin` of a pattern gives, tensors in a NamedTuple."""
+    """The pairs of tokens that see each other in one pass; a pattern's `begin` returns one, as a NamedTuple."""
 
     def attend(self, attention: Attention, change: ScoreChange) -> Attended:
         """Attention within the pattern, with the change of scores that other mechanisms make."""
@@ -319,13 +319,13 @@ class Pattern(Protocol):
         """
 
     def mix_appended(self, hidden_states: Tensor) -> Tensor:
-        """What becomes of `(B, L, d)` between two layers, where `append_tokens` has added some."""
+        """Mix the appended tokens of `(B, L, d)` between two layers, where `append_tokens` has added some."""
 
 
 class SegmentSize(NamedTuple):
     """A segment that a pattern cuts the sequence into, for `hf_lam.cost` to compare with.
 
-    name: of the segment.
+    name: name of the segment.
     length: its tokens in this batch, padding included, without those that `append_tokens` added.
     is_global: whether it sees, and is seen by, all.
     """
@@ -336,7 +336,7 @@ class SegmentSize(NamedTuple):
 
 
 class Replacement(Protocol):
-    """What one layer computes in place of scores; what `replace_scores` gives, tensors in a NamedTuple."""
+    """The computation of one layer in place of scores; `replace_scores` returns one, tensors in a NamedTuple."""
 
     def attend(self, attention: Attention) -> Attended:
         """The context from the values."""
@@ -376,7 +376,7 @@ def _unless_on_meta(reset_parameters: Callable[[Any], None]) -> Callable[[Any], 
 
 
 class Mechanism(MechanismPart):
-    """What one mechanism has and computes in one encoder, for all of its layers.
+    """The weights and computations of one mechanism in one encoder, for all of its layers.
 
     Everything that reads parameters is called through the container at the root of the host (`MechanismContainer`),
     so arguments and results are tensors, numbers, and tuples of them: FSDP looks for tensors there. One that is an
@@ -388,7 +388,7 @@ class Mechanism(MechanismPart):
     """
 
     config: Any
-    # What the factor and the addend are called in logs, tables and pictures.
+    # The names of the factor and the addend in logs, tables and pictures.
     factor_name: ClassVar[str] = "factor"
     addend_name: ClassVar[str] = "addend"
     # Those of its facts that a training logs: numbers by layer, or one for each head, or texts, which are counted.
@@ -404,21 +404,21 @@ class Mechanism(MechanismPart):
     # --- what it computes ---
 
     def begin(self, start: PassStart) -> Any:
-        """What a pass needs in all layers; of a pattern, the `Pattern`. Called once a pass, if it is overridden."""
+        """Compute what a pass needs in all layers; for a pattern, the `Pattern`. Called once a pass, if overridden."""
 
     def make_state(self, embeddings: Tensor, begun: Any) -> Tensor:
-        """What crosses layers, made once from the input of the first layer. Called if the configuration needs it.
+        """Make the values that cross layers from the input of the first layer. Called if the configuration needs it.
 
         It gets its gradient under gradient checkpointing, since it is made outside of the checkpointed layers.
         """
         return embeddings
 
     def change_scores(self, given: LayerInput) -> ScoreChange:
-        """What a layer's scores are multiplied by, and what is added to them. Called for changes of scores."""
+        """Compute the factor of a layer's scores and the addend to them. Called for changes of scores."""
         raise TypeError(f"{type(self).__name__} changes no scores; override change_scores.")
 
     def replace_scores(self, given: LayerInput) -> Replacement:
-        """What a layer computes in place of scores. Called for replacements."""
+        """Compute what takes the place of a layer's scores. Called for replacements."""
         raise TypeError(f"{type(self).__name__} replaces no scores; override replace_scores.")
 
     def append_tokens(self, hidden_states: Tensor) -> Tensor:
@@ -432,11 +432,11 @@ class Mechanism(MechanismPart):
         in another way.
 
         Args:
-            before: the mechanism that had them.
-            layers: which of its layers are the first, second, … of this one; no two need be different.
+            before: the mechanism that the weights are taken from.
+            layers: number of the earlier layer for each layer of this one, in order; a number may occur several times.
 
         Raises:
-            ValueError: if nobody says which weights belong to which layer.
+            ValueError: if it cannot be told which weights belong to which layer.
         """
         saved = set(before.state_dict()) - {MARK}
         if before.config.is_shared:
@@ -464,22 +464,22 @@ class Mechanism(MechanismPart):
         return 0
 
     def list_cost_facts(self, length: int) -> dict[str, Any]:
-        """What a report of costs says of what makes an attention map: `synthesizer`, and `grid` for `length` tokens.
+        """List facts for a report of costs: `synthesizer`, the origin of the map, and `grid` for `length` tokens.
 
         Making the map is reported as synthesis then, too.
         """
         return {}
 
     def list_segments(self, pattern: Any) -> tuple[SegmentSize, ...]:
-        """Of a pattern: the segments that it cuts a batch into. Called with what `begin` gave."""
+        """List the segments that a pattern cuts a batch into. Called with the result of `begin`."""
         return ()
 
     def scores_all(self, pattern: Any) -> bool:
-        """Of a pattern: whether the pass scores all pairs, more than it will show. It then needs `take_head`."""
+        """Whether a pattern's pass scores all pairs, more than it will show. It then needs `take_head`."""
         return False
 
     def take_head(self, pattern: Any, head: int) -> Pattern | None:
-        """Of a pattern: what one head sees, as the pattern of tensors with that head alone, so that it can be counted.
+        """The pattern of one head alone, so that it can be counted.
 
         It scores no more than it shows, and computes on the device of the query, without values ("meta") too. None
         for a pattern that cannot be taken apart, whose layers are counted as a whole.
@@ -489,18 +489,18 @@ class Mechanism(MechanismPart):
     # --- what it shows ---
 
     def list_facts(self, layer: int) -> dict[str, Any]:
-        """What a layer has, as JSON values by name, without any input; `views` is what each head of a pattern sees."""
+        """List facts about a layer that need no input, as JSON values; `views` is what each head of a pattern sees."""
         return {}
 
     def list_facts_of(self, change: ScoreChange, is_token: Tensor | None) -> dict[str, Any]:
-        """What a layer's change of scores is for some input, as JSON values by name. Called if it is overridden.
+        """List facts about a layer's change of scores for some input, as JSON values. Called if it is overridden.
 
         is_token: `(B, L)` bool, which tokens are not padding; None if all are.
         """
         return {}
 
     def draw(self) -> Picture | None:
-        """What its weights look like, without any input; None for no picture."""
+        """Draw the weights, without any input; None for no picture."""
         return None
 
     def reset_parameters(self) -> None:

@@ -25,7 +25,7 @@ class Registered(NamedTuple):
 
     config_class, mechanism_class: its options, and its module.
     file: the file that defines it, which travels with models that have it.
-    source: what stood in it then; empty for hf_lam's own.
+    source: source of the file when it was registered; empty for hf_lam's own.
     """
 
     config_class: Any
@@ -50,7 +50,7 @@ def register_mechanism(name: str, config_class: Any, mechanism_class: Any) -> No
 
     Raises:
         TypeError: if one of the classes is of another kind.
-        ValueError: if the name is taken or is none, the file imports what a saved model cannot count on, options are
+        ValueError: if the name is taken or invalid, the file imports what a saved model cannot count on, options are
             no JSON values, a method is missing for the kind of change, or with default options the outputs change
             before any training and `explain_change` does not say so. Nothing is registered then.
     """
@@ -107,7 +107,7 @@ def file_of(name: str) -> Path:
 
 
 def source_of(name: str) -> str:
-    """What stood in that file when it was registered; empty for hf_lam's own."""
+    """The source of that file when it was registered; empty for hf_lam's own."""
     return _look_up(name).source
 
 
@@ -204,7 +204,7 @@ def _block_of_list(configs: list[Any] | tuple[Any, ...]) -> dict[str, Any]:
 
 
 def block_of(configs: Mapping[str, MechanismConfig]) -> dict[str, Any] | None:
-    """What `config.json` stores of these configurations."""
+    """The block of `config.json` for these configurations."""
     options = {name: config.to_dict() for name, config in configs.items()}
     return {"version": __version__, **options} if options else None
 
@@ -222,7 +222,7 @@ def configs_in(block: Mapping[str, Any] | None) -> dict[str, Any]:
 def check_combination(configs: Mapping[str, MechanismConfig]) -> None:
     """Raises a `ValueError` for mechanisms that have no meaning together, by what they say of themselves.
 
-    configs: by name, resolved for their host.
+    configs: resolved configurations, by name.
     """
     of_kind = {
         kind: [config for config in configs.values() if config.change == kind]

@@ -25,7 +25,7 @@ _MAX_LENGTH = "max_length"
 class Inputs(NamedTuple):
     """Arguments of a model for the samples that have a modality.
 
-    rows: by the name of the argument, an array for each of these samples.
+    rows: arrays by the name of the argument, one for each of these samples.
     is_variable: whether every sample keeps its own length.
     """
 
@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
 def input_names(name: str, part: Any) -> list[str]:
     """The arguments of the model that a part of a processor makes.
 
-    name: of the modality.
+    name: name of the modality.
     """
     arguments, made = ENCODER_ARGUMENTS[name], part.model_input_names
     has_mask = _pads_to(part) != _MAX_LENGTH if name == "audio" else any(key.endswith("_mask") for key in made)
@@ -51,9 +51,9 @@ def encode_texts(
     """The arguments for texts, a list for each sample; padding and zeros of the attention mask for `None`.
 
     Args:
-        tokenizer: of the processor.
+        tokenizer: tokenizer of the processor.
         samples: a text, a pair or a list of words for each sample, or `None`.
-        options: of the tokenizer's call.
+        options: options for calling the tokenizer.
         is_for_tensors: whether samples without a text must be as long as the others.
     """
     options = {**options, "return_tensors": None}
@@ -134,7 +134,7 @@ def encode_sounds(part: Any, sounds: Sequence[Any], options: Mapping[str, Any]) 
     Args:
         part: the feature extractor.
         sounds: arrays or lists of numbers, dictionaries with `array` and `sampling_rate`, or decoders of torchcodec.
-        options: of the extractor's call, with `sampling_rate`.
+        options: options for calling the extractor, with `sampling_rate`.
 
     Raises:
         ValueError: for sounds that are not decoded, of another rate than the extractor's, or of several shapes.
@@ -159,7 +159,7 @@ def encode_sounds(part: Any, sounds: Sequence[Any], options: Mapping[str, Any]) 
 
 
 def _pads_to(extractor: Any) -> Any:
-    """How a feature extractor pads unless it is told; those that cannot be told make one size."""
+    """The padding that a feature extractor does by default; those that cannot be told make one size."""
     taken = inspect.signature(type(extractor).__call__).parameters
     return taken["padding"].default if "padding" in taken else _MAX_LENGTH
 
@@ -178,9 +178,9 @@ def blank_sample(name: str, part: Any) -> Any:
 def _rows(
     name: str, part: Any, made: Mapping[str, Any], count: int, others: Mapping[str, str]
 ) -> dict[str, list[Any]]:
-    """What a part made, an array for each sample, by the names of the model's arguments.
+    """Read the output of a part, an array for each sample, by the names of the model's arguments.
 
-    others: what else is taken of it, by its own names.
+    others: further outputs to take: the part's name of each, by the name of the model's argument.
     """
     arguments = ENCODER_ARGUMENTS[name]
     # The first of these names is that of the values: pixel_values, pixel_values_videos, input_values, …
@@ -207,7 +207,7 @@ def _rows(
 
 
 def _tensor(values: Any) -> torch.Tensor:
-    """What a processor gives for one sample: a tensor, an array, or a list of them for the frames of a video."""
+    """One sample of a processor's output: a tensor, an array, or a list of them for the frames of a video."""
     if isinstance(values, (list, tuple)) and not isinstance(values[0], (int, float)):
         return torch.stack([_tensor(value) for value in values])
     return torch.as_tensor(values)

@@ -55,9 +55,9 @@ _PUSH_OPTIONS = ("private", "revision", "create_pr", "commit_message", "commit_d
 
 
 class HfLamMixin(PreTrainedModel):
-    """What every `HfLam…` class adds to its transformers class: mechanisms from the configuration, strict loading.
+    """The common part of all `HfLam…` classes: mechanisms of the configuration, strict loading.
 
-    host_class: that class of transformers.
+    host_class: the transformers class that this one adds to.
     """
 
     config_class: Any
@@ -106,7 +106,7 @@ class HfLamMixin(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers, for `HfLam…` checkpoints and for stock ones, which start with fresh mechanisms.
+        """Load `HfLam…` checkpoints as in transformers, and stock ones, which start with fresh mechanisms.
 
         Raises:
             RuntimeError: if the checkpoint leaves weights of the encoder (but for a pooler or a mask token, which
@@ -148,7 +148,7 @@ class HfLamMixin(PreTrainedModel):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """As in transformers, with the code of the whole model family beside the weights.
+        """Save as in transformers, with the code of the whole model family beside the weights.
 
         With `push_to_hub=True`, what was saved is pushed as by `hf_lam.push`, if hf_lam was imported.
 
@@ -187,7 +187,7 @@ class HfLamMixin(PreTrainedModel):
         configs = injection_of(own[0]).configs if own else {}
         if encoder_side_of(self) is not self:
             self.config.encoder = encoder_side_of(self).config  # it may have been put in the place of another
-        # What is saved is what the model has, whatever has been written into its configuration since it was made.
+        # Save the mechanisms that the model has, whatever has been written into its configuration since.
         self.config.hf_lam = block_of(configs)
         decoder = getattr(self, "decoder", None)
         if hasattr(self.config, "decoder_lam") and isinstance(decoder, PreTrainedModel):
@@ -219,7 +219,7 @@ class HfLamMixin(PreTrainedModel):
             push(self if state_dict is None else folder, repo_id, tags=self.model_tags or (), **options)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As in transformers; where hf_lam was imported, by `hf_lam.push`, whose arguments it then takes as well.
+        """Push as in transformers; where hf_lam was imported, by `hf_lam.push`, whose arguments it then takes as well.
 
         Returns:
             The commit, a `huggingface_hub.CommitInfo`; None for a dry run.
@@ -256,7 +256,7 @@ class HfLamMixin(PreTrainedModel):
 
 
 class _LeavingWithoutValues(TorchFunctionMode):
-    """While this lasts, tensors on "meta" are not initialised: there are no values, and torch takes its time for that.
+    """Skip the initialisation of tensors on "meta" while this lasts: they have no values, and it takes time.
 
     A mode belongs to one thread; `transformers.initialization.no_init_weights` would hold for all of them.
     """
@@ -271,7 +271,7 @@ class _LeavingWithoutValues(TorchFunctionMode):
 
 
 class TokenLossMixin(HfLamMixin):
-    """For heads whose loss is a mean over labelled tokens, which differ in number from batch to batch.
+    """The common part of heads whose loss is a mean over labelled tokens, which differ in number from batch to batch.
 
     `Trainer` passes the count over all accumulated and parallel batches as `num_items_in_batch`; the mean is rescaled
     to it, so that a step does not depend on how its batch was split.
@@ -281,7 +281,7 @@ class TokenLossMixin(HfLamMixin):
 
 
 class ComposedMixin(TokenLossMixin):
-    """For models that are made of an encoder and a decoder, each of whatever family (`VisionEncoderDecoderModel`).
+    """The common part of models made of any encoder and any decoder (`VisionEncoderDecoderModel`).
 
     The encoder is an `HfLam…` model, which has the mechanisms; the decoder is one of transformers'.
     """
@@ -290,7 +290,7 @@ class ComposedMixin(TokenLossMixin):
     decoder: Any
 
     def __init__(self, config: Any = None, encoder: Any = None, decoder: Any = None) -> None:
-        """As in transformers: a configuration, or an encoder and a decoder, which become parts of the model.
+        """Make the model as in transformers: of a configuration, or of an encoder and a decoder.
 
         A stock encoder becomes the `HfLam…` one of its kind. Mechanisms that it has stay, whatever `config` says.
 
@@ -344,12 +344,13 @@ class ComposedMixin(TokenLossMixin):
         decoder_lam: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers, from an encoder with mechanisms or a stock one.
+        """Load as in transformers, from an encoder with mechanisms or a stock one.
 
         Args:
             encoder_pretrained_model_name_or_path: a folder or an id on the Hub; `encoder_model` is a loaded one.
-            decoder_pretrained_model_name_or_path: the same of the decoder.
-            *model_args: for the encoder.
+            decoder_pretrained_model_name_or_path: a folder or an id on the Hub of the decoder; `decoder_model` is a
+                loaded one.
+            *model_args: positional arguments for loading the encoder.
             hf_lam: the mechanisms of a stock encoder, such as `{"stt": {"variant": "dense"}}`.
             decoder_lam: options of learnable masks on the decoder's cross-attention, such as `{"rank": 8}`.
             **kwargs: options of both, whose names begin with `encoder_` and `decoder_`, and of the configuration.
@@ -373,7 +374,7 @@ class ComposedMixin(TokenLossMixin):
 
 
 def _register_names(model: Any) -> None:
-    """What a model does that is built here; one that was unpickled was not, nor one that is ours while it is saved."""
+    """Register the conversions of weight names for a model that was unpickled, or is ours only while it is saved."""
     for part in model.modules():
         if isinstance(part, HfLamMixin):
             register_conversions(part.host_class, part.config_class)
@@ -442,7 +443,7 @@ def _is_replaced(model_class: Any, source: Any, options: dict[str, Any]) -> bool
 
 
 def _host_prefix(model: Any) -> str:
-    """What the names of weights begin with that are not of a head, which is trained anew for a task."""
+    """The beginning of the names of weights that are not of a head, which is trained anew for a task."""
     if model.host_class is not None:
         encoders = list_heads(model.config_class.host_model_type).get("AutoModel", ())
         if model.host_class.__name__ in encoders:

@@ -59,10 +59,10 @@ logger = logging.get_logger(__name__)
 
 
 class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
-    """What the public classes share: mechanisms, and the way from one checkpoint per modality."""
+    """The common part of the public classes: mechanisms, and making a model from one checkpoint per modality."""
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As for the other classes; also a `ValueError` if the layers of a modality's encoder were cut."""
+        """Save as the other classes do; a `ValueError` if the layers of a modality's encoder were cut."""
         base: Any = self.base_model
         for name, made in base.made_layers.items():
             problem = explain_encoder(name, base.modality_model(name), made)
@@ -92,25 +92,25 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> Any:
-        """A fusion model from one checkpoint for each modality, like `VisionTextDualEncoderModel` for two.
+        """Make a fusion model from one checkpoint for each modality, as `VisionTextDualEncoderModel` does for two.
 
         Args:
-            text: a Hub id, a folder, or a loaded model, whose weights are copied. A task model gives its encoder, as
-                does a model with a decoder (Whisper) or with an encoder for each modality (CLIP), and a folder of
-                sentence-transformers its transformer. Likewise for the other modalities.
-            image: of the images.
-            video: of the videos.
-            audio: of the audio.
-            own_layers: how many of its layers a modality keeps to itself, by its name; all unless given. The layers
+            text: checkpoint of the text: a Hub id, a folder, or a loaded model, whose weights are copied. A task model
+                gives its encoder, as does a model with a decoder (Whisper) or with an encoder for each modality
+                (CLIP), and a folder of sentence-transformers its transformer. Likewise for the other modalities.
+            image: checkpoint of the images.
+            video: checkpoint of the videos.
+            audio: checkpoint of the audio.
+            own_layers: number of layers that a modality keeps to itself, by its name; all unless given. The layers
                 above are dropped. An encoder whose layers cannot be cut is used whole.
             fusion_from: the modality whose checkpoint the fusion layers start from: from its last layers (and the last
                 norm, where it has one), as many as there are fusion layers. Their sizes, activation, dropouts and
                 order of norms are then the checkpoint's. Random weights unless given. A ViT or BERT whose upper layers
                 became the fusion layers, with `own_layers` the rest, gives the same outputs as before on its own.
-            decoder: of a model that writes text: a Hub id, a folder, or a loaded model, whose weights are copied; or a
-                configuration, for random weights. It may lack cross-attention, which then starts from random weights,
-                as that of GPT-2 or BERT does.
-            dtype: of the model; that of the checkpoints unless given, which then must have the same.
+            decoder: decoder of a model that writes text: a Hub id, a folder, or a loaded model, whose weights are
+                copied; or a configuration, for random weights. It may lack cross-attention, which then starts from
+                random weights, as that of GPT-2 or BERT does.
+            dtype: dtype of the model; that of the checkpoints unless given, which must then have the same.
             **kwargs: options of `HfLamFusionConfig` (`num_hidden_layers`, `features`, `hf_lam`, `baseline`,
                 `num_labels`, …).
                 With the name of a modality in front, what `from_pretrained` gets for that one: `text_revision`, for
@@ -176,7 +176,7 @@ class HfLamFusionMixin(HfLamMixin, FusionPreTrainedModel):
         if dtype is None and len(set(dtypes.values())) > 1:
             raise ValueError(f"the checkpoints have different dtypes, {dtypes}; choose one with dtype=.")
         if fusion_from is not None:
-            # What the checkpoint's own layers are, whatever else was asked for.
+            # The options of the checkpoint's own layers, whatever else was asked for.
             like_source = {**defaults, "num_hidden_layers": config.num_hidden_layers}
             check_layers(fusion_from, encoders[fusion_from], cls.config_class(**by_name, **like_source))
         model: Any = cls(config)

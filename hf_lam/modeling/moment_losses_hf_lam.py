@@ -47,7 +47,7 @@ def generalized_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 class Matched(NamedTuple):
-    """Which query stands for which true window: three `(n,)` of indices."""
+    """The queries and the true windows that they stand for: three `(n,)` of indices."""
 
     sample: Tensor
     query: Tensor
@@ -98,9 +98,9 @@ def span_losses(spans: Tensor, labels: Tensor, matched: Matched) -> tuple[Tensor
     """The mean L1 distance of matched spans from the true ones, and the mean of 1 minus their generalised overlap.
 
     Args:
-        spans: `(B, Q, 2)`, predicted.
-        labels: `(B, W, 2)`, true.
-        matched: what [`match`] gave. Both losses are 0 if it is empty.
+        spans: predicted spans, `(B, Q, 2)`.
+        labels: true spans, `(B, W, 2)`.
+        matched: pairs of predicted and true spans that [`match`] found. Both losses are 0 without any.
     """
     ours = spans[matched.sample, matched.query].float()
     true = labels[matched.sample, matched.window].float()
@@ -110,12 +110,12 @@ def span_losses(spans: Tensor, labels: Tensor, matched: Matched) -> tuple[Tensor
 
 
 def label_loss(logits: Tensor, matched: Matched, eos_coef: float) -> Tensor:
-    """The mean over all queries of the cross entropy of being a window, as those that were matched are.
+    """The cross entropy of being a window, averaged over all queries; those that were matched are windows.
 
     Args:
         logits: `(B, Q, 2)`.
-        matched: what [`match`] gave.
-        eos_coef: weight of the others.
+        matched: pairs of queries and true windows that [`match`] found.
+        eos_coef: weight of the queries without a match.
     """
     logits = logits.float()
     classes = torch.full(logits.shape[:2], BACKGROUND, device=logits.device)
@@ -125,9 +125,9 @@ def label_loss(logits: Tensor, matched: Matched, eos_coef: float) -> Tensor:
 
 
 def saliency_loss(scores: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """How far clips that people prefer are from a margin above the others, the mean over the samples.
+    """The mean over the samples of how far preferred clips are from a margin above the others.
 
-    Of a sample, the best of the relevant clips is compared with the worst, and relevant clips with all others. The
+    In each sample, the best of the relevant clips is compared with the worst, and relevant clips with all others. The
     code of Moment-DETR draws one pair for the second; this is the mean over all of them, which a draw has on average.
     A sample without irrelevant clips has the first twice, as there.
 

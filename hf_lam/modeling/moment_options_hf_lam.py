@@ -20,23 +20,23 @@ from .option_checks_hf_lam import MOST_LAYERS, is_count
 
 @dataclasses.dataclass(frozen=True)
 class MomentOptions:
-    """What a model that finds moments has besides its fusion layers, and what its loss is made of.
+    """Options of a model that finds moments, besides those of its fusion layers: its head and its loss.
 
     Args:
-        num_queries: windows that are predicted, each by a learned query (`num_queries`).
+        num_queries: number of windows that are predicted, each by a learned query (`num_queries`).
         dec_layers: layers of the decoder that the queries run through, transformers' own of DETR (`dec_layers`).
-        dropout: in the decoder, in training (`dropout`).
+        dropout: dropout of the decoder, in training (`dropout`).
         clip_length: seconds of one clip (`clip_length`).
-        aux_loss: the loss of windows for every layer of the decoder, not for the last alone (`aux_loss`).
+        aux_loss: compute the loss of windows for every layer of the decoder, not for the last alone (`aux_loss`).
         span_loss_coef: weight of the distance of center and width from the true window's (`span_loss_coef`).
         giou_loss_coef: weight of 1 minus the generalised intersection over union (`giou_loss_coef`).
         label_loss_coef: weight of the cross entropy of being a window at all (`label_loss_coef`).
-        eos_coef: weight, in that, of queries that have no true window (`eos_coef`).
+        eos_coef: weight of queries without a true window in that cross entropy (`eos_coef`).
         lw_saliency: weight of the loss of the clips' scores; 0 leaves it out (`lw_saliency`).
-        saliency_margin: by how much a clip that people like more must score higher (`saliency_margin`).
+        saliency_margin: margin by which a clip that people like more must score higher (`saliency_margin`).
         set_cost_span: weight of the distance where queries are matched with true windows (`set_cost_span`).
-        set_cost_giou: there, of the generalised intersection over union (`set_cost_giou`).
-        set_cost_class: there, of the probability of being a window (`set_cost_class`).
+        set_cost_giou: weight of the generalised intersection over union in that matching (`set_cost_giou`).
+        set_cost_class: weight of the probability of being a window in that matching (`set_cost_class`).
 
     Raises:
         ValueError: for a value outside of the above; the message names it.

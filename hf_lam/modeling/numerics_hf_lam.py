@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""What all attention functions share below their formulas: dtypes, shapes, outputs in memory, and operators' names.
+"""The common base of all attention functions: dtypes, shapes, outputs in memory, and operators' names.
 
 Written for this package, after the attention functions of torch and transformers.
 
@@ -54,10 +54,10 @@ def differentiate_gradients(
     """Derivatives of the gradients of an attention, which its fast operators do not have, by autograd.
 
     Args:
-        attend: a formula of the attention, in plain operators.
-        inputs: what it is called with.
+        attend: formula of the attention, in plain operators.
+        inputs: arguments of the formula.
         grad_out: the gradient of its output.
-        tangents: for each input, what its gradient is multiplied with; None for one that nobody wants.
+        tangents: factor of each input's gradient; None where nobody wants the derivative.
 
     Returns:
         The gradients of `grad_out` and of every input; None for what needs none. They can be differentiated again.

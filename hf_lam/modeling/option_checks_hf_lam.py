@@ -89,12 +89,12 @@ def as_config(owner: str, config: Any, wanted: str) -> Any:
     """A configuration, or the dictionary of one, as an object.
 
     Args:
-        owner: what it was given as, for messages.
-        config: what was given.
-        wanted: of which kind of model, with examples.
+        owner: name of the option, for messages.
+        config: value of the option.
+        wanted: kind of model that is expected, with examples.
 
     Raises:
-        ValueError: if it is neither, or that of a model that is not one of transformers' own.
+        ValueError: if it is neither, or if the model is not one of transformers' own.
     """
     if isinstance(config, Mapping):
         check_host_options(owner, config)

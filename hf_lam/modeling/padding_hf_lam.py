@@ -87,12 +87,12 @@ def additive(attention_mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
 
 
 def allowed(padding: Tensor) -> Tensor:
-    """Which keys a mask lets through, bool in its shape."""
+    """The keys that a mask lets through, bool in its shape."""
     return padding if padding.dtype == torch.bool else padding > torch.finfo(padding.dtype).min
 
 
 def valid_tokens(padding: Tensor, batch: int, length: int) -> Tensor:
-    """Which tokens are not padding, bool `(B, L)`: those that some query may see."""
+    """The tokens that are not padding, bool `(B, L)`: those that some query may see."""
     # Not flattened, which would hold an exported program to some of the lengths.
     return allowed(padding).any(2).any(1).expand(batch, length)
 

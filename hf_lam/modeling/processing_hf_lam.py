@@ -52,15 +52,15 @@ class HfLamFusionProcessor(ProcessorMixin):
     """A tokenizer, an image processor, a video processor and a feature extractor for audio, and how vectors are read.
 
     Args:
-        tokenizer: for text.
-        image_processor: for images, such as `ViTImageProcessor`.
-        video_processor: for videos: a video processor (transformers has them with torchvision), or an image processor
-            for their frames, such as `VideoMAEImageProcessor`.
-        feature_extractor: for audio, such as `ASTFeatureExtractor`, `WhisperFeatureExtractor` or
+        tokenizer: tokenizer of the texts.
+        image_processor: processor of the images, such as `ViTImageProcessor`.
+        video_processor: processor of the videos: a video processor (transformers has them with torchvision), or an
+            image processor for their frames, such as `VideoMAEImageProcessor`.
+        feature_extractor: feature extractor of the audio, such as `ASTFeatureExtractor`, `WhisperFeatureExtractor` or
             `Wav2Vec2FeatureExtractor`.
-        decoder_tokenizer: for texts that the model writes, if it is one that does; it may be the tokenizer of what it
-            reads.
-        features: for modalities of vectors, the options of each by its name, such as `{"clips": {"size": 512}}`; see
+        decoder_tokenizer: tokenizer of the texts that the model writes, if it writes any; it may be the one of the
+            texts that it reads.
+        features: options of the modalities of vectors by name, such as `{"clips": {"size": 512}}`; see
             `VectorOptions`. A number alone is the size.
 
     Raises:
@@ -88,7 +88,7 @@ class HfLamFusionProcessor(ProcessorMixin):
             raise ValueError(f"{', '.join(both)} cannot be features and have a {PARTS[both[0]]}; name them otherwise.")
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        """As in transformers, but any of them may be `None`, and frames may go through an image processor."""
+        """Check an argument as in transformers, but any may be `None`, and an image processor may read frames."""
         if argument is None:
             return type(None)
         # Video processors are image processors to transformers, too.
@@ -175,11 +175,11 @@ class HfLamFusionProcessor(ProcessorMixin):
             features: vectors, by the name of their modality: `(L, size)` of one sample, or a list with one of them for
                 each sample, or an array `(B, L, size)`. Where other modalities have several samples, `(B, size)` is
                 one vector for each.
-            positions: of each vector its position, such as the second at which a clip begins, by the name of the
-                modality: `(L,)`, or a list with one of them for each sample.
+            positions: position of each vector, such as the second at which a clip begins, by the name of the modality:
+                `(L,)`, or a list with one of them for each sample.
             text_target: the text that a model learns to write, or a list with one for each sample, for the
                 `decoder_tokenizer`. Alone, labels are all that is made.
-            sampling_rate: of the `audio` that does not say its own, in Hz; that of the feature extractor unless given.
+            sampling_rate: rate in Hz of `audio` that does not give its own; the feature extractor's unless given.
             return_tensors: `"pt"` or `"np"` for tensors `(B, …)`; `None` for lists with one entry for each sample.
             text_kwargs: more options for the tokenizer.
             images_kwargs: options for the image processor.
@@ -191,7 +191,7 @@ class HfLamFusionProcessor(ProcessorMixin):
             kwargs: options for the tokenizer, such as `padding`, `truncation` and `max_length`.
 
         Returns:
-            Those arguments of the model that belong to what was given, always with a batch axis (but for a row of a
+            The arguments of the model that belong to what was given, always with a batch axis (but for a row of a
             data set); and `has_text`, `has_image`, `has_video`, `has_audio` or `has_NAME`, `(B,)` bool: which samples
             have a modality. What stands in for the missing ones is blank. With `text_target` also `labels`: the tokens
             of the text and of its end, without that of its start. In tensors, -100 is behind shorter ones.
@@ -362,11 +362,11 @@ class HfLamFusionProcessor(ProcessorMixin):
         return Inputs(rows, True)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> Any:
-        """That of the `decoder_tokenizer`, or else of the tokenizer."""
+        """Decode with the `decoder_tokenizer`, or else with the tokenizer."""
         return self._writer.batch_decode(*args, **kwargs)
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
-        """That of the `decoder_tokenizer`, or else of the tokenizer."""
+        """Decode with the `decoder_tokenizer`, or else with the tokenizer."""
         return self._writer.decode(*args, **kwargs)
 
     @property
@@ -374,7 +374,7 @@ class HfLamFusionProcessor(ProcessorMixin):
         return self._part("text") if self.decoder_tokenizer is None else self.decoder_tokenizer
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers; a part that is not there is left out, but for a tokenizer, which is not part of it."""
+        """Write the options as in transformers, without absent parts; an absent tokenizer is written as None."""
         output = {key: value for key, value in super().to_dict().items() if value is not None}
         if self.tokenizer is None:
             # A folder may have a tokenizer that is not this processor's.
@@ -448,11 +448,11 @@ _CLASS_KEYS = ("video_processor_type", "image_processor_type", "feature_extracto
 def _arrange(has: list[bool], inputs: Inputs, mask: str | None, return_tensors: str | None) -> dict[str, Any]:
     """Arguments with an entry for every sample, blank for those that lack the modality.
 
-    mask: which argument says what counts of samples that keep their own lengths.
+    mask: argument that says which places count, for samples that keep their own lengths.
     """
     made: dict[str, Any] = {}
     for argument, rows in inputs.rows.items():
-        # What has a length of its own has none where it is missing.
+        # A missing sample has the length 0 if samples keep lengths of their own.
         blank = (rows[0][:0] if inputs.is_variable else rows[0]).copy()
         blank.fill(0)
         present = iter(rows)

@@ -21,15 +21,15 @@ def pad_samples(
     value: float = 0,
     is_left: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One tensor of arrays that differ in the length of one axis at most.
+    """Pad arrays that differ in the length of one axis at most, and join them into one tensor.
 
     Args:
-        name: what they are called, for errors.
+        name: name of the arrays, for errors.
         samples: an array for each sample, `None` for one that is all padding. At least one must be there.
-        axis: which one; `None` if the arrays tell, and the first where they do not differ.
+        axis: axis that differs; `None` if the arrays tell, and the first where they do not differ.
         length: the least length of the result.
-        value: what fills the rest.
-        is_left: whether it comes before the sample, rather than after it.
+        value: number that fills the rest.
+        is_left: whether the padding comes before the sample, rather than after it.
 
     Returns:
         The tensor `(B, …)`, of the type of the arrays; and `(B, length)` of ones and zeros: where along that axis

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""What people call a processor with: one sample or many, of which some lack a modality.
+"""The arguments of a processor: one sample or many, of which some lack a modality.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
 """
@@ -45,10 +45,10 @@ class Given(NamedTuple):
 
 
 def read_samples(given: Mapping[str, Given], is_batch: bool | None = None) -> tuple[dict[str, list[Any]], bool]:
-    """Every modality as a list with an entry for each sample, `None` for those that lack it.
+    """Read every modality as a list with an entry for each sample, `None` for those that lack it.
 
     Args:
-        given: what there is, by any names.
+        given: values by name.
         is_batch: whether they are several samples; `None` if the values must tell.
 
     Returns:
@@ -118,7 +118,7 @@ def _is_of_numbers(values: Any) -> bool:
 
 
 def _count_axes(values: Any) -> int:
-    """How deeply lists and arrays are nested."""
+    """Count how deeply lists and arrays are nested."""
     axes = 0
     while isinstance(values, (list, tuple)) or hasattr(values, "ndim"):
         if hasattr(values, "ndim") and str(values.dtype) != "object":

@@ -25,7 +25,7 @@ try:
 except ImportError:  # Windows: what dead processes leave stays there
     fcntl = None  # type: ignore[assignment]
 
-# What the names of folders begin with that models are saved to first; they lie in the model's own folder.
+# The beginning of the names of folders that models are saved to first; they lie in the model's own folder.
 PARTIAL = ".saving."
 # A key of config.json that transformers reads and never saves: the file of the weights.
 _WEIGHTS_KEY = "transformers_weights"
@@ -52,12 +52,12 @@ def saving(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def staging(parent: Path, prefix: str, keep: str | None = None) -> Iterator[Path]:
-    """A new folder in `parent` that goes at the end, and before it, what dead processes left of its kind.
+    """Yield a new folder in `parent`, and delete it at the end. First, remove what dead processes left of its kind.
 
     Args:
         parent: an existing folder.
-        prefix: of the name of the new folder, and of those that dead processes may have left.
-        keep: the name of one that is left alone.
+        prefix: beginning of the new folder's name, and of those that dead processes may have left.
+        keep: name of a folder that is left alone.
     """
     remove_leftovers(parent, prefix, keep)
     folder, lock = _make(parent, prefix)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""How something is handed from a layer to the attention inside it, past modules that take no keyword arguments.
+"""Hands something from a layer to the attention inside it, past modules that take no keyword arguments.
 
 Hosts differ in what their modules pass on: BERT hands every keyword argument down to the attention function, SigLIP's
 attention takes them and drops them, and V-JEPA 2's takes none. So none of them is asked to. On the way from a layer to
@@ -41,8 +41,8 @@ class StandIn:
 
     Args:
         module: the module.
-        child: what the next module on the way to the attention is called in it; None in the attention itself.
-        handed: what is handed on.
+        child: name in this module of the next one on the way to the attention; None in the attention itself.
+        handed: values that are handed on.
     """
 
     def __init__(self, module: nn.Module, child: str | None, handed: Any) -> None:
@@ -107,7 +107,7 @@ def _kind_of(host: type) -> type[StandIn]:
 
 
 def handed_to(module: Any) -> Any:
-    """What was handed to the module that a host gave to the attention function; None if it is no stand-in."""
+    """Read what was handed to the module that a host gave to the attention function; None if it is no stand-in."""
     # By name: another copy of this code may have made it.
     return getattr(module, "_hf_lam_handed", None)
 
@@ -125,7 +125,7 @@ class ForwardWithStandIn:
 
     Args:
         module: the module.
-        child: as in `StandIn`.
+        child: name of the next module on the way to the attention; see `StandIn`.
         before: a forward that the instance had already, its class's own as accelerate keeps it; None without one.
     """
 

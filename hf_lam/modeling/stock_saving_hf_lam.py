@@ -66,7 +66,7 @@ def _is_made_here(model: Any, travelling_class_of: Callable[[type[Any]], Any]) -
 
 @contextmanager
 def _as_travelling(model: Any, travelling_class_of: Callable[[type[Any]], Any]) -> Iterator[None]:
-    """While this lasts, a model is of the `HfLam…` class of its kind, and so is its configuration.
+    """Let a model be of the `HfLam…` class of its kind while this lasts, and its configuration, too.
 
     Raises:
         ValueError: if there is no such class, or it would not load the mechanisms of the model again.
@@ -110,7 +110,7 @@ def become_travelling(model: Any, travelling_class_of: Callable[[type[Any]], Any
             raise ValueError(f"there is no HfLam class for {type(part).__name__}.")
     for part, made in classes.items():
         config = part.config
-        # What is said of the stock class. A configuration that was inside of another one has the type itself, too.
+        # Keys that are about the stock class. A configuration that was inside of another one has the type itself, too.
         for name in ("architectures", "auto_map", "model_type"):
             vars(config).pop(name, None)
         part.__class__, config.__class__ = made, made.config_class

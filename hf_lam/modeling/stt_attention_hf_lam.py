@@ -230,7 +230,7 @@ def _whole(
 
 
 def _factors(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the padding multiplies weights with: `e^P`, which is 0 for what it blocks and 1 for what it does not."""
+    """The factor of weights that the padding stands for: `e^P`, 0 for what it blocks and 1 for what it does not."""
     if attention_mask.dtype == torch.bool:
         return attention_mask.to(dtype)
     return attention_mask.to(softmax_dtype(attention_mask.dtype)).exp().to(dtype)

@@ -38,7 +38,7 @@ class SttConfig(MechanismConfig):
             - `"factorized_random"`: a product of two parameters, of rank `rank`.
 
             All but the mixture drop the query and key projections, and change the model's outputs at once.
-        synthesizer: what a mixture mixes in, one of the other variants; `None` is `"dense"`. Only for a mixture.
+        synthesizer: variant that a mixture mixes in; `None` is `"dense"`. Only for a mixture.
         grid: sizes of the axes, the last one runs fastest; `None` takes it from the host: (rows, columns) of an image,
             (steps, rows, columns) of a video, and the longest text, of which shorter ones take a part. One with as
             many axes is for inputs of that size, whatever size the host is configured for.
@@ -47,7 +47,7 @@ class SttConfig(MechanismConfig):
         bottleneck_size: width of `W1` in the dense variants; `None` is the size of a head.
         factors: the sizes `[s, t]` with `s · t = n_a` of the two vectors of `"factorized_dense"`, for every axis;
             `None` takes those nearest to each other.
-        rank: of `"factorized_random"`; `None` is 8.
+        rank: rank of `"factorized_random"`; `None` is 8.
         frozen: keep the parameters of a random variant as they were drawn.
         train_mixing: make `λ` a trained parameter, clamped to [0, 1]. Without it,
             `hf_lam.training.SttAnnealingCallback` moves `λ`.
@@ -67,7 +67,7 @@ class SttConfig(MechanismConfig):
     frozen: bool = False
     train_mixing: bool = False
 
-    # What the scores are comes before what multiplies them.
+    # A replacement of the scores comes before changes of them.
     order: ClassVar[int] = -1
     title: ClassVar[str] = "Synthesised attention"
     arxiv: ClassVar[str] = "2201.01410"
@@ -139,7 +139,7 @@ class SttConfig(MechanismConfig):
 
     @property
     def synthesized_by(self) -> str:
-        """Where the synthetic map comes from: `dense`, `random`, `factorized_dense` or `factorized_random`."""
+        """The variant that makes the synthetic map: `dense`, `random`, `factorized_dense` or `factorized_random`."""
         return self.synthesizer if self.synthesizer is not None else self.variant
 
     # --- what it says of itself ---
@@ -222,7 +222,7 @@ class SttConfig(MechanismConfig):
         return None if self.grid is None else (self.prefix_tokens or 0) + math.prod(self.grid)
 
     def input_grid(self, host: Host) -> tuple[int, ...]:
-        """Its own grid, which may be for inputs of another size; the host's, where it has other axes than that."""
+        """The grid of the configuration, which may be for inputs of another size; the host's, if its axes differ."""
         if self.grid is not None and len(self.grid) == len(host.tokens.grid):
             return tuple(self.grid)
         return host.tokens.grid_of(self.max_tokens)
@@ -232,11 +232,11 @@ class SttConfig(MechanismConfig):
 
     def list_limits(self, host: Host) -> list[str]:
         if self.grid is None:
-            return ["Synthesised maps are made for inputs of one size; another size is refused."]
+            return ["Synthesised maps are made for inputs of one size. The model refuses others."]
         if len(self.grid) == 1:
             return [f"Synthesised maps are made for at most {self.grid[0]:,} tokens. Padding belongs on the right."]
         grid = " × ".join(map(str, self.grid))
-        return [f"Synthesised maps are made for a grid of {grid} tokens; inputs of another size are refused."]
+        return [f"Synthesised maps are made for a grid of {grid} tokens. The model refuses inputs of another size."]
 
     def sizes_of(self, length: int) -> tuple[int, ...]:
         """The grid for a sequence of `length` tokens; a `ValueError` if it does not fit."""

@@ -28,7 +28,7 @@ FLOPS_PER_WEIGHT = 2
 
 
 class SyntheticLogits(NamedTuple):
-    """What one layer synthesised.
+    """The synthesised logits of one layer.
 
     axes: `S_a` of every axis, `(B or 1, H, p + n_a, n_a)`, the rows of the `p` prefix tokens first.
     shares: how every token divides its attention between the grid and the prefix tokens, `(B or 1, H, L, 1 + p)`;
@@ -98,7 +98,7 @@ class SyntheticLogits(NamedTuple):
         return (FLOPS_PER_WEIGHT * batch * (size + is_divided) * count_products(grid, prefix),) * heads
 
     def _alive(self, axis: int) -> Tensor:
-        """Which slices across an axis hold a token, bool `(B, 1, 1, n_a)`."""
+        """The slices across an axis that hold a token, bool `(B, 1, 1, n_a)`."""
         assert self.is_token is not None
         others = [1 + other for other in range(len(self.axes)) if other != axis]
         return (self.is_token.amax(others) if others else self.is_token)[:, None, None]
@@ -189,7 +189,7 @@ class RandomAxis(MechanismPart):
         num_heads: heads `H`.
         prefix: rows for tokens before the grid.
         places: size `n_a` of the axis.
-        rank: of the product; None for a parameter of full size.
+        rank: rank of the product; None for a parameter of full size.
         frozen: keep what was drawn.
 
     Shapes: `(1, H, prefix + n, n)` for the first `n` places.
@@ -404,7 +404,7 @@ class AttentionSynthesizer(MechanismPart):
 
 
 def _with_prefix(hidden_states: Tensor, sizes: tuple[int, ...], is_token: Tensor | None, prefix: int) -> list[Tensor]:
-    """What the rows of every axis are made from: the prefix tokens, and `x̄` of every place, `(B, p + n_a, d)`."""
+    """The inputs of the rows of every axis: the prefix tokens, and `x̄` of every place, `(B, p + n_a, d)`."""
     if len(sizes) == 1:
         return [hidden_states]
     grid = hidden_states[:, prefix:].unflatten(1, sizes)

@@ -36,14 +36,15 @@ def _first(tokenizer: Any, names: Sequence[str]) -> int | None:
 
 
 def encode_targets(tokenizer: Any, texts: Sequence[Any], options: Mapping[str, Any]) -> list[list[int]]:
-    """The labels of texts: their tokens, and that of the end.
+    """Encode texts as labels: the tokens of each, and the end token.
 
-    The token of the start is no label: the decoder begins with it.
+    The start token is no label: the decoder begins with it.
 
     Args:
-        tokenizer: of the decoder.
-        texts: one for each sample.
-        options: of the tokenizer. With `truncation`, `max_length` is that of the labels, with the end.
+        tokenizer: tokenizer of the decoder.
+        texts: one text for each sample.
+        options: options for calling the tokenizer. With `truncation`, `max_length` counts the labels, the end
+            included.
 
     Raises:
         ValueError: for samples without a text; the message names them.

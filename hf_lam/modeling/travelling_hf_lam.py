@@ -26,9 +26,9 @@ def copy_code(source: Path, folder: Path, mechanisms: Iterable[str] = ()) -> Non
     """Write the code of a model to `folder`, each file whole or not at all.
 
     Args:
-        source: where the files of hf_lam are.
-        folder: of the model; made if there is none.
-        mechanisms: the names of those that it has.
+        source: folder with the files of hf_lam.
+        folder: folder of the model; it is made if there is none.
+        mechanisms: names of the mechanisms that the model has.
 
     Raises:
         ValueError: if `folder` is a file.

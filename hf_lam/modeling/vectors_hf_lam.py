@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""What a processor does with vectors that were computed before: it cuts, standardises and checks them.
+"""Vectors that were computed before, as a processor handles them: it cuts, standardises and checks them.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
 """
@@ -20,15 +20,15 @@ from .option_checks_hf_lam import is_count
 
 @dataclasses.dataclass(frozen=True)
 class VectorOptions:
-    """How the vectors of one modality are prepared.
+    """Options for preparing the vectors of one modality.
 
     Args:
         size: numbers in one vector.
         max_length: the most vectors of one sample; of longer ones, the first are taken. `None` for no limit.
-        mean: what is subtracted from every vector: a number, or one for each of its places; `None` for nothing.
-        std: what is divided by after that, likewise. 0, of a place that is constant, counts as 1.
-        positions: what the model has for their positions: `"sinusoidal"`, any numbers, `"learned"`, whole ones, or
-            `None`, none.
+        mean: number that is subtracted from every vector, or one number for each of its places; `None` for nothing.
+        std: number that it is divided by after that, likewise. 0, at a place that is constant, counts as 1.
+        positions: kind of positions that the model has: `"sinusoidal"` (any numbers), `"learned"` (whole numbers), or
+            `None`.
 
     Raises:
         ValueError: for a value outside of the above; the message names it.
@@ -75,7 +75,7 @@ class VectorOptions:
         """The vectors of one sample, an array `(L, size)` in single precision.
 
         Args:
-            name: of the modality.
+            name: name of the modality.
             vectors: `(L, size)`, or `(size,)` for one vector.
 
         Raises:
@@ -99,7 +99,7 @@ class VectorOptions:
         return numbers
 
     def prepare_positions(self, name: str, positions: Any, count: int) -> Any:
-        """Of each of `count` vectors its position, an array `(count,)`: whole numbers if they are learned.
+        """Read the position of each of `count` vectors, an array `(count,)`: whole numbers if they are learned.
 
         Raises:
             ValueError: if there are too few, too many, or others; the message names the modality.
@@ -122,12 +122,12 @@ class VectorOptions:
 
     @property
     def blank_positions(self) -> Any:
-        """Those of a sample without vectors."""
+        """The positions of a sample without vectors."""
         return torch.zeros(0, dtype=torch.long if self.positions == "learned" else torch.float).numpy()
 
 
 def vector_options(options: Mapping[str, Any]) -> VectorOptions:
-    """Those of one modality, as the `features` of a processor have them; read once, and not for every sample."""
+    """The options of one modality, as the `features` of a processor have them; read once, and not for every sample."""
     return _vector_options(**{name: tuple(x) if isinstance(x, list) else x for name, x in options.items()})
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_lam authors. Licensed under the Apache License, Version 2.0.
-"""What weights are called: in a model, in its files, and in those of its host's older releases.
+"""The names of weights: in a model, in its files, and in those of its host's older releases.
 
 This file travels with saved models; see `configuration_hf_lam.py`.
 """
@@ -81,7 +81,7 @@ def has_fused_weights(model_class: Any) -> bool:
 
 @contextmanager
 def leaving_unfused(model: Any) -> Iterator[None]:
-    """While this lasts, what is left of tensors that would be stored as one is stored as it is."""
+    """Store the remaining parts of fused tensors separately while this lasts."""
     dropped = dropped_projections(model)
     if not dropped:
         yield
@@ -104,7 +104,7 @@ def leaving_unfused(model: Any) -> Iterator[None]:
 
 
 def list_encoder_prefixes(model_class: Any) -> dict[str, str]:
-    """What the names of an encoder's weights begin with in other files of a family with a decoder, and in this class.
+    """The beginnings of an encoder's weight names in other files of a family with a decoder, and in this class.
 
     A checkpoint holds the decoder, too, and an encoder may have been saved alone, for a head to start from.
     """

@@ -23,9 +23,9 @@ class SttAttention2d(nn.Module):
         max_size: the largest `(H, W)` that it takes; smaller maps use a part of the matrices.
         num_heads: groups of channels, each with matrices of its own; divides `channels`.
         variant: `"dense"`, `"random"`, `"factorized_dense"` or `"factorized_random"`; see `SttConfig`.
-        bottleneck_size: as in `SttConfig`, and so are
-        rank: and
-        frozen: which only the variants they belong to take.
+        bottleneck_size: width of the hidden layer of the dense variants; see `SttConfig`.
+        rank: rank of `"factorized_random"`; see `SttConfig`.
+        frozen: keep the parameters of a random variant as they were drawn; see `SttConfig`.
         implementation: `"auto"`, or `"eager"` for the reference, which forms the map.
 
     Raises:

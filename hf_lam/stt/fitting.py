@@ -22,14 +22,14 @@ from .hardening import encoders_with_mixture
 
 @dataclass(frozen=True)
 class FitReport:
-    """What [`fit_synthesizers`] reached.
+    """The result of [`fit_synthesizers`].
 
     Attributes:
-        kl_before: of each layer, the KL divergence from the checkpoint's attention to the synthetic map, in nats: a
-            mean over heads and query rows that are not padding.
+        kl_before: KL divergence of each layer, from the checkpoint's attention to the synthetic map, in nats: a mean
+            over heads and query rows that are not padding.
         kl_after: the same after fitting, over the same batches.
-        samples: how many samples one epoch has.
-        epochs: how often each was used.
+        samples: number of samples in one epoch.
+        epochs: number of times that each was used.
     """
 
     kl_before: list[float]
@@ -63,11 +63,11 @@ def fit_synthesizers(
 
     Args:
         model: a model with `SttConfig(variant="mixture")` in one encoder.
-        batches: what the model is called with, such as a tokenizer returns or a `DataLoader` yields. Tensors are moved
-            to the model's device. An iterator, which could be read only once, is kept in memory.
-        epochs: how often to go through the batches.
-        learning_rate: of Adam, in the first epoch; it falls to 0 in a straight line. The random synthesizers, whose
-            parameters are the logits themselves, take three to ten times the default.
+        batches: arguments of the model, as a tokenizer returns or a `DataLoader` yields them. Tensors are moved to the
+            model's device. An iterator, which could be read only once, is kept in memory.
+        epochs: number of times to go through the batches.
+        learning_rate: learning rate of Adam in the first epoch; it falls to 0 in a straight line. The random
+            synthesizers, whose parameters are the logits themselves, take three to ten times the default.
 
     Returns:
         The divergence of each layer before and after.
@@ -201,9 +201,9 @@ def _attend_and_fit(attention: Attention, layer: _Layer) -> Tensor:
 def _diverge(attention: Attention, after: ScoreChange, weights: Tensor, is_row: Tensor) -> Tensor:
     """The divergence of a layer's synthetic map from `weights`, summed over heads and the rows that count.
 
-    after: what changes the scores of the mixture.
+    after: change of the mixture's scores by other mechanisms.
     """
-    # What the mixture mixes in is what a pure STT would have in place of scores.
+    # The mixture mixes in the map that a pure STT would have in place of scores.
     of_pass, padding = attention.of_pass, attention.padding
     logits = of_pass.dispatch.replace_scores(SttConfig.name, of_pass.read_layer(SttConfig.name, attention))
     log_map = log_synthetic_map(*logits.log_weights()).to(weights.device)

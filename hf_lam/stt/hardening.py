@@ -81,7 +81,7 @@ def harden(model: ModelT, *, force: bool = False) -> ModelT:
 
 
 def plan_hardening(base: InjectedEncoder) -> tuple[SttConfig, list[tuple[nn.Module, str]]]:
-    """What an encoder with a mixture has once it is hardened, and the projections that it then does without.
+    """Plan an encoder with a mixture as it is once hardened, and the projections that it then does without.
 
     Raises:
         ValueError: if it cannot be hardened, wherever `λ` is.

@@ -1,4 +1,4 @@
-"""What hf_lam adds to transformers' `Trainer`."""
+"""Additions to transformers' `Trainer`."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ def penalty_at(progress: float, start: float = 0.0, end: float = 0.8, max_penalt
 
     Args:
         progress: steps done, as a fraction of all steps, in [0, 1].
-        start: until then, `μ` is 0.
-        end: from then on, `μ` is `max_penalty`; in between it grows linearly.
+        start: fraction up to which `μ` is 0.
+        end: fraction from which `μ` is `max_penalty`; in between it grows linearly.
         max_penalty: the last `μ`, in units of the attention scores (natural logarithm of the weights' ratio).
 
     Examples:

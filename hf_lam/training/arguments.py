@@ -3,45 +3,24 @@
 from __future__ import annotations
 
 import codecs
-import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
-
-import yaml  # type: ignore[import-untyped]
-from transformers import HfArgumentParser
 
 from ..mechanism_options import json_object, read_mechanisms
 from ..modeling.mechanism_hf_lam import MechanismConfig
 from ..modeling.mechanism_registry_hf_lam import mechanism_names
 from .trainer import HfLamTrainingArguments
 
-DataT = TypeVar("DataT", bound="DataArguments")
-TrainingT = TypeVar("TrainingT", bound="RunArguments")
 ModelT = TypeVar("ModelT", bound="ModelArguments")
 
 # What a file of a data set may be, by its ending, and the builder of `datasets` that reads it.
 FILE_BUILDERS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet"}
 
-# What the data decide about the configuration of a model.
+# Options of a model's configuration that the data decide.
 _BY_THE_DATA = ("num_labels", "id2label", "label2id", "problem_type")
-
-# What is about a model that is trained.
-_OF_TRAINING = (
-    "from_scratch",
-    "teacher_model",
-    "lora_rank",
-    "freeze_host",
-    "harden",
-    "annealing_end",
-    "cache_features",
-    "control",
-    "calibrate_views_on",
-)
 
 # How many samples of a stream are shuffled, unless it is said.
 _SHUFFLED = 1000
@@ -49,33 +28,37 @@ _SHUFFLED = 1000
 
 @dataclass
 class ModelArguments:
-    """Which model, and what is done to it."""
+    """The options of the model, and what is done to it."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A Hub id or a folder: a stock checkpoint, or one that was converted before."}
+        default=None,
+        metadata={"help": "A Hub id or a folder, of a stock checkpoint or of a model that was converted before."},
     )
     mechanism: list[str] = field(
         default_factory=list,
         metadata={
             # Given twice, argparse would keep the last one and forget the first.
             "action": "extend",
-            "help": f"What the attention gets: {', '.join(sorted(mechanism_names()))}, or one of your own by "
-            "where it is registered, path/to/file.py or package.module:ConfigClass, imported. May be repeated.",
+            "help": f"The mechanisms to put into the attention: {', '.join(sorted(mechanism_names()))}, or one of "
+            "your own as path/to/file.py or package.module:ConfigClass, which is imported. Several may be given, and "
+            "the option may be repeated.",
         },
     )
     mechanism_config: str | None = field(
         default=None,
         metadata={
-            "help": "Options of the mechanisms, as JSON or as a JSON file: by name, as a saved config.json has them "
-            'under hf_lam (\'{"lam": {"rank": 8}}\'), or the bare options of the only mechanism (\'{"rank": 8}\').'
+            "help": "Options of the mechanisms, as JSON or a JSON file. They are given by name, as in the hf_lam "
+            'block of a saved config.json (\'{"lam": {"rank": 8}}\'); with a single mechanism, the name may be left '
+            "out ('{\"rank\": 8}')."
         },
     )
     freeze_host: bool = field(
         default=False,
-        metadata={"help": "Train the mechanisms and the head alone; without mechanisms, the head alone."},
+        metadata={"help": "Train only the mechanisms and the head; without mechanisms, only the head."},
     )
     from_scratch: bool = field(
-        default=False, metadata={"help": "Random weights; only the configuration is taken from --model_name_or_path."}
+        default=False,
+        metadata={"help": "Start from random weights and take only the configuration from --model_name_or_path."},
     )
     config_overrides: str | None = field(
         default=None,
@@ -84,60 +67,65 @@ class ModelArguments:
         },
     )
     processor_name_or_path: str | None = field(
-        default=None, metadata={"help": "Where the tokenizer or processor comes from, unless from the model."}
+        default=None,
+        metadata={"help": "Where the tokenizer or processor is loaded from, if it is not with the model."},
     )
     lora_rank: int | None = field(
         default=None,
         metadata={
-            "help": "LoRA of this rank on the queries and values (needs peft); mechanisms and head train in full. The "
-            "adapters are merged into the saved model."
+            "help": "Train LoRA adapters of this rank on queries and values (needs peft), and mechanisms and head "
+            "in full. The adapters are merged into the saved model."
         },
     )
     teacher_model: str | None = field(
         default=None,
         metadata={
-            "help": "A fine-tuned model of the same task, whose logits are learnt from besides the labels; for "
-            "conversions that change what the model computes. See --distillation_weight."
+            "help": "A fine-tuned model of the same task. The model learns from its logits as well as from the "
+            "labels, which helps where a conversion changes what the model computes. See --distillation_weight."
         },
     )
     annealing_end: float | None = field(
         default=None,
         metadata={
-            "help": "The fraction of the steps by which views or synthetic maps that are annealed have taken over; "
-            "default that of the callbacks in hf_lam.training."
+            "help": "The fraction of the training steps after which annealed views or synthetic maps have taken "
+            "over completely. Unless given, the callbacks in hf_lam.training decide."
         },
     )
     harden: bool = field(
-        default=False, metadata={"help": "After training, drop the queries and keys of an annealed mixture."}
+        default=False, metadata={"help": "Drop the queries and keys of an annealed mixture after training."}
     )
     control: bool = field(
         default=False,
         metadata={
-            "help": "In place of the mechanisms, feed-forward layers that are wider by as many parameters as these "
-            "would add: what a mechanism is compared with."
+            "help": "Train a control instead: no mechanisms, but feed-forward layers widened by as many parameters "
+            "as the mechanisms would add."
         },
     )
     calibrate_views_on: str | None = field(
         default=None,
         metadata={
-            "help": "A folder with a trained model of the same task: each head gets the view that keeps most of the "
-            "attention of this model on the training data, within --views_budget."
+            "help": "A folder with a trained model of the same task. Each head gets the view that keeps most of "
+            "this model's attention on the training data, within --views_budget."
         },
     )
     views_budget: float = field(
         default=0.5,
-        metadata={"help": "What calibrated views may take of the attention FLOPs of full ones, in (0, 1]."},
+        metadata={"help": "The share of the attention FLOPs of full views that calibrated views may use, in (0, 1]."},
     )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    model_revision: str = field(
+        default="main", metadata={"help": "The branch, tag or commit of the model on the Hub."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "The folder that keeps downloads."})
     token: str | None = field(
-        default=None, metadata={"help": "For the Hub; default the one that `hf auth login` stored."}
+        default=None,
+        metadata={"help": "The token for the Hub. Unless given, the one that `hf auth login` stored is used."},
     )
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code from the repository of the model. Read it first."}
+        default=False, metadata={"help": "Run Python code from the model's repository. Read it first."}
     )
     ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Take a checkpoint whose head has another number of classes; it is made new."}
+        default=False,
+        metadata={"help": "Accept a checkpoint whose head has another number of classes, and give it a new head."},
     )
 
     def __post_init__(self) -> None:
@@ -182,7 +170,7 @@ class ModelArguments:
         return False
 
     def of_saved_model(self: ModelT, folder: str) -> ModelT:
-        """What uses the model that a run with these arguments left in a folder, as it is."""
+        """The options for the model that a run with these options left in a folder, as it is."""
         hub = {"cache_dir": self.cache_dir, "token": self.token, "trust_remote_code": self.trust_remote_code}
         return type(self)(model_name_or_path=folder, **hub)  # type: ignore[arg-type]
 
@@ -207,43 +195,62 @@ class ModelArguments:
         return read_mechanisms("--mechanism", self.mechanism, "--mechanism_config", self.mechanism_config)
 
     def count_positions(self, row: Mapping[str, Any]) -> int | None:
-        """How many labels a row has if each of its positions has one; None for a model without positions."""
+        """Count the labels of a row if each of its positions has one; None for a model without positions."""
         return None
 
     def overrides(self) -> dict[str, Any]:
-        """What `--config_overrides` says."""
+        """The value of `--config_overrides`."""
         return json_object("--config_overrides", self.config_overrides)
 
     def hub_options(self, of_model: bool = True) -> dict[str, Any]:
-        """What `from_pretrained` gets besides the name; the revision is for the repository of the model alone."""
+        """Options of `from_pretrained` besides the name; the revision is for the repository of the model alone."""
         options = {"cache_dir": self.cache_dir, "token": self.token, "trust_remote_code": self.trust_remote_code}
         return {"revision": self.model_revision, **options} if of_model else options
 
 
 @dataclass
 class DataArguments:
-    """Which data, from one of four places: the Hub, files, a folder, or a folder for each split."""
+    """The options of the data, from one of four places: the Hub, files, a folder, or a folder for each split."""
 
     dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
-    train_file: str | None = field(default=None, metadata={"help": "A csv, tsv, json, jsonl or parquet file."})
-    validation_file: str | None = field(default=None, metadata={"help": "Likewise."})
-    test_file: str | None = field(default=None, metadata={"help": "Likewise, for --do_predict."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "The configuration of the data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "The branch, tag or commit of the data set."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "The training data: a csv, tsv, json, jsonl or parquet file."}
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "The validation data, a file of the same kind."}
+    )
+    test_file: str | None = field(
+        default=None, metadata={"help": "The test data for --do_predict, a file of the same kind."}
+    )
     delimiter: str | None = field(
         default=None,
-        metadata={"help": "What separates the fields of csv and tsv files: a comma and a tab, unless given."},
+        metadata={
+            "help": "The character between the fields of csv and tsv files. Unless given, a comma for csv and a tab "
+            "for tsv."
+        },
     )
     encoding: str | None = field(
-        default=None, metadata={"help": "How csv, tsv and json files are written, such as latin-1; default utf-8."}
+        default=None,
+        metadata={"help": "The encoding of csv, tsv and json files, such as latin-1. Unless given, utf-8."},
     )
     train_dir: str | None = field(
         default=None,
-        metadata={"help": "A folder of images, videos or audio: CLASS/FILE, or FILE with a table metadata.csv."},
+        metadata={
+            "help": "The training data: a folder of images, videos or audio, as CLASS/FILE, or FILE with a table "
+            "metadata.csv."
+        },
     )
-    validation_dir: str | None = field(default=None, metadata={"help": "Likewise."})
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "The validation data, a folder of the same form."}
+    )
     test_dir: str | None = field(
-        default=None, metadata={"help": "Likewise, for --do_predict; FILE alone has no labels."}
+        default=None,
+        metadata={
+            "help": "The test data for --do_predict, a folder of the same form. FILE alone is a sample without a "
+            "label."
+        },
     )
     data_dir: str | None = field(
         default=None,
@@ -252,49 +259,58 @@ class DataArguments:
             "train, validation and test."
         },
     )
-    streaming: bool = field(default=False, metadata={"help": "Read the data while training; needs --max_steps."})
+    streaming: bool = field(default=False, metadata={"help": "Read the data while training. This needs --max_steps."})
     shuffle_buffer_size: int = field(
-        default=_SHUFFLED, metadata={"help": "How many samples of a stream are shuffled among each other."}
+        default=_SHUFFLED, metadata={"help": "The number of samples of a stream that are shuffled among each other."}
     )
-    train_split_name: str = field(default="train", metadata={"help": "Name of the split to train on."})
-    validation_split_name: str = field(default="validation", metadata={"help": "Name of the split to evaluate on."})
-    test_split_name: str = field(default="test", metadata={"help": "Name of the split for --do_predict."})
+    train_split_name: str = field(default="train", metadata={"help": "The split to train on."})
+    validation_split_name: str = field(default="validation", metadata={"help": "The split to evaluate on."})
+    test_split_name: str = field(default="test", metadata={"help": "The split to predict with --do_predict."})
     train_val_split: float = field(
-        default=0.15, metadata={"help": "Share of the training data to evaluate on where there is no such split."}
+        default=0.15,
+        metadata={"help": "The share of the training data to evaluate on if there is no validation split."},
     )
     label_column_name: str = field(default="label", metadata={"help": "The column with the class or classes."})
     class_names: list[str] | None = field(
         default=None,
         metadata={
-            "help": "The classes in order, where the data do not say; whole numbers count from 0 in it, unless the "
-            "names are whole numbers themselves: --class_names 1 2 3 4 5."
+            "help": "The classes in order, if the data do not name them. Whole numbers in the data count from 0 in "
+            "this list, unless the names are whole numbers themselves: --class_names 1 2 3 4 5."
         },
     )
     multi_hot: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether lists of 0 and 1 are vectors with an entry for each class, or numbers of classes; only "
-            "where both can be meant."
+            "help": "Read lists of 0 and 1 as vectors with an entry for each class (true), or as numbers of classes "
+            "(false). Needed only where both are possible."
         },
     )
     per_position: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether lists of labels have one for each vector of a sample, in their order, or are the labels "
-            "of the sample; only where both can be meant."
+            "help": "Read lists of labels as one label for each vector of a sample, in order (true), or as the "
+            "labels of the whole sample (false). Needed only where both are possible."
         },
     )
     do_regression: bool = field(
         default=False,
-        metadata={"help": "The labels are numbers that the model predicts, or lists of several; mean squared error."},
+        metadata={
+            "help": "Predict numbers: each label is a number or a list of numbers. The loss is the mean squared error."
+        },
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on so many samples, chosen by seed; of a stream the first."}
+        default=None,
+        metadata={"help": "Train on at most this many samples, chosen by --seed; from a stream, the first ones."},
     )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many samples, likewise."})
-    max_predict_samples: int | None = field(default=None, metadata={"help": "Predict the first so many samples."})
+    max_eval_samples: int | None = field(
+        default=None,
+        metadata={"help": "Evaluate on at most this many samples, chosen by --seed; from a stream, the first ones."},
+    )
+    max_predict_samples: int | None = field(
+        default=None, metadata={"help": "Predict only the first this many samples."}
+    )
     preprocessing_num_workers: int | None = field(
-        default=None, metadata={"help": "Processes that tokenize, or check files."}
+        default=None, metadata={"help": "The number of processes that tokenize or check files."}
     )
 
     def files(self) -> dict[str, str]:
@@ -376,20 +392,21 @@ def _given(**paths: str | None) -> dict[str, str]:
 
 @dataclass
 class MediaArguments(DataArguments):
-    """Which data, where files may turn out to be damaged."""
+    """The options of data whose files may turn out to be damaged."""
 
     skip_unreadable: bool = field(
         default=False,
         metadata={
-            "help": "Read all images, videos and sounds before training; leave out and name those that cannot be read."
+            "help": "Read all images, videos and sounds before training, and leave out those that cannot be read. "
+            "They are listed."
         },
     )
     max_checked_samples: int | None = field(
         default=None,
         metadata={
-            "help": "Before training, read so many samples of each split, evenly spread. Unless it is given, as many "
-            "are read as fit into 1 GiB of memory, and not read again; of the others, files that are missing, of an "
-            "unknown kind or cut off are found as well. What is damaged otherwise ends the training that comes to it."
+            "help": "Read this many samples of each split before training, evenly spread. Unless given, as many are "
+            "read as fit into 1 GiB of memory, which keeps them; the files of the others are only checked for being "
+            "missing, of an unknown kind or cut off. Any other damage ends the training when it reaches the file."
         },
     )
 
@@ -405,21 +422,21 @@ class MediaArguments(DataArguments):
 
 @dataclass
 class RunArguments(HfLamTrainingArguments):
-    """How a script trains, and what it writes down of that."""
+    """The options of the training, and of what a run writes down."""
 
     check_only: bool = field(
         default=False,
         metadata={
-            "help": "Do all that comes before the first step, and run the model once; then write check.json into "
-            "--output_dir and end."
+            "help": "Do everything that comes before the first step, run the model once, write check.json into "
+            "--output_dir, and stop."
         },
     )
     record_run: bool = field(
         default=False,
         metadata={
-            "help": "Write run.json and batch.safetensors into --output_dir: what the model costs, what it started "
-            "from, in which order it saw the data. The same command with --do_predict then predicts the test data "
-            "without training again."
+            "help": "Write run.json and batch.safetensors into --output_dir: the cost of the model, what it started "
+            "from, and the order of the data. Repeating the same command with --do_predict then predicts the test "
+            "data without training again."
         },
     )
 
@@ -428,99 +445,6 @@ class RunArguments(HfLamTrainingArguments):
         for name in ("check_only", "record_run"):
             if getattr(self, name) and not self.do_train:
                 raise ValueError(f"--{name} is for training; give --do_train.")
-
-
-def parse_arguments(
-    model_class: type[ModelT],
-    data_class: type[DataT],
-    description: str,
-    arguments: list[str] | None = None,
-    training_class: type[TrainingT] = RunArguments,  # type: ignore[assignment]
-) -> tuple[ModelT, DataT, TrainingT]:
-    """The command line as dataclasses; a single argument that ends in .json or .yaml is a file with all of them.
-
-    Raises:
-        ValueError: for arguments that cannot work, before anything is loaded.
-    """
-    kinds: Any = (model_class, data_class, training_class)
-    parser = HfArgumentParser(kinds, description=description.split("\n\n")[0])
-    given = sys.argv[1:] if arguments is None else arguments
-    if len(given) == 1 and given[0].endswith((".json", ".yaml", ".yml")):
-        given = _command_line(given[0])
-    model, data, training, *others = parser.parse_args_into_dataclasses(
-        given, return_remaining_strings=True, look_for_args_file=False
-    )
-    _refuse_unknown(others[-1], [f"--{option.name}" for kind in kinds for option in fields(kind) if option.init])
-    _check_together(model, data, training)
-    return model, data, training
-
-
-def _refuse_unknown(given: list[str], known: list[str]) -> None:
-    """Raises a `ValueError` for what is no option, with the nearest one there is."""
-    for text in given:
-        name = text.partition("=")[0]
-        if name.startswith("--"):
-            near = get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]}?" if near else " --help lists those there are."
-            raise ValueError(f"there is no option {name}.{hint}")
-    if given:
-        raise ValueError(f"{given[0]!r} belongs to no option; a value with spaces needs quotes.")
-
-
-def _check_together(model: ModelArguments, data: DataArguments, training: RunArguments) -> None:
-    if not (training.do_train or training.do_eval or training.do_predict):
-        raise ValueError("there is nothing to do: give --do_train, --do_eval or --do_predict.")
-    wanted = {"train": training.do_train, "validation": training.do_eval, "test": training.do_predict}
-    given = data.files() or data.folders()
-    if given:
-        kind = "file" if data.files() else "dir"
-        # The validation data may be a part of the training data.
-        for name in ("train", "test"):
-            if wanted[name] and name not in given:
-                raise ValueError(f"--do_{'predict' if name == 'test' else name} needs --{name}_{kind}.")
-        if training.do_eval and not {"train", "validation"} & set(given):
-            raise ValueError(f"--do_eval needs --validation_{kind}.")
-    if data.streaming and training.do_train and training.max_steps <= 0:
-        raise ValueError("--streaming data have no known length: say how long to train with --max_steps.")
-    if model.harden and training.load_best_model_at_end:
-        raise ValueError(
-            "--harden is for the end of the annealing, and the model of --load_best_model_at_end may be from before "
-            "it; use one of them."
-        )
-    # What is only tried may have a teacher that is still to be trained.
-    if model.teacher_model is None and not training.check_only:
-        for option in fields(training):
-            if (
-                option.name.startswith(("distillation_", "hidden_distillation_"))
-                and getattr(training, option.name) != option.default
-            ):
-                raise ValueError(f"--{option.name} is for learning from a --teacher_model, which is not given.")
-    if training.push_to_hub and not training.do_train:
-        raise ValueError("--push_to_hub pushes what was trained; give --do_train.")
-    if not training.do_train:
-        if model.model_name_or_path is None:
-            raise ValueError("a model that is put together here has to be trained first: give --do_train.")
-        for name in _OF_TRAINING:
-            if getattr(model, name, None) not in (None, False):
-                raise ValueError(f"--{name} is for training; give --do_train.")
-
-
-def _command_line(path: str) -> list[str]:
-    """What a file of options would be on the command line, so that both are checked and converted alike."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        options = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"the options in {path!r} cannot be read: {error}") from error
-    if not isinstance(options, dict):
-        raise ValueError(f"{path!r} must hold an object with the options by name, got {type(options).__name__}.")
-    line: list[str] = []
-    for name, value in options.items():
-        if isinstance(value, list) and value:
-            line += [f"--{name}", *map(str, value)]
-        elif value is not None and not isinstance(value, list):
-            line.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return line
 
 
 def looks_local(name: str) -> bool:

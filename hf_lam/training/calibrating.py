@@ -41,11 +41,11 @@ def calibrate_for(
     """Give a model the views that keep most of the attention of the trained model in `--calibrate_views_on`, in place.
 
     Args:
-        model: before training, with attention views in one encoder.
+        model: model before training, with attention views in one encoder.
         arguments: name the trained model, and the budget.
-        auto_class: of transformers, which the trained model is loaded with.
+        auto_class: Auto class that the trained model is loaded with.
         dataset: training samples, of which some are looked at, chosen by the seed; of a stream the first.
-        collator: makes batches of them.
+        collator: collator that makes batches of them.
         training: says how large these are.
 
     Raises:

@@ -14,7 +14,7 @@ logger = logging.get_logger(__name__)
 
 
 def grow_linearly(progress: float, start: float, end: float, last: float) -> float:
-    """What grows linearly from 0 at `start` to `last` at `end`, after a fraction `progress` of the training."""
+    """A value that grows linearly from 0 at `start` to `last` at `end`, after `progress` of the training."""
     return last if progress >= end else last * max(0.0, (progress - start) / (end - start))
 
 
@@ -27,7 +27,7 @@ class ReportingCallback(TrainerCallback, ABC):
 
     @abstractmethod
     def entries(self, state: TrainerState, logs: dict[str, Any], **kwargs: Any) -> dict[str, float]:
-        """What to add to `logs`; `kwargs` are those of `on_log`, such as `model`."""
+        """Entries to add to `logs`; `kwargs` are those of `on_log`, such as `model`."""
 
     def on_log(
         self,
@@ -51,9 +51,10 @@ class AnnealingCallback(ReportingCallback):
     Everything follows from `state.global_step` alone, so a resumed run goes on where it was.
 
     Class attributes:
-        log_name: of what it adds to the logs.
+        log_name: name of the values that it adds to the logs.
         goal: what is reached at the end, and `advice`: what to do with a model from before.
-        needs: which option gives a model something to anneal, as a sentence that begins small and has no full stop.
+        needs: sentence that names the option which gives a model something to anneal; it begins small and has no full
+            stop.
     """
 
     log_name: ClassVar[str]
@@ -79,7 +80,7 @@ class AnnealingCallback(ReportingCallback):
 
     @abstractmethod
     def logged(self, state: TrainerState) -> float:
-        """What the logs show of it."""
+        """The value to log."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -101,7 +102,7 @@ class AnnealingCallback(ReportingCallback):
         return state.global_step / state.max_steps
 
     def grow(self, state: TrainerState, last: float) -> float:
-        """What grows linearly from 0 at `start` to `last` at `end`."""
+        """A value that grows linearly from 0 at `start` to `last` at `end`."""
         return grow_linearly(self.progress(state), self.start, self.end, last)
 
     def on_train_end(

@@ -71,9 +71,9 @@ class Bleu(_CaptionMetric):
 class RougeL(_CaptionMetric):
     """ROUGE-L, the mean over the captions of the F-measure of the longest common subsequence, from 0 to 1.
 
-    Of several references, the nearest counts. Words are runs of the letters a to z and digits, in lower case, unless
-    `tokenizer` says otherwise: a function that makes words of a text, which captions in other scripts need.
-    `use_stemmer` is rouge-score's.
+    If there are several references, the nearest counts. Words are runs of the letters a to z and digits, in lower
+    case, unless `tokenizer` says otherwise: a function that makes words of a text, which captions in other scripts
+    need. `use_stemmer` is rouge-score's.
 
     Raises:
         ImportError: without rouge-score.
@@ -167,14 +167,14 @@ def _exact(predictions: Sequence[str], texts: Sequence[Sequence[str]]) -> float:
 
 
 class _Splitting:
-    """What rouge-score takes for a tokenizer."""
+    """A tokenizer for rouge-score."""
 
     def __init__(self, split: Callable[[str], list[str]]) -> None:
         self.tokenize = split
 
 
 def _read_references(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> list[list[str]]:
-    """Of every caption the list of its references."""
+    """Read the list of references of every caption."""
     if len(predictions) != len(references) or not len(references):
         raise ValueError(
             f"there must be a caption for each list of references, got {len(predictions)} for {len(references)}."

@@ -25,32 +25,33 @@ class CaptioningArguments(FusionArguments):
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "A saved fusion model that writes text, or a VisionEncoderDecoderModel; or else name encoders, or "
-            "columns of vectors, and a decoder, to make one of."
+            "help": "A saved fusion model that writes text, or a VisionEncoderDecoderModel. Without it, a new one "
+            "is made of the encoders, columns of vectors and decoder that are named."
         },
     )
     decoder_model: str | None = field(
         default=None,
         metadata={
-            "help": "What writes the captions of a new model, a Hub id or a folder: a decoder such as GPT-2, or an "
-            "encoder such as BERT as one. Cross-attention that it lacks starts from random weights."
+            "help": "The decoder of a new model, a Hub id or a folder: a decoder such as GPT-2, or an encoder such "
+            "as BERT used as one. Cross-attention that it lacks starts from random weights."
         },
     )
     decoder_config: str | None = field(
         default=None,
         metadata={
-            "help": "The same from random weights, as JSON or a JSON file: "
-            '\'{"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4}\'. Its words are those of '
-            "--decoder_tokenizer."
+            "help": "The configuration of a decoder with random weights, in place of --decoder_model, as JSON or a "
+            'JSON file: \'{"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4}\'. The vocabulary is that '
+            "of --decoder_tokenizer."
         },
     )
     decoder_tokenizer: str | None = field(
-        default=None, metadata={"help": "The tokenizer of captions, unless that of --decoder_model or --text_model."}
+        default=None,
+        metadata={"help": "The tokenizer of the captions. Unless given, that of --decoder_model or --text_model."},
     )
     decoder_lam: str | None = field(
         default=None,
         metadata={
-            "help": "A learnable mask in the cross-attention of a new decoder, its options as JSON or a JSON file: "
+            "help": "Options of a learnable mask in the cross-attention of a new decoder, as JSON or a JSON file: "
             "'{\"rank\": 8}'."
         },
     )
@@ -74,25 +75,25 @@ class CaptioningArguments(FusionArguments):
         self.decoder_lam_options()
 
     def decoder_options(self) -> dict[str, Any]:
-        """What `--decoder_config` says."""
+        """The value of `--decoder_config`."""
         return json_object("--decoder_config", self.decoder_config)
 
     def decoder_lam_options(self) -> dict[str, Any] | None:
-        """What `--decoder_lam` says; None if it was not given."""
+        """The value of `--decoder_lam`; None if it was not given."""
         return None if self.decoder_lam is None else json_object("--decoder_lam", self.decoder_lam)
 
     def tokenizer_source(self) -> str | None:
-        """Where the tokenizer of captions comes from, of a new model."""
+        """The place that the tokenizer of a new model's captions is loaded from."""
         return self.decoder_tokenizer or self.decoder_model or self.text_model
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """What a new model writes captions with.
+    """The parts of a new model that write captions.
 
     model: a causal language model with cross-attention.
-    tokenizer: its words.
-    options: of the configuration of the whole model: with which tokens a caption begins and ends.
+    tokenizer: tokenizer of the captions.
+    options: options of the whole model's configuration: the tokens that a caption begins and ends with.
     """
 
     model: Any
@@ -190,7 +191,7 @@ def load_image_captioner(arguments: CaptioningArguments, is_trained: bool) -> An
 def load_image_caption_processor(arguments: CaptioningArguments, model: Any) -> Any:
     """The image processor and the tokenizer that lie beside it, as one processor.
 
-    What the model does not say of the tokens with which a caption begins and ends, it gets from the tokenizer.
+    If the model does not say which tokens a caption begins and ends with, the tokenizer does.
     """
     name = str(arguments.processor_name_or_path or arguments.model_name_or_path)
     tokenizer = load_pretrained(AutoTokenizer, name, arguments)

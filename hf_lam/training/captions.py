@@ -40,7 +40,7 @@ from .sources import Sources
 if TYPE_CHECKING:
     from .finetuning import Task
 
-# What the column with the captions is called as a rule.
+# The usual names of the column with the captions.
 USUAL_COLUMNS = ("caption", "captions")
 # Between the captions of a sample. They are in a batch, as `REFERENCES`, as the bytes of their text: so they stay with
 # their sample, whatever order samples come in, and are no words that a tokenizer knows.
@@ -51,21 +51,24 @@ _NOTHING = -100
 
 @dataclass
 class CaptionRunArguments(RunArguments, Seq2SeqTrainingArguments):
-    """How a script trains a model that writes captions, and how it writes them in evaluations."""
+    """The options for training a model that writes captions, and for writing them in evaluations."""
 
     predict_with_generate: bool = field(
         default=True,
-        metadata={"help": "Write captions in evaluations, and compare them; or else compute the loss alone."},
+        metadata={
+            "help": "Write captions in evaluations and score them against the references. With "
+            "--no_predict_with_generate, only the loss is computed."
+        },
     )
     generation_max_length: int | None = field(
         default=None,
-        metadata={"help": "The most tokens of a caption that is written; those of --max_caption_length unless given."},
+        metadata={"help": "The maximum length of a written caption in tokens. Unless given, --max_caption_length."},
     )
     generation_num_beams: int | None = field(
         default=None,
         metadata={
             "aliases": ["--num_beams"],
-            "help": "How many beams write a caption; what the model says unless given.",
+            "help": "The number of beams of beam search. Unless given, the model's generation configuration decides.",
         },
     )
 
@@ -86,13 +89,14 @@ class CaptionRunArguments(RunArguments, Seq2SeqTrainingArguments):
 
 
 def load_captions(data: Any, model: ModelArguments, training: CaptionRunArguments, checkpoint: Any = None) -> Data:
-    """The splits that the run needs, with captions: texts, or lists of several for one sample.
+    """Load the splits that the run needs, with captions: texts, or lists of several for one sample.
 
     Args:
-        data: where they come from, and with `caption_column_name` the column, which becomes that of the labels.
-        model: for what is downloaded.
-        training: says what the run does.
-        checkpoint: is not looked at.
+        data: options that say where the data come from, and as `caption_column_name` the column, which becomes that of
+            the labels.
+        model: options for downloads.
+        training: options that say what the run does.
+        checkpoint: not used.
 
     Raises:
         ImportError: without the packages that captions are compared with.
@@ -146,7 +150,7 @@ def read_captions(value: Any) -> list[str]:
     """The captions of one sample, of a text or a list of texts, also where that is written as text (`'["a", "b"]'`).
 
     Raises:
-        ValueError: saying what is there instead.
+        ValueError: for any other value; the message describes it.
     """
     reason = _reason_of(value)
     if reason is not None:
@@ -165,7 +169,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _reason_of(value: Any) -> str | None:
-    """What is wrong with captions; None if nothing is."""
+    """The reason why captions are refused; None if they are not."""
     if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas' empty field
         return "has nothing"
     texts = _texts(value)
@@ -185,17 +189,16 @@ def _reason_of(value: Any) -> str | None:
 def label_captions(
     splits: Mapping[str, AnyDataset], loaded: Mapping[str, AnyDataset], data: Any, encode: Callable[[str], list[int]]
 ) -> dict[str, AnyDataset]:
-    """Splits whose samples have tokens for labels.
+    """Give the samples of splits tokens as labels.
 
-    Each of several captions of a training sample makes a sample of its own. Elsewhere the loss is that of the first
-    caption, and all of them are what a generated one is compared with.
+    In training, each of several captions of a sample makes a sample of its own. Elsewhere the loss is that of the
+    first caption, and a generated caption is compared with all of them.
 
     Args:
-        splits: what `prepare_media` gave with a `Captions` for labels, or what `cache_features` made of that.
-        loaded: of every split the rows in the same order, those of `limited` that are left; those of streams are not
-            needed.
-        data: names the column.
-        encode: makes labels of a caption.
+        splits: splits that `prepare_media` made with a `Captions` for labels, or that `cache_features` made of those.
+        loaded: rows of every split in the same order, after `limited`; those of streams are not needed.
+        data: options that name the column.
+        encode: function that makes labels of a caption.
     """
     made: dict[str, AnyDataset] = {}
     for split, dataset in splits.items():
@@ -228,7 +231,7 @@ class _Labelled(torch.utils.data.Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """What a `DataLoader` asks for: reading a batch from the table at once takes as long as reading a row."""
+        """Read a batch at once for a `DataLoader`; from the table, this takes as long as reading one row."""
         places = [self.places[index] for index in indices]
         samples = self.samples.__getitems__([row for row, _ in places])
         return [
@@ -263,11 +266,11 @@ def _label(
 
 
 def caption_encoder(tokenizer: Any, max_length: int) -> Callable[[str], list[int]]:
-    """What makes labels of a caption: its words and the end, which a decoder learns to write after the start.
+    """Return a function that makes labels of a caption: the tokens that a decoder learns to write, the end included.
 
     Args:
-        tokenizer: of the decoder.
-        max_length: the most tokens, with the end.
+        tokenizer: tokenizer of the decoder.
+        max_length: the most tokens, the end included.
     """
 
     def encode(caption: str) -> list[int]:
@@ -281,8 +284,8 @@ class CaptionCollator:
     """A data collator for samples with captions: it pads their labels, and makes of them what the decoder reads.
 
     Args:
-        collator: for everything else, and for labels of several lengths, which are padded with -100.
-        config: of the model; it says with which token a caption starts, and what padding is.
+        collator: collator for everything else, and for labels of several lengths, which are padded with -100.
+        config: configuration of the model; it says which token a caption starts with, and what padding is.
     """
 
     def __init__(self, collator: Callable[[list[Any]], dict[str, Any]], config: Any) -> None:
@@ -333,7 +336,7 @@ class Captions(Goal):
     """Captions, of which a sample may have several.
 
     is_generated: whether evaluations write captions; otherwise they compute the loss alone.
-    tokenizer: that of the decoder, which has to be set before captions are read.
+    tokenizer: tokenizer of the decoder, which has to be set before captions are read.
     """
 
     tokenizer: Any = None

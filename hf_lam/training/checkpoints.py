@@ -1,4 +1,4 @@
-"""Which checkpoint training goes on from."""
+"""The checkpoint that training goes on from."""
 
 from __future__ import annotations
 

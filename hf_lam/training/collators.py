@@ -53,9 +53,9 @@ class SoundCollator:
 class Stream(NamedTuple):
     """One modality of a batch.
 
-    name: of the modality.
-    arguments: what it is called in the model.
-    rows: by the name of an argument, an array for each sample; None for those that lack the modality.
+    name: name of the modality.
+    arguments: names of its arguments in the model.
+    rows: arrays by the name of the argument, one for each sample; None for samples that lack the modality.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Stream(NamedTuple):
 
     @property
     def values(self) -> list[np.ndarray | None]:
-        """Those of the first argument."""
+        """The values of the first argument."""
         return self.rows[self.arguments.values]
 
 
@@ -157,7 +157,7 @@ class FusionCollator:
         return "text" in self.label_modalities and getattr(self.tokenizer, "padding_side", "right") == "left"
 
     def _labelled(self, streams: Sequence[Stream]) -> list[Stream]:
-        """Of what is labelled, the texts and vectors: others have as many places as their encoder gives them."""
+        """The texts and vectors among the labelled modalities: others have as many places as their encoder says."""
         text = ENCODER_ARGUMENTS["text"]
         return [
             stream
@@ -215,7 +215,7 @@ class FusionCollator:
 
 
 def _find_modalities(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, ModalityArguments]]:
-    """Those that have an encoder, and those of vectors that the samples have, in their order."""
+    """Find the modalities that have an encoder, and those of vectors that the samples have, in their order."""
     keys = dict.fromkeys(key for sample in samples for key in sample if key.endswith(FEATURES))
     names = [key.removesuffix(FEATURES) for key in keys]
     return [*ENCODER_ARGUMENTS.items(), *((name, feature_arguments(name)) for name in names)]
@@ -230,8 +230,8 @@ def has_modality(sample: Mapping[str, Any], name: str, arguments: ModalityArgume
 
     Args:
         sample: arguments of a fusion model.
-        name: of the modality.
-        arguments: what it is called there, as `config.modality_arguments(name)` says.
+        name: name of the modality.
+        arguments: names of its arguments in the model, from `config.modality_arguments(name)`.
     """
     if is_missing(sample.get(arguments.values)):
         return False
@@ -247,7 +247,7 @@ def _read_rows(
     has: Sequence[bool],
     has_extractor: bool,
 ) -> dict[str, list[np.ndarray | None]]:
-    """What the samples have of one modality, by the name of the argument."""
+    """Read the arguments that the samples have of one modality, by name."""
     present = [sample if is_there else None for sample, is_there in zip(samples, has, strict=True)]
     rows: dict[str, list[np.ndarray | None]] = {}
     for key in arguments.names:
@@ -298,7 +298,7 @@ def _stack(name: str, key: str, rows: Sequence[np.ndarray | None]) -> torch.Tens
 
 
 def _pad_beside(stream: Stream, key: str, filled: torch.Tensor, is_left: bool) -> torch.Tensor:
-    """What has a number for each place of the values, `(B, length)`.
+    """Pad arguments with a number for each place of the values, `(B, length)`.
 
     filled: `(B, length)`, where the values are.
     """
@@ -314,7 +314,7 @@ def _pad_beside(stream: Stream, key: str, filled: torch.Tensor, is_left: bool) -
 
 
 def _time_axis(values: Sequence[np.ndarray | None], masks: Sequence[np.ndarray | None] | None) -> int | None:
-    """Which axis of sounds is that of time; None if it is the one that they differ in, if any."""
+    """The axis of time in sounds; None if it is the one that they differ in, if any."""
     if masks is None:
         return None
     lengths = [
@@ -325,6 +325,6 @@ def _time_axis(values: Sequence[np.ndarray | None], masks: Sequence[np.ndarray |
 
 
 def _lengths(streams: Sequence[Stream], count: int) -> list[int | None]:
-    """How many places each sample has in what is labelled; None if it has nothing of that."""
+    """The number of places of each sample in the labelled modalities; None if it has none of them."""
     rows = [[row for stream in streams if (row := stream.values[index]) is not None] for index in range(count)]
     return [max(map(len, of_sample)) if of_sample else None for of_sample in rows]

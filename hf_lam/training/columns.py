@@ -63,7 +63,7 @@ def check_column(dataset: AnyDataset, column: str, option: str) -> None:
 
 
 def names_of_rows(dataset: AnyDataset, rows: Sequence[int], sources: Sources | None) -> list[str]:
-    """How a message names rows of a data set: by where they are in the data as they were loaded."""
+    """Name rows of a data set in a message, by where they are in the data as they were loaded."""
     if sources is None or SOURCE not in stored_columns(dataset):
         return [f"row {row}" for row in rows]
     if isinstance(dataset, Dataset):
@@ -73,7 +73,7 @@ def names_of_rows(dataset: AnyDataset, rows: Sequence[int], sources: Sources | N
 
 
 def name_of_sample(sample: dict[str, Any], sources: Sources | None) -> str:
-    """How a message names a sample of a stream."""
+    """Name a sample of a stream in a message."""
     return "a sample" if sources is None or SOURCE not in sample else sources.name(sample[SOURCE])
 
 

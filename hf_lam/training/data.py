@@ -48,8 +48,8 @@ class Data:
     """The data of a run.
 
     splits: `train`, `validation` and `test`, those that the run needs. Images, videos and audio are not decoded.
-    sources: of every split, where its samples come from.
-    goal: what a model learns from them.
+    sources: files that the samples of every split come from.
+    goal: goal that a model learns.
     is_held_out: whether the split validation is a part of the training data, which had none of its own.
     """
 
@@ -62,13 +62,13 @@ class Data:
 def load_data(
     data: DataArguments, model: ModelArguments, training: TrainingArguments, checkpoint: PreTrainedConfig | None = None
 ) -> Data:
-    """The splits that the run needs, and their classes.
+    """Load the splits that the run needs, and find their classes.
 
     Args:
-        data: where they come from.
-        model: for what is downloaded.
-        training: says what the run does.
-        checkpoint: the configuration of the model that is evaluated, or that training starts from.
+        data: options that say where the data come from.
+        model: options for downloads.
+        training: options that say what the run does.
+        checkpoint: configuration of the model that is evaluated, or that training starts from.
 
     Raises:
         ValueError: see `load_splits` and `find_labels`.
@@ -83,7 +83,7 @@ def load_data(
 def load_splits(
     data: DataArguments, model: ModelArguments, training: TrainingArguments
 ) -> tuple[dict[str, AnyDataset], dict[str, Sources], bool]:
-    """Those of `train`, `validation` and `test` that the run needs.
+    """Load those of the splits `train`, `validation` and `test` that the run needs.
 
     Returns:
         The splits, where their samples come from, and whether validation is a part of the training data.
@@ -193,7 +193,7 @@ def _validation_part(
 def find_column(dataset: AnyDataset, given: str | None, option: str, kind: Any, usual: Sequence[str]) -> str:
     """The column that was named, or else the one of the `datasets` feature `kind`, or one with a usual name.
 
-    Of several of that kind, it is the one with a usual name.
+    If several columns are of that kind, it is the one with a usual name.
 
     Raises:
         ValueError: if there is none, or it is not clear which.
@@ -216,9 +216,9 @@ def find_column(dataset: AnyDataset, given: str | None, option: str, kind: Any, 
 
 
 def limited(splits: Mapping[str, AnyDataset], data: DataArguments, seed: int) -> dict[str, AnyDataset]:
-    """As many samples of every split as the arguments say, and the training stream shuffled.
+    """Limit every split to as many samples as the arguments say, and shuffle the training stream.
 
-    Of a stream and of the split test they are the first, otherwise a choice by `seed`, since files are often sorted.
+    Streams and the split test keep their first samples, others a choice by `seed`, since files are often sorted.
     """
     numbers = {
         "train": data.max_train_samples,
@@ -243,7 +243,7 @@ def check_texts(
 ) -> None:
     """Raises a `ValueError` if a column is missing, holds something else than text, or has rows without one.
 
-    Of a stream, the first row is looked at.
+    In a stream, only the first row is looked at.
     """
     found = []
     for split, dataset in splits.items():

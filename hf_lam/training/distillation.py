@@ -20,7 +20,7 @@ _MASKS = ("attention_mask", "pixel_attention_mask")
 def distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, is_multi_label: bool = False
 ) -> Tensor:
-    """How far a model's probabilities are from its teacher's, with both softened by a temperature.
+    """The distance of a model's probabilities from its teacher's, with both softened by a temperature.
 
     `T² · KL(softmax(teacher / T) ‖ softmax(student / T))`, the mean over the batch (Hinton, Vinyals & Dean,
     "Distilling the Knowledge in a Neural Network", arXiv 1503.02531). `T²` keeps the gradients at the size of those
@@ -69,7 +69,7 @@ def at_labels(student: Tensor, teacher: Tensor, labels: Tensor | None) -> tuple[
 def hidden_distillation_loss(
     student: Sequence[Tensor], teacher: Sequence[Tensor], counts: Tensor | None = None
 ) -> Tensor:
-    """How far a model's hidden states are from its teacher's, whatever their sizes.
+    """The distance between the hidden states of a model and of its teacher, whatever their sizes.
 
     The squared distance of the two vectors of a token, each divided by its norm, as a mean over all layers and all
     tokens that count: `‖s/‖s‖ − t/‖t‖‖²`, between 0 and 4. All tokens of all layers are compared as in TinyBERT (Jiao
@@ -77,9 +77,9 @@ def hidden_distillation_loss(
     encoders with their norms before the layers, the last of these would be all of the sum otherwise.
 
     Args:
-        student: of each layer `(B, L, d)`, any floating dtype; computed in fp32. What is before the first layer is not
-            among it.
-        teacher: likewise.
+        student: hidden states after each layer, `(B, L, d)`, of any floating dtype; computed in fp32. The input of the
+            first layer is not among them.
+        teacher: hidden states of the teacher, likewise.
         counts: `(B, L)` bool, which tokens are not padding; `None` for all.
 
     Returns:
@@ -106,11 +106,11 @@ def hidden_distillation_loss(
 
 
 def hidden_states_of(outputs: Any, length: int | None = None) -> list[Tensor]:
-    """The hidden states after each layer that a model was asked for.
+    """The hidden states after each layer, if the model was asked for them.
 
     Args:
-        outputs: of the model.
-        length: of the tokens that it was given; what mechanisms append comes after them.
+        outputs: output of the model.
+        length: number of tokens in the model's input; tokens that mechanisms append come after them.
 
     Raises:
         ValueError: if the model gives none.
@@ -122,12 +122,12 @@ def hidden_states_of(outputs: Any, length: int | None = None) -> list[Tensor]:
 
 
 def find_tokens(model: Any, inputs: Mapping[str, Any], length: int) -> Tensor | None:
-    """Which tokens of a batch are not padding, `(B, L)` bool; None if all are, or nothing says it.
+    """Find the tokens of a batch that are not padding, `(B, L)` bool; None if all are, or nothing says it.
 
     Args:
-        model: that has one encoder, no fusion model.
-        inputs: of it.
-        length: how many tokens there are, `L`.
+        model: model with one encoder, no fusion model.
+        inputs: arguments that it is called with.
+        length: number of tokens `L`.
     """
     mask = next((inputs[name] for name in _MASKS if isinstance(inputs.get(name), Tensor)), None)
     if mask is None or mask.ndim != 2:
@@ -148,12 +148,12 @@ def takes_labels(model: Any) -> bool:
 
 
 def check_teacher(student: Any, teacher: Any, hidden_weight: float) -> None:
-    """Whether a model can learn from a teacher.
+    """Check that a model can learn from a teacher.
 
     Args:
         student: the model.
-        teacher: what it learns from.
-        hidden_weight: of the term for the hidden states.
+        teacher: model that it learns from.
+        hidden_weight: weight of the term for the hidden states.
 
     Raises:
         TypeError: if the teacher is not a transformers model.

@@ -51,7 +51,7 @@ def cache_features(
     num_workers: int = 0,
     device: str | torch.device | None = None,
 ) -> tuple[Any, Any]:
-    """Run the encoders of a fusion model once over a data set, as if they were frozen, and keep what they give.
+    """Run the encoders of a fusion model once over a data set, as if they were frozen, and keep their outputs.
 
         dataset, features_model = cache_features(model, dataset, "cache", processor=processor)
         trainer = HfLamTrainer(
@@ -63,9 +63,9 @@ def cache_features(
     Training the features model on these data has the gradients that training `model` with its encoders frozen and in
     evaluation mode would have, but for rounding to `dtype`.
 
-    What was written stays if the process dies: called again, it goes on there, and the folder ends with the same
-    files. Of processes that share the folder, one fills it while the others wait. Called with what is complete, it
-    only opens it, after a look at some rows, which must be the same: at the beginning, and the first of every file.
+    If the process dies, the files it wrote stay: called again, it goes on there, and the folder ends with the same
+    files. When several processes share the folder, one fills it while the others wait. A complete folder is only
+    opened, after a check that some rows are still the same: those at the beginning, and the first of every file.
     Memory does not grow with the data set.
 
     Args:
@@ -76,15 +76,15 @@ def cache_features(
         output_dir: a folder for the features alone, new or from an earlier call. `datasets.load_from_disk` reads it;
             of a mapping, every split has a folder in it.
         processor: the model's processor or its tokenizer, which pads texts; `None` for models without text.
-        transform: makes such a row out of a row of the data set; `None` if they are such rows.
-        modalities: which to cache; `None` for all that have encoders. The others keep theirs.
-        keep_columns: which columns to keep beside the inputs of the modalities that are not cached; `None` for all
-            that rows have (after `transform`).
-        batch_size: rows that run through the encoders together.
-        dtype: of the features on the disk, `torch.float16` or `torch.float32`.
-        shard_size: rows of one file.
-        num_workers: processes that make rows ready; a stream is read in this one.
-        device: where the encoders run; `None` for where they are. They are brought back in the end.
+        transform: function that makes such a row out of a row of the data set; `None` if they are such rows.
+        modalities: names of the modalities to cache; `None` for all that have encoders. The others keep theirs.
+        keep_columns: names of the columns to keep beside the inputs of the modalities that are not cached; `None` for
+            all that rows have (after `transform`).
+        batch_size: number of rows that run through the encoders together.
+        dtype: dtype of the features on the disk, `torch.float16` or `torch.float32`.
+        shard_size: number of rows in one file.
+        num_workers: number of processes that make rows ready; a stream is read in this one.
+        device: device to run the encoders on; `None` for where they are. They are moved back at the end.
 
     Returns:
         The data set, or a `DatasetDict` of the splits, from memory-mapped files: for a modality `NAME`, the column
@@ -190,7 +190,7 @@ class _Encoders:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> dict[str, list[np.ndarray]]:
-        """Of every modality the tokens of each row, `(tokens, width)`; no tokens where it lacks the modality."""
+        """Encode every modality: the tokens of each row, `(tokens, width)`; no tokens where it lacks the modality."""
         made = {}
         for name, width in self.widths.items():
             nothing = np.zeros((0, width), DTYPES[self.dtype])

@@ -74,7 +74,7 @@ def make_features_model(model: Any, modalities: Sequence[str], unlimited: Collec
 
 
 def load_trained_fusion(full_model: Any, features_model: Any) -> Any:
-    """Bring what a features model has learned back into the model with the encoders that it was made of.
+    """Copy what a features model has learned into the model with the encoders that it was made of.
 
     The fusion layers, projections, mechanisms, head and the encoders that were not cached are copied, in place; so are
     the names of the classes. If the features model has other mechanisms, the full model gets those.
@@ -86,7 +86,7 @@ def load_trained_fusion(full_model: Any, features_model: Any) -> Any:
 
     Args:
         full_model: the model that `cache_features` was called with, or another with the same encoders.
-        features_model: what `cache_features` returned, trained, or loaded from where it was saved.
+        features_model: features model that `cache_features` returned, trained, or loaded from where it was saved.
 
     Returns:
         `full_model`, whose outputs are those of `features_model`.

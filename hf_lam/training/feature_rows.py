@@ -21,12 +21,12 @@ _OF_A_STREAM = 4
 class Batch(NamedTuple):
     """Rows that are ready for the encoders.
 
-    number: of the first row.
-    size: how many rows there are.
-    inputs: of every modality, which of the rows have it, and what the encoder is called with: once for all of them, or
-        where images or videos differ in size, once for each size.
-    kept: what else is written of every row.
-    hashes: of the rows by which the data set is known again, by their numbers in the shard.
+    number: number of the first row.
+    size: number of rows.
+    inputs: the rows that have each modality, and the arguments of its encoder: once for all of them, or where images
+        or videos differ in size, once for each size.
+    kept: further values to write for every row.
+    hashes: hashes of the rows by which the data set is known again, by their numbers in the shard.
     """
 
     number: int

@@ -19,9 +19,9 @@ from datasets.config import DATASET_INFO_FILENAME, DATASET_STATE_JSON_FILENAME
 
 from ..modeling.saving_hf_lam import staging
 
-# What the folder says of itself.
+# The file that describes the folder.
 CACHE_FILE = "feature_cache.json"
-# What the names of folders begin with in which files are written before they take their place.
+# The beginning of the names of folders in which files are written before they take their place.
 _PARTIAL = ".caching."
 _VERSION = 2
 
@@ -32,9 +32,9 @@ class FeatureFolder:
     A shard takes its place when it is whole, and is written down then: whenever the process dies, what is written down
     is there. Started again, the folder ends with the same bytes.
 
-    shards: of every shard that is whole, how many rows it has, and the hashes of some, by their numbers in it.
+    shards: for every shard that is whole, the number of its rows, and the hashes of some, by their numbers in it.
     is_complete: whether there are no more to come.
-    features: of the rows so far, in Arrow's types; None before there are any.
+    features: types of the columns so far, as Arrow has them; None before there are any rows.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], partial: Path) -> None:
@@ -48,14 +48,14 @@ class FeatureFolder:
     @classmethod
     @contextmanager
     def open(cls, path: Path, identity: Mapping[str, Any]) -> Iterator[FeatureFolder]:
-        """The folder, new or as an earlier run left it.
+        """Open the folder, new or as an earlier run left it.
 
         Args:
             path: the folder.
-            identity: what the features are made of, as JSON has it.
+            identity: description of what the features are made of, for JSON.
 
         Raises:
-            ValueError: if it was written for something else, or is a folder of something else.
+            ValueError: if the folder holds features of something else, or other files.
         """
         found = _read(path)
         if found is not None:
@@ -76,12 +76,12 @@ class FeatureFolder:
 
     @property
     def rows(self) -> int:
-        """How many rows are there."""
+        """The number of rows so far."""
         return sum(shard["rows"] for shard in self.shards)
 
     @property
     def hashes(self) -> dict[int, str]:
-        """Of some rows of the data set that the features were made of, by their numbers."""
+        """Hashes of some rows of the data set that the features were made of, by their numbers."""
         size = self.identity["shard_size"]
         return {
             number * size + int(row): digest
@@ -156,10 +156,10 @@ class ShardWriter:
     The types of columns are those of the first rows, and wider ones where later rows need them: a column of nothing
     but None may hold texts later, and integers may be followed by other numbers.
 
-    path: of the file.
-    features: of its columns.
-    rows: how many there are.
-    hashes: of some rows, by their numbers, which the caller adds.
+    path: path of the file.
+    features: types of its columns.
+    rows: number of its rows.
+    hashes: hashes of some rows, by their numbers, which the caller adds.
     """
 
     def __init__(self, folder: Path, name: str, features: Features | None) -> None:
@@ -184,7 +184,7 @@ class ShardWriter:
         """Add rows.
 
         Raises:
-            ValueError: if a column holds what does not go together with earlier rows.
+            ValueError: if a column holds values of another type than earlier rows.
         """
         features = dataset.features if self.features is None else merge_features(self.features, dataset.features)
         if self._writer is None or features != self.features:
@@ -255,7 +255,7 @@ def _batches_in(path: Path) -> Iterator[Dataset]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a folder says of itself; None for one that is new or empty."""
+    """Read a folder's description of itself; None for one that is new or empty."""
     if os.path.lexists(path) and not path.is_dir():
         raise ValueError(f"cannot cache features in {str(path)!r}: it is no folder. Give another output_dir.")
     file = path / CACHE_FILE
@@ -276,14 +276,14 @@ def _read(path: Path) -> dict[str, Any] | None:
 def make_identity(
     encoders: Mapping[str, str], dtype: str, shard_size: int, keep_columns: list[str] | None, rows: int | None
 ) -> dict[str, Any]:
-    """What cached features are made of, as it is written down.
+    """Describe what cached features are made of, as it is written to the folder.
 
     Args:
         encoders: a hash of every encoder, by modality.
-        dtype: of the features.
-        shard_size: rows of one file.
-        keep_columns: what else was asked for.
-        rows: of the data set, if it is known.
+        dtype: dtype of the features.
+        shard_size: number of rows in one file.
+        keep_columns: columns that are kept besides.
+        rows: number of rows in the data set, if it is known.
     """
     return {
         "version": _VERSION,

@@ -1,4 +1,4 @@
-"""What is read before training, so that a damaged file is known then, and not read again."""
+"""Reads files before training, so that a damaged one is known then, and keeps what was read."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _TOGETHER = 16
 
 
 class Checked(NamedTuple):
-    """What a check found.
+    """The result of a check.
 
-    problems: by row, what is wrong with it; in the order of the rows.
-    kept: by row, what was made of it.
-    size: bytes of what was kept.
+    problems: what is wrong, by row; in the order of the rows.
+    kept: values that were read, by row.
+    size: size in bytes of the values that were kept.
     """
 
     problems: dict[int, str]
@@ -158,13 +158,13 @@ def _problems_by_processes(
 
 
 def may_be_readable(value: Any, shape: Any, root: str | None) -> bool:
-    """Whether the file, or files, that a row has in a column look as if they could be read.
+    """Whether the file, or files, that a row has in a column look readable.
 
-    What is no file is not looked at, and files elsewhere (`https://…`) are not fetched.
+    Values that are no files are not looked at, and files elsewhere (`https://…`) are not fetched.
 
     Args:
-        value: a path, the bytes of a file, or what an undecoded image, video or sound of `datasets` gives.
-        shape: of an array whose raw bytes `value` is.
+        value: a path, the bytes of a file, or the value of an undecoded image, video or sound of `datasets`.
+        shape: shape of the array, if `value` is its raw bytes.
         root: the folder that relative paths start from.
     """
     if isinstance(value, Mapping):

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from transformers.utils import logging
 
 from ..modeling.injection_hf_lam import injected_encoders
-from .arguments import DataArguments, ModelArguments, RunArguments, parse_arguments
+from .arguments import DataArguments, ModelArguments, RunArguments
 from .calibrating import calibrate_for
 from .checkpoints import last_checkpoint
 from .columns import AnyDataset
@@ -27,6 +27,7 @@ from .goals import Classes, Goal
 from .labels import Labels
 from .model_card import write_model_card
 from .models import finished, load_config, load_teacher, mechanism_callbacks, prepare_for_training
+from .parsing import parse_arguments
 from .predictions import CollatorWithSources, is_input
 from .recording import CHECK_FILE, RecordingTrainer, check_run, hash_starts, is_finished, settings_of, write_record
 from .sources import Sources
@@ -59,15 +60,15 @@ def before_training() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Task:
-    """What a run is about.
+    """A run, as the command line describes it.
 
-    arguments: which model, and what is done to it.
-    data: which data.
-    training: as for `Trainer`.
+    arguments: options of the model.
+    data: options of the data.
+    training: training arguments for `Trainer`.
     splits: `train`, `validation` and `test`, those that the run needs, as they were loaded.
     goal: what the run learns to predict.
-    checkpoint: what training goes on from; None from the start.
-    sources: of every split, where its samples come from.
+    checkpoint: checkpoint that training goes on from; None from the start.
+    sources: files that the samples of every split come from.
     is_held_out: whether the split validation is a part of the training data.
     settings: the options that decide which model comes out.
     """
@@ -110,13 +111,13 @@ def open_task(
     Args:
         model_class: `ModelArguments` or a class that adds to them.
         data_class: `DataArguments` or a class that adds to them.
-        description: for `--help`, its first paragraph.
-        arguments: instead of the command line.
+        description: docstring of the script; its first paragraph opens `--help`.
+        arguments: arguments to read in place of the command line.
         load: `load(data, model, training, checkpoint=config)`, as [`load_data`] does for classes.
         training_class: `RunArguments` or a class that adds to them.
 
     Raises:
-        ValueError: for what cannot work.
+        ValueError: for options or data that cannot work.
     """
     model, data, training = parse_arguments(model_class, data_class, description, arguments, training_class)
     settings = settings_of(model, data, training)
@@ -206,13 +207,13 @@ def make_trainer(
     """The trainer of a run.
 
     Args:
-        task: what `open_task` gave: freezing, LoRA, annealing, calibration and the teacher are done as it says.
-        model: what `load_model` gave.
-        auto_class: of transformers, which a teacher is loaded with.
+        task: task from `open_task`; freezing, LoRA, annealing, calibration and the teacher are done as it says.
+        model: model from `load_model`.
+        auto_class: Auto class that a teacher is loaded with.
         splits: those of the task, ready for the collator. Samples of the split test may say where they come from.
         processor: saved beside the model.
-        collator: makes batches.
-        trainer_class: of the trainer.
+        collator: collator that makes batches.
+        trainer_class: class of the trainer.
 
     Raises:
         ValueError: if the checkpoint to go on from is of another kind of model, or an option does not fit the model.
@@ -299,7 +300,7 @@ _NO_CLASSES = ["LABEL_0", "LABEL_1"]
 
 
 def _kind(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration must be the same in a checkpoint. Views are annealing until they are reached."""
+    """The parts of a configuration that a checkpoint must share. Views are annealing until they are reached."""
     block = {name: options for name, options in (config.get("hf_lam") or {}).items() if name != "version"}
     classes = [str(name) for name in (config.get("id2label") or {}).values()]
     return {
@@ -313,7 +314,7 @@ def _kind(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Uncached(NamedTuple):
-    """What is saved of a run that trained a part of a model, on what another part had made of the data before.
+    """A run that trained a part of a model, on the outputs of another part, and what it saves.
 
     whole: gives the whole model, with what was trained in it.
     splits: the data as they are for the whole model.
@@ -333,10 +334,10 @@ def run(
     """Train, save, evaluate and predict, as the training arguments say, and write the model card.
 
     Args:
-        trainer: what `make_trainer` gave.
-        task: what `open_task` gave.
+        trainer: trainer from `make_trainer`.
+        task: task from `open_task`.
         splits: those of the trainer.
-        name: of the kind of task on the Hub, such as `"text-classification"`.
+        name: name of the kind of task on the Hub, such as `"text-classification"`.
         uncached: the whole model, if the trainer has a part of it, which is evaluated too.
 
     Returns:

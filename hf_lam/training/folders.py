@@ -49,7 +49,7 @@ class Folder:
     """The files of one split.
 
     root: the folder.
-    classes: of every class, its files, as paths from `root`.
+    classes: files of every class, as paths from `root`.
     flat: the files that lie in no folder of a class.
     metadata: the table that says which files there are, and what they are; None without one.
     """
@@ -88,12 +88,12 @@ def split_folders(root: Path) -> dict[str, Path] | None:
 
 
 def read_folders(folders: Mapping[str, Path], are_splits: bool = True) -> tuple[str, dict[str, Folder]] | None:
-    """What lies in folders of splits, and whether that is `"image"`, `"video"` or `"audio"`.
+    """Find out what lies in folders of splits, and whether that is `"image"`, `"video"` or `"audio"`.
 
     Tables beside folders of classes, or beside a table of metadata, are left out and named in the log.
 
     Args:
-        folders: of the splits.
+        folders: folder of every split.
         are_splits: whether the folders are named as splits; otherwise a table in them may be the data.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What prepares the frames of videos: an image processor, also for models that come with a video processor alone."""
+"""Prepares the frames of videos: an image processor, also for models that come with a video processor alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WHERE = ("cache_dir", "revision", "token")
 
 
 class FrameProcessor:
-    """What loads the image processor of a model, like `AutoImageProcessor`.
+    """Loads the image processor of a model, like `AutoImageProcessor`.
 
     V-JEPA 2 is published with a video processor, for which transformers needs torchvision. Here its options go to
     `VideoMAEImageProcessor`, which does the same without.
@@ -47,7 +47,7 @@ class FrameProcessor:
 
 
 def _read_options(name: str, **where: Any) -> dict[str, Any]:
-    """What the file of a video processor says; nothing if there is none."""
+    """Read the options in the file of a video processor; none if there is no such file."""
     try:
         path = cached_file(name, VIDEO_PROCESSOR_NAME, **where)
     except OSError:

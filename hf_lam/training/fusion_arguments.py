@@ -29,60 +29,70 @@ class FusionArguments(ModelArguments):
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "A saved fusion model; or else name encoders, or columns of vectors, to make one of."},
+        metadata={
+            "help": "A saved fusion model. Without it, a new one is made of the encoders and columns of vectors "
+            "that are named."
+        },
     )
     text_model: str | None = field(default=None, metadata={"help": "The encoder of the text, a Hub id or a folder."})
-    image_model: str | None = field(default=None, metadata={"help": "That of the images."})
-    video_model: str | None = field(default=None, metadata={"help": "That of the videos."})
-    audio_model: str | None = field(default=None, metadata={"help": "That of the audio, such as an AST."})
+    image_model: str | None = field(
+        default=None, metadata={"help": "The encoder of the images, a Hub id or a folder."}
+    )
+    video_model: str | None = field(
+        default=None, metadata={"help": "The encoder of the videos, a Hub id or a folder."}
+    )
+    audio_model: str | None = field(
+        default=None, metadata={"help": "The encoder of the audio, such as an AST, a Hub id or a folder."}
+    )
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "Resize images to so many pixels a side; for a new model with an encoder that takes any size, "
-            "such as DINOv2. Default as its processor says."
+            "help": "Resize images to this many pixels a side, in a new model whose encoder takes any size, such as "
+            "DINOv2. Unless given, the encoder's processor decides."
         },
     )
     features: str | None = field(
         default=None,
         metadata={
-            "help": "Modalities that are vectors, as JSON or a JSON file: the column of each by the name of the "
-            'modality (\'{"clips": "clip_features"}\'), or an object with column, positions_column and options of '
-            'FeatureOptions (\'{"clips": {"column": "c", "max_length": 75, "positions": "learned"}}\'). Of a saved '
-            "model, only columns with other names than its modalities."
+            "help": "The modalities that are given as vectors, as JSON or a JSON file. Each name has a column "
+            '(\'{"clips": "clip_features"}\') or an object with column, positions_column and options of '
+            'FeatureOptions (\'{"clips": {"column": "c", "max_length": 75, "positions": "learned"}}\'). For a saved '
+            "model, name only the columns that are not called like its modalities."
         },
     )
     standardize_features: bool = field(
         default=False,
         metadata={
-            "help": "Bring vectors to mean 0 and standard deviation 1 over the training data; the processor that is "
-            "saved does the same."
+            "help": "Bring vectors to mean 0 and standard deviation 1 over the training data. The saved processor "
+            "does the same."
         },
     )
     cache_features: str | None = field(
         default=None,
         metadata={
-            "help": "A folder for what the encoders give: they stay as they are, run over the data once, and the rest "
-            "is trained on that. The folder may be used again with the same data; other encoders have a folder of "
-            "their own in it. What is saved is the whole model."
+            "help": "A folder for the outputs of the encoders. The encoders stay frozen and run once over the data; "
+            "everything else trains on the cached outputs, and the whole model is saved. The folder can be used "
+            "again with the same data, and keeps the outputs of other encoders apart."
         },
     )
     fusion_config: str | None = field(
         default=None,
         metadata={
-            "help": "How the modalities become one model, as JSON or a JSON file: "
-            '\'{"num_hidden_layers": 4, "fusion_from": "image", "own_layers": {"image": 8}}\'. Options: '
+            "help": "Options of a new fusion model, as JSON or a JSON file: "
+            '\'{"num_hidden_layers": 4, "fusion_from": "image", "own_layers": {"image": 8}}\'. The options are '
             f"{', '.join(sorted(FUSION_OPTIONS))}."
         },
     )
     freeze_host: bool = field(
         default=False,
         metadata={
-            "help": "Train the mechanisms and the head alone; of a model that is made of encoders, also what starts "
-            "from random weights: projections, and fusion layers without fusion_from."
+            "help": "Train only the mechanisms and the head, and in a model made of encoders whatever starts from "
+            "random weights: projections, and fusion layers without fusion_from."
         },
     )
     from_scratch: bool = field(
-        default=False, metadata={"help": "Random weights; only the configurations are taken from the checkpoints."}
+        default=False,
+        metadata={"help": "Start from random weights and take only the configurations from the checkpoints."},
     )
 
     def trains_layers(self) -> bool:
@@ -159,15 +169,15 @@ class FusionArguments(ModelArguments):
         return {"size": {"height": self.image_size, "width": self.image_size}, "do_center_crop": False}
 
     def fusion_options(self) -> dict[str, Any]:
-        """What `--fusion_config` says."""
+        """The value of `--fusion_config`."""
         return json_object("--fusion_config", self.fusion_config)
 
     def vector_columns(self) -> dict[str, VectorColumn]:
-        """What `--features` says, by modality."""
+        """The value of `--features`, by modality."""
         return read_vector_columns(json_object("--features", self.features))
 
     def count_positions(self, row: Mapping[str, Any]) -> int | None:
-        """How many vectors a row has, of the modalities whose vectors may have labels."""
+        """Count the vectors of a row, of the modalities whose vectors may have labels."""
         named = self.vector_columns()
         for name in self.fusion_options().get("label_modalities") or named:
             source = named.get(name)
@@ -183,34 +193,43 @@ class FusionArguments(ModelArguments):
 
 @dataclass
 class MultimodalArguments(MediaArguments):
-    """Which data, with a column for every modality."""
+    """The options of data with a column for every modality."""
 
     text_column_name: str | None = field(
-        default=None, metadata={"help": "The column with the text. Where a row has nothing, the sample has no text."}
+        default=None, metadata={"help": "The column with the text. A sample whose row has none has no text."}
     )
     image_column_name: str | None = field(
-        default=None, metadata={"help": "Likewise for images, as in run_image_classification.py."}
+        default=None,
+        metadata={
+            "help": "The column with the images, in any form that run_image_classification.py takes. A row may have "
+            "none."
+        },
     )
     video_column_name: str | None = field(
-        default=None, metadata={"help": "Likewise for videos, as in run_video_classification.py."}
+        default=None,
+        metadata={
+            "help": "The column with the videos, in any form that run_video_classification.py takes. A row may have "
+            "none."
+        },
     )
     audio_column_name: str | None = field(
         default=None,
         metadata={
-            "help": "Likewise for audio: files, paths, waveforms with their sampling_rate, or spectrograms (frames, "
-            "mel bins) as lists or as raw bytes with a column NAME_shape beside them, before normalisation."
+            "help": "The column with the audio: files, paths, waveforms with their sampling_rate, or spectrograms "
+            "(frames, mel bins) before normalisation, as lists or as raw bytes with a column NAME_shape beside "
+            "them. A row may have none."
         },
     )
-    spectrogram_mel_first: bool = field(default=False, metadata={"help": "Spectrograms are (mel bins, frames)."})
-    max_seconds: float = field(default=30.0, metadata={"help": "Longer sounds are cut to this many seconds."})
+    spectrogram_mel_first: bool = field(default=False, metadata={"help": "Read spectrograms as (mel bins, frames)."})
+    max_seconds: float = field(default=30.0, metadata={"help": "Cut longer sounds to this many seconds."})
     cut_to_sound: bool = field(
         default=False,
         metadata={
-            "help": "Where an encoder hears a window of one length, Whisper's 30 seconds, it hears as much of it as "
-            "there is sound."
+            "help": "Cut the input of an encoder with a window of fixed length, such as the 30 seconds of Whisper, "
+            "to the length of the sound."
         },
     )
-    max_seq_length: int = field(default=128, metadata={"help": "Longer texts are cut to this many tokens."})
+    max_seq_length: int = field(default=128, metadata={"help": "Cut longer texts to this many tokens."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -59,10 +59,10 @@ def make_fusion(
 
     Args:
         head: the class of the model.
-        arguments: what is done to it, and how checkpoints are loaded.
+        arguments: options that say what is done to the model, and how checkpoints are loaded.
         encoders: the checkpoints of those modalities that have an encoder.
-        options: of the configuration, those of vectors among them; and `baseline`, `own_layers`, `fusion_from`, and
-            `decoder`, a model.
+        options: options of the configuration, those of vectors among them; and `baseline`, `own_layers`,
+            `fusion_from`, and `decoder`, a model.
         parts: the children of the model around its fusion layers that start from random weights.
 
     Returns:
@@ -134,9 +134,7 @@ def load_fusion_config(arguments: ModelArguments, labels: Labels | None = None) 
 
 
 def load_saved_fusion(arguments: ModelArguments, auto_class: Any, config: Any, is_trained: bool) -> Any:
-    """The model of a configuration that `load_fusion_config` gave, with the mechanisms that were asked for; see
-    `load_model`.
-    """
+    """The model of a configuration from `load_fusion_config`, with the mechanisms asked for; see `load_model`."""
 
     # What `convert` is to stock models, `inject` is to a fusion model, which saves its mechanisms itself.
     def attach(model: Any, *configs: Any) -> Any:
@@ -158,15 +156,15 @@ def load_fusion_processor(
     resizing: Mapping[str, Any] | None = None,
     decoder_tokenizer: Any = None,
 ) -> Any:
-    """That of the saved model, or one from the parts that the encoders' folders have.
+    """Load the processor of the saved model, or make one from the parts that the encoders' folders have.
 
     Args:
-        arguments: name it.
-        config: of the model.
-        encoders: their checkpoints.
+        arguments: options that name it.
+        config: configuration of the model.
+        encoders: checkpoints of the encoders.
         scales: mean and standard deviation of the vectors of a new model, if they are standardised.
         resizing: options for the processor of images.
-        decoder_tokenizer: of what a new model writes.
+        decoder_tokenizer: tokenizer of what a new model writes.
 
     Raises:
         ValueError: if it lacks a part for one of the modalities.

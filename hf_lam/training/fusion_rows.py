@@ -17,16 +17,16 @@ from .vectors import VectorColumn, read_vectors
 
 
 class FusionRows:
-    """What reads the modalities of a row, and makes inputs of a fusion model of them.
+    """Reads the modalities of a row, and makes inputs of a fusion model of them.
 
     Args:
-        config: of the model.
+        config: configuration of the model.
         processor: an `HfLamFusionProcessor`.
-        columns: of every modality with an encoder.
-        vectors: of every other one.
-        label_column: whose lists must be as long as the vectors; None if there is one label to a sample.
-        max_tokens: longer texts are cut.
-        max_seconds: longer sounds are cut.
+        columns: column of every modality with an encoder.
+        vectors: column of every other modality, with options.
+        label_column: column whose lists must be as long as the vectors; None if there is one label to a sample.
+        max_tokens: number of tokens that longer texts are cut to.
+        max_seconds: number of seconds that longer sounds are cut to.
         is_mel_first: whether spectrograms are (mel bins, frames).
         cuts_window: whether a sound that is shorter than the window of its encoder (Whisper) stays as long as it is.
 
@@ -84,11 +84,11 @@ class FusionRows:
         """The modalities of a row by name, None for those that it lacks.
 
         Args:
-            row: of the data set.
+            row: row of the data set.
             root: the folder that relative paths start from.
 
         Raises:
-            UnreadableError: saying what of it cannot be read.
+            UnreadableError: for a modality that cannot be read, with the reason.
         """
         sample = {
             name: None if is_missing(row[column]) else self._read(name, row[column], row.get(f"{column}_shape"), root)
@@ -191,7 +191,7 @@ class FusionRows:
         return inputs
 
     def count_labels(self, inputs: Mapping[str, Any]) -> int:
-        """How many positions of a sample have a prediction, of what `encode` gave."""
+        """Count the positions of a sample that have a prediction, in the output of `encode`."""
         for name in self.config.labelled_modalities:
             count = self._count(name, inputs[f"{name}_features"])
             if count is not None:

@@ -1,4 +1,4 @@
-"""What the scripts that train fusion models have in common: how rows are read, and encoders that run once."""
+"""The common part of scripts that train fusion models: how rows are read, and encoders that run once."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Reading(NamedTuple):
-    """How the rows of a run are read.
+    """The reader of a run's rows.
 
     splits: those of the task, with vectors as arrays.
-    processor: of the model.
+    processor: processor of the model.
     rows: reads a row, and makes inputs of it.
     """
 
@@ -45,12 +45,12 @@ def open_rows(
     """Find the columns of a model's modalities, and load or make its processor.
 
     Args:
-        task: with `FusionArguments` and `MultimodalArguments`.
+        task: task with `FusionArguments` and `MultimodalArguments`.
         model: a fusion model.
-        sizes: of the vectors of a new model.
+        sizes: size of the vectors of each modality of a new model.
         first: one of the splits, with the columns that modalities may be in.
-        label_column: of labels of positions.
-        decoder_tokenizer: of what a new model writes.
+        label_column: column of labels of positions.
+        decoder_tokenizer: tokenizer of what a new model writes.
 
     Raises:
         ValueError: for columns that are not there, or not clear, and a processor without one of the modalities.
@@ -89,7 +89,7 @@ def open_rows(
 
 
 def most_tokens(wanted: int, model: Any, processor: Any) -> int:
-    """How long a text may be: as was asked for, and as the tokenizer and the encoder of texts take it."""
+    """The most tokens of a text that the user, the tokenizer and the encoder of texts allow."""
     lengths = (wanted, processor.tokenizer.model_max_length, max_length_of(model.base_model.text_model))
     return min(filter(None, lengths))
 

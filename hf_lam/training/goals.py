@@ -1,4 +1,4 @@
-"""What a run learns to predict: how that is measured, written into a file, and said in the model card."""
+"""The goal of a run: how it is measured, written into a file, and described in the model card."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 
 class Goal(ABC):
-    """What a run learns to predict.
+    """The goal of a run: what the model learns to predict.
 
     Predictions are outputs of the model, and beside them what `CollatorWithSources` puts into a batch, where samples
     say it: `(outputs, sources, …)`.
 
-    outputs: how many outputs of the model, after the loss, are its predictions; several are a tuple. None for all.
+    outputs: number of the model's outputs, after the loss, that are its predictions; several are a tuple. None for
+        all.
     errors: those of the metrics of which less is better, besides the loss.
     """
 
@@ -51,24 +52,24 @@ class Goal(ABC):
 
     @abstractmethod
     def write_predictions(self, folder: Path, predictions: Any, task: Task) -> None:
-        """Write what was predicted of the split test into the output folder.
+        """Write the predictions for the split test into the output folder.
 
         Args:
-            folder: of the run.
-            predictions: as above.
-            task: of the run.
+            folder: folder of the run.
+            predictions: predictions as described above.
+            task: task of the run.
         """
 
     def draw(
         self, model: Any, sample: Mapping[str, Any], inputs: Mapping[str, Tensor], folder: Path
     ) -> dict[str, str]:
-        """Draw for the card what a model predicts.
+        """Draw a model's predictions for the card.
 
         Args:
-            model: after training.
-            sample: of the validation data, or else of the training data.
-            inputs: what the model is called with for it.
-            folder: where to.
+            model: model after training.
+            sample: sample of the validation data, or else of the training data.
+            inputs: arguments that the model is called with for it.
+            folder: folder to write to.
 
         Returns:
             The captions, by the names of the files in the folder.
@@ -99,12 +100,12 @@ class Classes(Goal):
 
     def describe(self) -> str:
         classes = self.labels.names
-        one = "each position of a sample" if self.labels.is_per_position else "a sample"
+        one = "position" if self.labels.is_per_position else "sample"
         shown = ", ".join(f"`{name}`" for name in classes[:10]) + (", …" if len(classes) > 10 else "")
         if self.labels.is_regression:
             what = "One number" if len(classes) == 1 else f"{len(classes)} numbers"
-            return f"{what} to {one} (regression): {shown}."
-        kind = f"any number to {one}" if self.labels.is_multi_label else f"one to {one}"
+            return f"{what} per {one} (regression): {shown}."
+        kind = f"any number per {one}" if self.labels.is_multi_label else f"one per {one}"
         return f"{len(classes)} classes, {kind}: {shown}."
 
     def write_predictions(self, folder: Path, predictions: Any, task: Task) -> None:
@@ -126,11 +127,11 @@ def write_classes(
     0; of regression the number, or a JSON list of several.
 
     Args:
-        path: of the csv file.
+        path: path of the csv file.
         logits: `(n, classes)`; of regression `(n, targets)`; of positions, of each sample `(positions, …)`.
-        rows: of the samples.
+        rows: row of every sample in the split.
         labels: the classes.
-        places: of the samples, if they are known.
+        places: places of the samples, if they are known.
     """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

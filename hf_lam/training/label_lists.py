@@ -23,7 +23,7 @@ def looks_like_list(text: Any) -> bool:
 
 
 def _literal(text: str) -> Any:
-    """What a text says in Python; None for anything else."""
+    """Read a text as a Python literal; None for anything else."""
     try:
         return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -68,10 +68,10 @@ def is_multi_hot(lists: Iterable[Any], column: str, classes: int | None, wanted:
     """Whether lists are vectors of 0 and 1, one entry for each class, and not the numbers or names of classes.
 
     Args:
-        lists: of labels; None for those that are missing.
-        column: where they are.
-        classes: how many there are, if that is known.
-        wanted: what the user says, where both could be meant.
+        lists: lists of labels; None for those that are missing.
+        column: name of their column.
+        classes: number of classes, if it is known.
+        wanted: choice of the user, where both could be meant.
 
     Raises:
         ValueError: if both could be meant, with both readings, or neither.

@@ -41,12 +41,12 @@ def read_labels(samples: Sequence[Mapping[str, Any]]) -> list[np.ndarray] | None
 def pad_labels(
     labels: Sequence[np.ndarray], lengths: Sequence[int | None], length: int, is_left: bool
 ) -> torch.Tensor:
-    """The labels of a batch.
+    """Pad the labels of a batch.
 
     Args:
-        labels: of each sample; of those of its places, the first axis is that of the places.
-        lengths: how many places of each sample are labelled; `None` where nothing says so.
-        length: how many the batch has; 0 if the longest labels say that.
+        labels: labels of each sample; if places have labels, the first axis is that of the places.
+        lengths: number of labelled places of each sample; `None` where nothing says so.
+        length: length of the batch; 0 if the longest labels decide.
         is_left: whether its padding comes before the labels.
 
     Raises:
@@ -76,7 +76,7 @@ def pad_labels(
 
 
 def _count_places(rows: Sequence[np.ndarray | None], lengths: Sequence[int | None], length: int) -> int:
-    """How many of the places of a batch have labels, at least; 0 if nothing says so."""
+    """Count the places of a batch that have labels, at least; 0 if nothing says so."""
     # Tokens that stand for the whole of a modality have no labels.
     unlabelled = [
         count - len(row)
@@ -94,9 +94,9 @@ def pad_moment_labels(
     """`span_labels`, `(B, W, 2)`, and `saliency_labels`, `(B, L)`, with NaN where a sample has nothing.
 
     Args:
-        samples: with `(windows, 2)` and `(clips,)` of these names. Some may have no `saliency_labels`.
-        lengths: how many clips each has; `None` where nothing says so.
-        length: how many the batch has; 0 if the longest labels say that.
+        samples: samples with `span_labels`, `(windows, 2)`, and maybe `saliency_labels`, `(clips,)`.
+        lengths: number of clips of each sample; `None` where nothing says so.
+        length: length of the batch; 0 if the longest labels decide.
 
     Raises:
         ValueError: if only some have `span_labels`, for another shape, or for more labels than clips.

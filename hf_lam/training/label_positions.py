@@ -42,11 +42,11 @@ def are_of_positions(
     Lists of labels that are as long as their samples are such labels, if they cannot be those of whole samples.
 
     Args:
-        splits: with labels.
-        seen: of every split, its labels, or the first of them.
-        data: names the column; `per_position` is what the user says.
-        checkpoint: of the model that is evaluated, or that training starts from.
-        count_positions: how many positions a row has; None where that cannot be seen.
+        splits: splits with labels.
+        seen: labels of every split, or the first of them.
+        data: options that name the column; `per_position` is the choice of the user.
+        checkpoint: configuration of the model that is evaluated, or that training starts from.
+        count_positions: function that gives the number of positions of a row; None where that cannot be seen.
 
     Raises:
         ValueError: if both could be meant, with both readings; or if they are no lists, and the user says they are.

@@ -1,4 +1,4 @@
-"""What a label becomes: the number of its class, 0 or 1 for each class, or numbers."""
+"""Turns a label into the number of its class, 0 or 1 for each class, or numbers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ NO_LABEL = -100
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes of a task, or what regression predicts.
+    """The classes of a task, or the targets of regression.
 
-    names: of the classes, in order; of regression, those of the targets.
+    names: names of the classes, in order; in regression, names of the targets.
     is_multi_label: whether a sample has any number of classes, as a list.
     is_multi_hot: whether such a list is a vector of 0 and 1, one entry for each class.
     numbers_are_names: whether a whole number is the name of its class ("1" to "5"), and not its place from 0.
@@ -37,14 +37,14 @@ class Labels:
 
     @property
     def problem_type(self) -> str:
-        """As the configurations of transformers have it."""
+        """The problem type, as the configurations of transformers have it."""
         if self.is_regression:
             return "regression"
         return "multi_label_classification" if self.is_multi_label else "single_label_classification"
 
     @property
     def config_options(self) -> dict[str, Any]:
-        """What the configuration of a model is told about them."""
+        """Options about the classes for the configuration of a model."""
         return {
             "num_labels": len(self.names),
             "id2label": dict(enumerate(self.names)),
@@ -53,7 +53,7 @@ class Labels:
         }
 
     def encode(self, value: Any) -> Any:
-        """What a model is trained with.
+        """Convert a label into what a model is trained with.
 
         Returns:
             The number of the class; of a multi-label sample, 1.0 for each class that it has and 0.0 for the others;
@@ -61,7 +61,7 @@ class Labels:
             with one of these for each, and for those without a label -100 or NaN.
 
         Raises:
-            ValueError: saying what is wrong with `value`.
+            ValueError: for a wrong `value`, with the reason.
         """
         if self.is_per_position:
             return self._encode_positions(value)

@@ -44,7 +44,7 @@ _LOOKED_AT = 100
 def has_labels(split: str, dataset: AnyDataset, data: DataArguments) -> bool:
     """Whether a split has labels, which only the split test may lack: its column, or all that is in it.
 
-    Of a stream, the first row is looked at.
+    In a stream, only the first row is looked at.
     """
     if split != "test":
         return True
@@ -66,7 +66,7 @@ def find_labels(
     is_held_out: bool = False,
     count_positions: Callable[[Mapping[str, Any]], int | None] | None = None,
 ) -> Labels:
-    """The classes of the data, which are checked in every split that is not a stream; of a stream, its first rows.
+    """Find the classes of the data, and check them in every split; in a stream, its first rows.
 
     They are those of `--class_names`, or of the column where it has them (`datasets.ClassLabel`), or else the values
     that occur: names in alphabetical order, or whole numbers from 0 without a gap. Where these are the classes of the
@@ -74,14 +74,15 @@ def find_labels(
     ("1" to "5"), a whole number in the data is the class of this name, otherwise its place from 0.
 
     Args:
-        splits: what `load_splits` gave. The split test may have no labels.
-        data: names the column, and says whether this is regression.
-        checkpoint: of the model that is evaluated, or that training starts from.
+        splits: splits from `load_splits`. The split test may have no labels.
+        data: options that name the column, and say whether this is regression.
+        checkpoint: configuration of the model that is evaluated, or that training starts from.
         is_trained: whether the model is trained; otherwise the data must have the classes of `checkpoint`. A model
             that is trained may get others.
-        sources: of every split, where its samples come from, for messages.
+        sources: files that the samples of every split come from, for messages.
         is_held_out: whether the split validation is a part of the training data: a class may occur there alone.
-        count_positions: how many positions a row has, that may have a label each; None where that cannot be seen.
+        count_positions: function that gives the number of positions of a row that may have a label each; None where
+            that cannot be seen.
 
     Raises:
         ValueError: if the column is missing, the classes are not known, the labels can be read in two ways, or one is
@@ -144,7 +145,7 @@ def _targets(
     evaluated: PreTrainedConfig | None,
     of_positions: bool,
 ) -> Labels:
-    """What regression predicts: one number, or as many as the lists in the column have."""
+    """The targets of regression: one number, or as many as the lists in the column have."""
     column = data.label_column_name
     if data.class_names is not None:
         raise ValueError("--class_names is for classes, and this is regression.")
@@ -251,9 +252,9 @@ def _in_order_of(
 def _read_feature(
     dataset: AnyDataset, column: str, of_positions: bool = False
 ) -> tuple[Value | ClassLabel | None, bool]:
-    """What a column says of one class, None if it does not say, and whether a sample has a list of classes.
+    """Read what a column says of one class, None if it does not say, and whether a sample has a list of classes.
 
-    of_positions: whether this is about each position of a sample.
+    of_positions: whether each position of a sample has labels.
     """
     feature = (dataset.features or {}).get(column)
     if of_positions:
@@ -312,7 +313,7 @@ def _names_said(
 
 
 def _given_names(data: DataArguments, evaluated: PreTrainedConfig | None) -> list[str]:
-    """What `--class_names` says, which must fit a model that is only evaluated."""
+    """The names in `--class_names`, which must fit a model that is only evaluated."""
     names = data.class_names or []
     if len(set(names)) < len(names):
         raise ValueError(f"--class_names has a class twice: {' '.join(names)}.")
@@ -345,7 +346,7 @@ def _occurring(values: Iterable[Any], is_list: bool, column: str) -> tuple[list[
             raise ValueError(
                 f"the column {column!r} must hold names or whole numbers, or lists of them; it holds {value!r}."
             ) from error
-    # What is missing is named with its row later.
+    # Missing labels are named with their rows later.
     found = {value for value in found if value is not None and value == value}
     if found and all(isinstance(value, str) for value in found):
         nothing = {value for value in found if value.strip().lower() in _NO_NUMBERS}
@@ -463,7 +464,7 @@ def _hashable(value: Any) -> Any:
 def _wrong_labels(
     values: Iterable[Any], labels: Labels, split: str, dataset: AnyDataset, sources: Sources | None
 ) -> str | None:
-    """What is wrong with the labels of a split, and in which rows."""
+    """Describe what is wrong with the labels of a split, and in which rows."""
     valid: set[Any] = set()
     wrong: list[tuple[int, str]] = []
     for row, value in enumerate(values):

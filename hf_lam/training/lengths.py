@@ -1,4 +1,4 @@
-"""How long samples are, for batches of samples of about one length."""
+"""Lengths of samples, for batches of samples of about one length."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _ROWS = 1000
 
 
 class Lengths(torch.utils.data.Dataset):
-    """Of every sample of a data set, nothing but its length, 0 where it has none.
+    """The lengths of all samples of a data set, and nothing else of them; 0 for a sample without one.
 
-    `Trainer` takes the `len` of one input, which what is missing does not have. Here it is that of the texts, vectors
-    and sounds of a sample together, in tokens, where one of a wave is 20 ms; of samples without any of these, the
-    `len` that `Trainer` takes.
+    `Trainer` takes the `len` of one input, which a missing input does not have. Here the length is that of the texts,
+    vectors and sounds of a sample together, in tokens, where one token of a wave is 20 ms; for samples without any of
+    these, it is the `len` that `Trainer` takes.
 
     Args:
-        dataset: with a length.
-        name: the input that `Trainer` looks at.
-        column: of lengths that were counted before, if the data set has it.
+        dataset: data set with a length.
+        name: name of the input that `Trainer` looks at.
+        column: column with lengths that were counted before, if the data set has it.
 
     Raises:
         ValueError: if no sample has such an input.
@@ -66,8 +66,8 @@ class SeededLengthSampler(LengthGroupedSampler):
     would see the data in other orders, from the first epoch or the second one on.
 
     Args:
-        sampler: of `Trainer`.
-        seed: of the data.
+        sampler: sampler of `Trainer`.
+        seed: seed of the data.
     """
 
     def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
@@ -117,7 +117,7 @@ def _count_columns(dataset: Dataset, name: str) -> list[int] | None:
 
 
 def _counted(names: Iterable[Any], name: str) -> list[str]:
-    """Of the names of inputs, those of which a length is taken."""
+    """The names of the inputs that count for the length."""
     keys = [str(key) for key in names]
     own = [ENCODER_ARGUMENTS["text"].values, ENCODER_ARGUMENTS["audio"].values]
     found = [key for key in keys if key in own or (key.endswith(FEATURES) and key not in OTHER_NAMES)]
@@ -125,7 +125,7 @@ def _counted(names: Iterable[Any], name: str) -> list[str]:
 
 
 def _has_name(key: str) -> str:
-    """What says whether a sample has this input."""
+    """The input that says whether a sample has this one."""
     name = next((name for name, arguments in ENCODER_ARGUMENTS.items() if arguments.values == key), None)
     return f"has_{name or key.removesuffix(FEATURES)}"
 
@@ -136,7 +136,7 @@ def _has(sample: Mapping[str, Any], key: str) -> bool:
 
 
 def _tokens(key: str, shape: tuple[int, ...]) -> int:
-    """How long a sample of this shape is, with or without an axis for the batch."""
+    """The length of a sample of this shape, with or without an axis for the batch."""
     if key == ENCODER_ARGUMENTS["audio"].values:
         shape = shape[1:] if len(shape) > 1 and shape[0] == 1 else shape
         return -(-shape[0] // _WAVE_STRIDE) if len(shape) == 1 else sum(shape)

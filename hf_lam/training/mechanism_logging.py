@@ -1,4 +1,4 @@
-"""What the mechanisms do, in the logs of a training."""
+"""Values of the mechanisms in the logs of a training."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class MechanismLoggingCallback(ReportingCallback):
 
 
 def _depend_on_inputs(base: InjectedEncoder) -> list[str]:
-    """What the mechanisms are called that log what depends on the input."""
+    """The names of the mechanisms that log what depends on the input."""
     injection, found = injection_of(base), []
     for name in injection.order:
         mechanism = mechanism_of(base, name)

@@ -51,7 +51,7 @@ def read_image(value: Any, shape: Any = None, root: str | None = None, num_chann
         value: a PIL image, an encoded file as bytes, a path, what an undecoded `datasets.Image` gives, an array
             `(height, width)`, `(height, width, channels)` or `(channels, height, width)` with pixels from 0 to 255, or
             its raw bytes together with `shape`.
-        shape: of raw bytes.
+        shape: shape of the array, if `value` is its raw bytes.
         root: the folder that relative paths start from.
         num_channels: 3 for RGB, 1 for grey.
 
@@ -83,8 +83,8 @@ def read_video(
         value: an encoded file as bytes, a path, what an undecoded `datasets.Video` gives, an array `(frames, height,
             width)`, `(frames, height, width, channels)` or `(frames, channels, height, width)`, its raw bytes together
             with `shape`, or a list of images. Encoded files need the package `av` (`pip install "hf-lam[video]"`).
-        num_frames: how many. Of a shorter video, some come several times.
-        shape: of raw bytes.
+        num_frames: number of frames. A shorter video gives some of them several times.
+        shape: shape of the array, if `value` is its raw bytes.
         root: the folder that relative paths start from.
         num_channels: 3 for RGB, 1 for grey.
 
@@ -116,8 +116,8 @@ def read_audio(value: Any, sampling_rate: int | None, shape: Any = None, root: s
             `av`), a dictionary with `array`, `(samples,)` or with a second axis for channels, and `sampling_rate`; an
             array with one axis, which is taken to be at `sampling_rate`, or two, a spectrogram; or its raw bytes
             together with `shape`.
-        sampling_rate: in Hz; `None` leaves it as it is.
-        shape: of raw bytes.
+        sampling_rate: wanted sampling rate in Hz; `None` leaves it as it is.
+        shape: shape of the array, if `value` is its raw bytes.
         root: the folder that relative paths start from.
 
     Raises:
@@ -273,12 +273,12 @@ def _check_index(stream: Any, content: bytes) -> None:
 
 
 def _shown_in_the_middles(times: Sequence[int | None], last: int | None, number: int) -> list[int]:
-    """Which frames are shown in the middles of `number` equal parts of a video.
+    """Find the frames that are shown in the middles of `number` equal parts of a video.
 
     Args:
-        times: when each frame begins, in ticks.
-        last: how long the last one is shown, if that is known.
-        number: how many.
+        times: ticks at which each frame begins.
+        last: duration of the last frame, if that is known.
+        number: number of parts.
     """
     total = len(times)
     known = [time for time in times if time is not None]

@@ -33,7 +33,7 @@ KEPT_BYTES = 2**30
 
 
 class Labelling(Protocol):
-    """What makes labels of the column that has them, such as `Labels`."""
+    """Makes labels of the column that has them, as `Labels` does."""
 
     def encode(self, value: Any) -> Any: ...
 
@@ -58,16 +58,16 @@ def prepare_media(
     need. Those of a stream are read on the way.
 
     Args:
-        splits: what `load_splits` gave.
+        splits: splits from `load_splits`.
         read: `read(row, root)` takes images, videos or audio out of a row, and raises an `UnreadableError` if they are
             damaged. `root` is the folder that relative paths start from, that of the split's file.
         encode: makes inputs of the model from what `read` returned. A sample that it refuses, or of which it makes
             something that is not finite, counts as one that cannot be read.
-        labels: the classes, or what else is learnt.
-        data: says how many samples, and with `skip_unreadable` to go on without what cannot be read.
-        seed: for the choice of samples.
-        sources: of every split, where its samples come from, for messages.
-        count_labels: of the inputs of a sample whose positions have labels, how many these are.
+        labels: the classes, or another goal.
+        data: options that say how many samples, and with `skip_unreadable` to go on without those that cannot be read.
+        seed: seed for the choice of samples.
+        sources: files that the samples of every split come from, for messages.
+        count_labels: function that counts the labels in the inputs of a sample whose positions have labels.
         files: the columns that may have files.
 
     Returns:
@@ -133,7 +133,7 @@ def _check(
     data: MediaArguments,
     budget: int,
 ) -> Checked:
-    """What is wrong with the rows that cannot be read. The main process looks, and tells the others."""
+    """Describe what is wrong with rows that cannot be read. The main process looks, and tells the others."""
     checked = Checked({}, {}, 0)
     if PartialState().is_main_process:
         checked = check_rows(
@@ -215,7 +215,7 @@ class _Transformed(torch.utils.data.Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """What a `DataLoader` asks for: reading a batch from the table at once takes as long as reading a row."""
+        """Read a batch at once for a `DataLoader`; from the table, this takes as long as reading one row."""
         rows = [self.rows[index] for index in indices]
         lacking = [row for row in rows if row not in self.kept]
         read = iter(rows_of(self.dataset[lacking]) if lacking else ())

@@ -71,7 +71,7 @@ def looks_whole(content: Content) -> bool:
 
 
 def _array_end(content: Content) -> int:
-    """Where an array of numpy ends."""
+    """The place where an array of numpy ends."""
     head = io.BytesIO(content[: 1 << 16])
     version = np.lib.format.read_magic(head)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -99,7 +99,7 @@ def _is_mpeg(content: Content) -> bool:
 
 
 def declared_flac_samples(content: Content) -> int | None:
-    """How many samples a channel has, by the header of a FLAC file; None if it does not say, or is another file."""
+    """The number of samples of a channel in the header of a FLAC file; None if it does not say, or is another file."""
     start = _after_id3(content)
     if content[start : start + 4] != b"fLaC" or len(content) < start + 26:
         return None
@@ -210,7 +210,7 @@ def _element(content: Content, at: int) -> tuple[int, int, int | None] | None:
 
 
 def _width(content: Content, at: int) -> int:
-    """How many bytes an EBML number takes, which its first byte says; 0 for none."""
+    """The number of bytes of an EBML number, which its first byte says; 0 for none."""
     return 9 - content[at].bit_length() if at < len(content) and content[at] else 0
 
 
@@ -241,7 +241,7 @@ _RATES = (44100, 48000, 32000)
 
 
 def _after_id3(content: Content) -> int:
-    """Where a tag in front of a file ends, and the zeros behind it."""
+    """The place where a tag in front of a file ends, and the zeros behind it."""
     at = 0
     while content[at : at + 3] == b"ID3" and len(content) >= at + 10:
         size = 0
@@ -298,7 +298,7 @@ _LAST_PACKETS = 8192
 
 
 def _transport_packets(content: Content) -> tuple[int, int] | None:
-    """How long the packets of a transport stream are, and where in them the standard's own begin."""
+    """The length of a transport stream's packets, and where in them the standard's own begin."""
     # 192: a time stamp before each packet (M2TS); 204: check bytes behind it.
     for size, first in ((188, 0), (192, 4), (204, 0)):
         if len(content) > first + 3 * size and all(content[first + n * size] == 0x47 for n in range(4)):

@@ -158,7 +158,7 @@ def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
 
 
 def classification_metrics(is_multi_label: bool) -> Callable[[EvalPrediction], dict[str, float]]:
-    """What a classifier's `Trainer` takes as `compute_metrics`; computed in memory, nothing is written.
+    """Return the `compute_metrics` of a classifier's `Trainer`; computed in memory, nothing is written.
 
     Args:
         is_multi_label: whether a sample has any number of classes, with labels `(n, classes)` of 0 and 1, or exactly
@@ -214,16 +214,16 @@ def _multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """What a `Trainer` takes as `compute_metrics` for regression; computed in memory, nothing is written.
+    """The `compute_metrics` of a `Trainer` for regression; computed in memory, nothing is written.
 
     Args:
-        prediction: of the model, `(n, targets)` or `(n,)`, or a tuple that begins with it; the true numbers likewise.
-            Of tokens, it is `(n, tokens, targets)`, and the true numbers that or `(n, tokens)`; those with NaN in
-            place of one are left out.
+        prediction: predictions of the model, `(n, targets)` or `(n,)`, or a tuple that begins with them; the true
+            numbers likewise. For tokens, they are `(n, tokens, targets)`, and the true numbers that or `(n, tokens)`;
+            those with NaN in place of one are left out.
 
     Returns:
         "mse" and "mae", the mean squared and the mean absolute error, and "pearson" and "spearman", the correlations.
-        Of several targets, each is the mean over them. A correlation that is not defined, because all predictions or
+        With several targets, each is the mean over them. A correlation that is not defined, because all predictions or
         all true numbers of a target are equal, is left out.
 
     Raises:
@@ -286,7 +286,7 @@ def _labelled_tokens(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
 
 
 def retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """What an embedding model's `Trainer` takes as `compute_metrics`: how well one side of a sample finds the other.
+    """Return the `compute_metrics` of an embedding model's `Trainer`: how well one side of a sample finds the other.
 
     For every sample with both sides, the samples of the other side are sorted by their similarity, the scalar product,
     and the rank of its own is looked at, 1 at best. Where others are exactly as similar, its own comes last: a model

@@ -46,14 +46,14 @@ _MULTIMODAL = (
 def write_model_card(
     folder: str | Path, trainer: HfLamTrainer, task: Task, task_name: str, results: Mapping[str, float]
 ) -> None:
-    """Write `README.md` of a trained model. It names Hub ids, and of local files and folders their last names alone.
+    """Write `README.md` of a trained model. It names Hub ids, and only the last names of local files and folders.
 
     Args:
-        folder: of the saved model.
-        trainer: after training; its model is the one that was saved.
-        task: what `open_task` gave.
+        folder: folder of the saved model.
+        trainer: trainer after training; its model is the one that was saved.
+        task: task from `open_task`.
         task_name: one of `AUTO_CLASSES`.
-        results: what was measured, named as in `all_results.json`; none of it may be there yet.
+        results: results, named as in `all_results.json`; there may be none yet.
     """
     arguments, data, model = task.arguments, task.data, trainer.model
     assert isinstance(model, PreTrainedModel)
@@ -128,7 +128,7 @@ def _sample(trainer: HfLamTrainer) -> dict[str, Any] | None:
 
 
 def _inputs_of(trainer: HfLamTrainer, sample: dict[str, Any]) -> dict[str, Any]:
-    """What the model is called with for a sample, on its device."""
+    """The arguments of the model for a sample, on its device."""
     model: Any = trainer.model
     return {name: x.to(model.device) for name, x in trainer.data_collator([sample]).items() if is_input(name)}
 
@@ -196,7 +196,7 @@ def _about_data(task: Task, results: Mapping[str, float]) -> str:
     }
     said = [f"{int(size):,} samples for {purpose}" for purpose, size in sizes.items() if size is not None]
     if task.is_held_out:
-        said.append("those for evaluation were held out of the training data")
+        said.append("the samples for evaluation were held out of the training data")
     return f"{text}. {'; '.join(said)}{'. ' * bool(said)}{task.goal.describe()}"
 
 
@@ -214,7 +214,7 @@ def _hyperparameters(trainer: HfLamTrainer, task: Task) -> str:
         "Schedule": f"{getattr(training.lr_scheduler_type, 'value', training.lr_scheduler_type)}, "
         f"{training.get_warmup_steps(state.max_steps)} steps of warmup",
         "Optimizer": f"{getattr(training.optim, 'value', training.optim)}, weight decay {training.weight_decay:g}",
-        "Samples a step": f"{size * training.gradient_accumulation_steps * training.world_size} "
+        "Samples per step": f"{size * training.gradient_accumulation_steps * training.world_size} "
         f"({training.world_size} × {size} × "
         f"{training.gradient_accumulation_steps}: processes, batch, accumulation)",
         "Steps": f"{state.global_step:,}" + (f" ({state.epoch:g} epochs)" if state.epoch else ""),

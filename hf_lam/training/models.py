@@ -36,11 +36,11 @@ def load_pretrained(
     """`auto_class.from_pretrained(name, …)`, with the arguments' options for the Hub.
 
     Args:
-        auto_class: of transformers.
-        name: a repository or a folder.
-        arguments: say which token, cache and revision.
-        of_model: whether it is the repository of the model, which alone has the revision.
-        options: more of them.
+        auto_class: Auto class.
+        name: id of a repository, or a folder.
+        arguments: options that give token, cache and revision.
+        of_model: whether it is the repository of the model; the revision is for that one alone.
+        options: further options.
 
     Raises:
         LoadingError: naming the repository, if it or the Hub cannot be read.
@@ -75,16 +75,16 @@ def load_model(
     is_trained: bool = True,
     attach: Callable[..., Any] = convert,
 ) -> PreTrainedModel:
-    """The model of `config`, from its checkpoint or from random weights, with the mechanisms that were asked for.
+    """Load the model of `config`, from its checkpoint or from random weights, with the mechanisms that were asked for.
 
-    With `--control`, it has what these are compared with.
+    With `--control`, it has the wider layers that these are compared with.
 
     Whatever the mechanisms are, a new head starts from the same weights under the same seed. Weights are in fp32.
 
     Args:
-        arguments: name the checkpoint and the mechanisms.
-        auto_class: of transformers, such as `AutoModelForSequenceClassification`.
-        config: what `load_config` gave.
+        arguments: options that name the checkpoint and the mechanisms.
+        auto_class: Auto class, such as `AutoModelForSequenceClassification`.
+        config: configuration from `load_config`.
         is_trained: whether the model will be trained, and may begin with a head that is not.
         attach: `attach(model, *configs)` gives the model with mechanisms.
 
@@ -117,11 +117,11 @@ def load_model(
 
 
 def load_image_processor(arguments: ModelArguments, config: PreTrainedConfig) -> Any:
-    """The image processor of a model for images or videos; with `--config_overrides`, of the sizes given there.
+    """Load the image processor of a model for images or videos; with `--config_overrides`, of the sizes given there.
 
     Args:
-        arguments: name it.
-        config: of the encoder.
+        arguments: options that name it.
+        config: configuration of the encoder.
 
     Raises:
         ImportError: if its class needs a package that is not installed, as those of some families need torchvision.
@@ -164,7 +164,7 @@ class _WithoutTokenizer:
 
 
 def process(processor: Any, model: PreTrainedModel, sample: Any, **options: Any) -> dict[str, Any]:
-    """What a model is called with for one image, video or sound, as arrays without an axis for the batch."""
+    """Prepare one image, video or sound for a model, as arrays without an axis for the batch."""
     made = processor(sample, return_tensors="np", **options)
     taken = inspect.signature(type(model).forward).parameters
     inputs = {name: value[0] for name, value in made.items() if name in taken}
@@ -174,12 +174,12 @@ def process(processor: Any, model: PreTrainedModel, sample: Any, **options: Any)
 
 
 def count_frames(config: PreTrainedConfig) -> int:
-    """How many frames of a video an encoder sees."""
+    """Count the frames of a video that an encoder sees."""
     return config.num_frames if hasattr(config, "num_frames") else config.frames_per_clip
 
 
 def count_channels(config: PreTrainedConfig) -> int:
-    """How many channels the images of an encoder have."""
+    """Count the channels that the images of an encoder have."""
     return config.num_channels if hasattr(config, "num_channels") else getattr(config, "in_chans", 3)
 
 
@@ -251,7 +251,7 @@ def _has_parameters(module: nn.Module | None) -> bool:
 
 
 def mechanism_callbacks(model: nn.Module, arguments: ModelArguments, inputs: Any) -> list[TrainerCallback]:
-    """What accompanies the training of the model's mechanisms: annealing where they have it, and the log.
+    """The callbacks for training the model's mechanisms: annealing where they have it, and the log.
 
     Args:
         model: before training.

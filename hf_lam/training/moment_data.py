@@ -31,7 +31,7 @@ from .moment_files import (
 from .moment_goal import Moments
 from .sources import SOURCE
 
-# What the modalities are called that are no streams of clips.
+# The names of the modalities that are no streams of clips.
 WORDS, AUDIO = "words", "audio"
 # The stream of clips, where there is one.
 _VIDEO = "video"
@@ -44,60 +44,79 @@ _KEPT_BYTES = 2**30
 
 @dataclass
 class MomentArguments(DataArguments):
-    """Which queries, of which videos, and where the vectors of both are."""
+    """The options of the queries and videos, and of the vectors of both."""
 
     train_file: str | None = field(
-        default=None, metadata={"help": "Annotations as QVHighlights has them, a jsonl or parquet file."}
+        default=None,
+        metadata={"help": "The training annotations in the format of QVHighlights, a jsonl, json or parquet file."},
     )
     data_dir: str | None = field(
-        default=None, metadata={"help": "A folder with such files named train, validation and test."}
+        default=None, metadata={"help": "A folder with such files, named train, validation and test."}
     )
     video_features: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Folders with VID.npz or VID.npy, a vector for each clip; the vectors of several lie beside each "
-            "other. Paths start from --data_dir, if it is given."
+            "help": "Folders with VID.npz or VID.npy, which hold a vector for each clip. The vectors of several "
+            "folders are concatenated. Paths are relative to --data_dir if it is given."
         },
     )
     separate_streams: bool = field(
-        default=False, metadata={"help": "Each folder of --video_features is a modality of its own, by its name."}
+        default=False,
+        metadata={"help": "Make each folder of --video_features a modality of its own, named after the folder."},
     )
     query_features: list[str] = field(
         default_factory=list,
-        metadata={"help": "Folders with qidQID.npz or .npy, a vector for each word; or else see --text_model."},
+        metadata={
+            "help": "Folders with qidQID.npz or qidQID.npy, which hold a vector for each word. Without them, give "
+            "--text_model."
+        },
     )
     audio_features: list[str] = field(
         default_factory=list,
-        metadata={"help": "Folders with vectors of the sound of videos, VID.npz or .npy; a video may have none."},
+        metadata={"help": "Folders with vectors of the sound of videos, VID.npz or VID.npy. A video may have none."},
     )
     normalize_features: bool = field(
-        default=True, metadata={"help": "Bring the vectors of each folder to length 1, as the field does."}
+        default=True,
+        metadata={"help": "Scale the vectors of each folder to length 1, as is usual for these benchmarks."},
     )
     endpoint_features: bool = field(
         default=True,
         metadata={
-            "help": "Tell every clip where in its video it starts and ends, as fractions beside its vector, as the "
-            "field does."
+            "help": "Append to the vector of every clip where in its video it starts and ends, as two fractions, as "
+            "is usual for these benchmarks."
         },
     )
     key_names: str | None = field(
         default=None,
         metadata={
-            "help": 'What keys are called in the files, as JSON or a JSON file: \'{"saliency_scores": "label"}\'. '
-            f"Keys: {', '.join(KEYS)}."
+            "help": "The names of keys in the files where they differ from QVHighlights, as JSON or a JSON file: "
+            f'\'{{"saliency_scores": "label"}}\'. The keys are {", ".join(KEYS)}.'
         },
     )
     clip_length: float | None = field(
         default=None,
-        metadata={"help": f"Seconds of a clip; default that of a saved model, or {MomentOptions.clip_length:g}."},
+        metadata={
+            "help": "The length of a clip in seconds. Unless given, that of the saved model, or "
+            f"{MomentOptions.clip_length:g} for a new one."
+        },
     )
     max_clips: int | None = field(
         default=None,
-        metadata={"help": "Of longer videos, the first so many clips are taken; default as many as the longest has."},
+        metadata={
+            "help": "Take only the first this many clips of longer videos. Unless given, as many as the longest "
+            "video has."
+        },
     )
-    max_words: int | None = field(default=None, metadata={"help": "Likewise for the words of queries."})
+    max_words: int | None = field(
+        default=None,
+        metadata={
+            "help": "Take only the first this many words of longer queries. Unless given, as many as the longest "
+            "query has."
+        },
+    )
     train_val_split: float = field(
-        default=0.15, metadata={"help": "Share of the training videos to evaluate on where there is no such file."}
+        default=0.15,
+        metadata={"help": "The share of the training videos to evaluate on if there is no validation file."},
     )
     # Options of tables with a label to a sample; the command line here has none of them.
     dataset_name: str | None = field(default=None, init=False)
@@ -152,7 +171,7 @@ class MomentArguments(DataArguments):
         return [Path(self.data_dir or "", folder) for folder in folders]
 
     def names_of_keys(self) -> dict[str, str]:
-        """What `--key_names` says."""
+        """The value of `--key_names`."""
         names = json_object("--key_names", self.key_names)
         wrong = [key for key, name in names.items() if key not in KEYS or not isinstance(name, str)]
         if wrong:
@@ -184,18 +203,18 @@ class MomentArguments(DataArguments):
 def load_moments(
     data: MomentArguments, model: ModelArguments, training: RunArguments, checkpoint: PreTrainedConfig | None = None
 ) -> Data:
-    """The queries of the splits that the run needs.
+    """Load the queries of the splits that the run needs.
 
     Each row of a split is the number of an annotation of the goal, as `SOURCE`.
 
     Args:
-        data: where they come from.
-        model: not looked at.
-        training: says what the run does.
-        checkpoint: the configuration of a saved model, which knows how long a clip is.
+        data: options that say where the data come from.
+        model: not used.
+        training: options that say what the run does.
+        checkpoint: configuration of a saved model, which knows how long a clip is.
 
     Raises:
-        ValueError: naming file, line and key of what is wrong; if a split is missing.
+        ValueError: for a wrong annotation, naming file, line and key; if a split is missing.
     """
     wanted = {"train": training.do_train, "validation": training.do_eval, "test": training.do_predict}
     files, names = data.annotation_files(), data.names_of_keys()
@@ -249,7 +268,7 @@ def _check_windows(annotations: Sequence[MomentAnnotation], key: str) -> None:
 
 
 def _describe(data: MomentArguments) -> str:
-    """Where the vectors come from, for the card."""
+    """Describe for the card where the vectors come from."""
     said = []
     for what, folders in (
         ("clips", data.video_features),
@@ -271,11 +290,11 @@ class MomentVectors:
     """The vectors of videos and queries, by modality. What was read is kept, up to a GiB.
 
     Args:
-        data: where they are.
-        streams: those of a model; a new one has those that the folders give, each by its name, or all together.
-        clip_length: seconds of a clip.
-        max_clips: how many clips are taken of longer videos.
-        max_words: likewise for queries.
+        data: options that say where the vectors are.
+        streams: streams of the model; a new model has those that the folders give, each by its name, or all together.
+        clip_length: length of a clip in seconds.
+        max_clips: number of clips to take from longer videos, the first ones.
+        max_words: number of words to take from longer queries, the first ones.
 
     Raises:
         ValueError: for folders that are not the streams of the model.
@@ -383,11 +402,11 @@ class MomentSamples(torch.utils.data.Dataset[dict[str, Any]]):
     """Samples of a fusion model: vectors, the words of a query where it has no vectors, and labels.
 
     Args:
-        rows: the numbers of the annotations.
-        annotations: all of them.
-        vectors: of videos and queries.
+        rows: numbers of the annotations.
+        annotations: all annotations.
+        vectors: vectors of videos and queries.
         tokenizer: `tokenizer(text)` gives the arguments of a text encoder; None where queries are vectors.
-        is_trained_on: whether the model learns from them; others say which they are, as `SOURCE`.
+        is_trained_on: whether the model learns from them; other samples have their number as `SOURCE`.
     """
 
     def __init__(

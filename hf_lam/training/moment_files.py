@@ -37,13 +37,13 @@ _ROUNDING = 1
 class MomentAnnotation:
     """A query about one video.
 
-    qid: of the query.
-    vid: of the video.
-    query: what it says.
-    duration: of the video, in seconds.
+    qid: number of the query.
+    vid: name of the video.
+    query: text of the query.
+    duration: duration of the video in seconds.
     windows: `(start, end)` in seconds, those it speaks of; None if they are not known.
     relevant: the clips it speaks of, counted from 0; None if nobody scored them.
-    scores: `(relevant, people)`, what each person thinks of each of them.
+    scores: scores of each relevant clip by each person, `(relevant, people)`.
     place: the file and the line, for messages.
     """
 
@@ -64,13 +64,13 @@ def read_annotations(
     clip_length: float = MomentOptions.clip_length,
     is_labelled: bool = True,
 ) -> list[MomentAnnotation]:
-    """The queries of a jsonl or parquet file.
+    """Read the queries of a jsonl or parquet file.
 
     Args:
-        path: of the file.
-        names: what a key of QVHighlights is called in this file, such as `{"saliency_scores": "label"}` for TVSum.
-            Scores without `relevant_clip_ids` are of all clips, one more or less as with features.
-        clip_length: seconds of a clip.
+        path: path of the file.
+        names: names in this file for keys of QVHighlights, such as `{"saliency_scores": "label"}` for TVSum. Scores
+            without `relevant_clip_ids` are of all clips, one more or less as with features.
+        clip_length: length of a clip in seconds.
         is_labelled: whether every query must have its windows, or scores.
 
     Raises:
@@ -227,14 +227,14 @@ def read_features(
     max_length: int | None = None,
     is_normalized: bool = True,
 ) -> np.ndarray:
-    """The vectors of one video or query, `(L, size)`: those of all folders, one beside the other, in fp32.
+    """Read the vectors of one video or query, `(L, size)`: those of all folders, one beside the other, in fp32.
 
     Args:
-        name: of the video, or of the query.
-        folders: where `NAME.npz` or `NAME.npy` lie. Where they have different lengths, the shortest counts.
-        prefix: of the file's name: `qid` for queries.
-        max_length: of longer ones, the first are taken.
-        is_normalized: whether each folder's vectors are brought to length 1, as the field does.
+        name: name of the video or the query.
+        folders: folders with `NAME.npz` or `NAME.npy`. Where they have different lengths, the shortest counts.
+        prefix: beginning of the file's name: `qid` for queries.
+        max_length: number of vectors to take from longer ones, the first ones.
+        is_normalized: whether each folder's vectors are scaled to length 1, as is usual.
 
     Raises:
         ValueError: naming the file: if it is not there, cannot be read, or its numbers are NaN or infinite.
@@ -246,7 +246,7 @@ def read_features(
 def join_features(
     parts: Sequence[np.ndarray], *, max_length: int | None = None, is_normalized: bool = True
 ) -> np.ndarray:
-    """What `read_features` makes of the vectors of all folders."""
+    """Join the vectors of all folders for `read_features`: cut to one length, normalised, side by side."""
     shortest = min(map(len, parts))
     kept = [part[:shortest][:max_length] for part in parts]
     if is_normalized:
@@ -255,7 +255,7 @@ def join_features(
 
 
 def add_endpoints(vectors: np.ndarray) -> np.ndarray:
-    """Beside the vector of every clip where it starts and ends, as fractions of the video: `(L, size + 2)`.
+    """Append to the vector of every clip where it starts and ends, as fractions of the video: `(L, size + 2)`.
 
     Source: Escorcia et al., "Temporal Localization of Moments in Video Collections with Natural Language", arXiv
     1907.12763; the field calls them temporal endpoint features.
@@ -306,10 +306,10 @@ def check_length(
     One clip more or less is a rounding.
 
     Args:
-        annotation: of the video.
-        clips: how many vectors it has.
-        clip_length: seconds of a clip.
-        folder: where they lie, for the message.
+        annotation: annotation of the video.
+        clips: number of vectors of the video.
+        clip_length: length of a clip in seconds.
+        folder: folder with the vectors, for the message.
     """
     expected = annotation.duration / clip_length
     if abs(clips - expected) > _ROUNDING:
@@ -324,15 +324,15 @@ def check_length(
 
 
 def labels_of(annotation: MomentAnnotation, clips: int, clip_length: float) -> dict[str, np.ndarray]:
-    """What a model learns from: `span_labels`, `(W, 2)`, and `saliency_labels`, `(clips,)`, as far as they are known.
+    """The labels to learn: `span_labels`, `(W, 2)`, and `saliency_labels`, `(clips,)`, as far as they are known.
 
     Spans are center and width as fractions of the clips; windows after the last clip are left out. The label of a clip
     is the sum of what people think, -1 for clips that the query does not speak of.
 
     Args:
-        annotation: of the query.
-        clips: how many the video has.
-        clip_length: seconds of a clip.
+        annotation: annotation of the query.
+        clips: number of clips of the video.
+        clip_length: length of a clip in seconds.
     """
     labels: dict[str, np.ndarray] = {}
     if annotation.windows is not None:
@@ -368,13 +368,13 @@ def write_submission(
     windows: Iterable[Sequence[Sequence[float]]],
     saliency: Iterable[Sequence[float]],
 ) -> None:
-    """Predictions as the evaluation script and the server of QVHighlights take them, one line for each query.
+    """Write predictions as the evaluation script and the server of QVHighlights take them, one line for each query.
 
     Args:
-        path: of the jsonl file.
-        annotations: of the queries.
-        windows: of each, `[start, end, score]`, the best first.
-        saliency: of each, a score for every clip.
+        path: path of the jsonl file.
+        annotations: annotations of the queries.
+        windows: predicted windows of each query, `[start, end, score]`, the best first.
+        saliency: predicted score of every clip, for each query.
     """
     path = Path(path)
     lines = [

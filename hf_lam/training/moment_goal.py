@@ -34,9 +34,9 @@ _OUTPUTS = ("logits", "pred_spans", "saliency_scores", "clip_mask")
 class Moments(Goal):
     """The windows of videos that queries speak of, and what people think of the clips, as far as they are known.
 
-    annotations: of all splits; the column `SOURCE` of a sample is its place among them.
-    measured: those that metrics are computed of.
-    clip_length: seconds of a clip.
+    annotations: annotations of all splits; the column `SOURCE` of a sample is its index among them.
+    measured: annotations that metrics are computed for.
+    clip_length: length of a clip in seconds.
     vectors: a sentence of the card, on what the model sees.
     """
 
@@ -111,7 +111,7 @@ class Moments(Goal):
             found, annotation.query, windows=annotation.windows, scores=scores, clip_length=self.clip_length
         )
         figure.savefig(folder / PICTURE_FILE)
-        return {PICTURE_FILE: "What was found for a query of the evaluation data, and what is true."}
+        return {PICTURE_FILE: "The moments found for a query of the evaluation data, and the true ones."}
 
 
 def _within(found: Retrieved, duration: float) -> Retrieved:

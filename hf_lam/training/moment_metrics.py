@@ -30,7 +30,7 @@ _NUMBERS = datasets.Sequence(datasets.Value("float64"))
 
 
 class MomentRetrieval(evaluate.Metric):
-    """How well windows of time were found: R1@IoU and mAP@IoU, over the lengths of the true windows.
+    """Scores of retrieved windows of time: R1@IoU and mAP@IoU, over the lengths of the true windows.
 
     Predictions are, for every query, windows `[start, end, score]` in seconds, the best first; only the first ten
     count. References are, for every query, the true windows `[start, end]`.
@@ -66,7 +66,7 @@ Args:
 
 
 class HighlightDetection(evaluate.Metric):
-    """How well the clips of a video were scored: mAP and HIT@1 against what several people thought of them.
+    """Scores of the clips of a video: mAP and HIT@1 against what several people thought of them.
 
     Predictions are, for every query, a score for each clip. References are, for every query, the scores that people
     gave: `(clips, people)`, from 0 to 4, 0 for a clip that has nothing to do with the query ([`clip_scores`] makes
@@ -111,10 +111,10 @@ def clip_scores(
     """The scores of all clips of a video, `(clips, people)`, of an annotation that names the relevant ones.
 
     Args:
-        duration: of the video, in seconds.
+        duration: duration of the video in seconds.
         relevant_clip_ids: the clips that have scores, counted from 0.
-        saliency_scores: of each of them, one for each person.
-        clip_length: seconds.
+        saliency_scores: scores of each of these clips, one for each person.
+        clip_length: length of a clip in seconds.
 
     Raises:
         ValueError: if a clip is not in the video, or scores and clips are not as many.
@@ -202,7 +202,7 @@ def _padded(rows: Sequence[Sequence[Sequence[float]]], limit: int | None = None)
 
 
 def _average_precisions(overlaps: np.ndarray, is_true: np.ndarray, predictions: Sequence[Any]) -> np.ndarray:
-    """Of every query at every threshold, `(queries, thresholds)`.
+    """The average precision of every query at every threshold, `(queries, thresholds)`.
 
     By falling score, each window takes the true one that it shares most with and that none before it took, if it
     shares enough; of equal ones the last.
@@ -259,8 +259,9 @@ def highlight_metrics(predictions: Sequence[Any], references: Sequence[Any]) -> 
 
 
 def _interpolated_precision(scores: np.ndarray, marks: np.ndarray) -> np.ndarray:
-    """Of each person, `(people,)`: the mean, over the scores at which more highlights are found, of the best precision
-    there or at any lower score. Clips with one score are found together.
+    """The mean precision for each person, `(people,)`, over the scores at which more highlights are found.
+
+    At each of them, the best precision there or at any lower score counts. Clips with one score are found together.
     """
     clips = len(marks)
     scores = np.pad(scores[:clips], (0, max(0, clips - len(scores))))
@@ -281,7 +282,7 @@ def submission_metrics(
 ) -> dict[str, float]:
     """The metrics of a file of predictions for a file of annotations, both as their lines.
 
-    Those of moments, if every line has windows, and those of highlights, if every line has scores.
+    They are those of moments if every line has windows, and those of highlights if every line has scores.
 
     Args:
         submission: `qid`, with `pred_relevant_windows` or `pred_saliency_scores` or both.

@@ -48,7 +48,8 @@ class CollatorWithSources:
 class PredictingTrainer(HfLamTrainer):
     """An `HfLamTrainer` whose predictions are the logits, and what `CollatorWithSources` puts into a batch.
 
-    kept_outputs: how many outputs of the model, after the loss, are predictions; several are a tuple. None for all.
+    kept_outputs: number of the model's outputs, after the loss, that are predictions; several are a tuple. None for
+        all.
     """
 
     kept_outputs: int | None = 1
@@ -71,7 +72,7 @@ class PredictingTrainer(HfLamTrainer):
 
 
 def logits_and_sources(predictions: Any) -> tuple[Any, np.ndarray | None]:
-    """What `PredictingTrainer.predict` gives, in the order of the data; without sources, in its own.
+    """The result of `PredictingTrainer.predict` in the order of the data; without sources, in its own.
 
     Where samples have positions, each has logits of its own length, `(positions, classes)`.
     """

@@ -59,11 +59,12 @@ def run_recorded(
     """Do what the arguments of a trainer say: `check_only`, or train, evaluate, save, record, and predict.
 
     Args:
-        trainer: with the model as it starts; or, if `is_recorded` said so, as the run left it.
-        metrics: the names of those that an evaluation gives, without `eval_`.
-        settings: what decides the model that comes out, for JSON.
-        test: the data of `do_predict`; its metrics begin with `predict_`.
-        finish: changes the trained model in place before it is evaluated and saved, such as `hf_lam.harden`.
+        trainer: trainer with the model as it starts; or, if `is_recorded` said so, as the run left it.
+        metrics: names of the metrics that an evaluation gives, without `eval_`.
+        settings: settings that decide the model that comes out, for JSON.
+        test: data of `do_predict`; their metrics begin with `predict_`.
+        finish: function that changes the trained model in place before it is evaluated and saved, such as
+            `hf_lam.harden`.
 
     Returns:
         All metrics.
@@ -106,11 +107,11 @@ def run_recorded(
 
 
 def write_once(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a folder, whole or not at all, unless it is there; of runs that begin together, one makes it.
+    """Let `write` make a folder, whole or not at all, unless it is there. Of several runs, one makes it.
 
     Args:
-        folder: what several runs read. The others wait until it is there.
-        write: gets the path of a folder that is not there yet, beside it.
+        folder: folder that several runs read. The others wait until it is there.
+        write: function that gets the path of a folder that is not there yet, beside it.
     """
     if folder.is_dir():
         return
@@ -128,11 +129,12 @@ def train_once(folder: Path, model: PreTrainedModel, dataset: Any, training: Run
     """Train a model that several runs start from, and save it, unless an earlier run has.
 
     Args:
-        folder: of the model.
-        model: before training, which it is trained in place.
-        dataset: for `Trainer`.
-        training: of the run: the seed, the learning rate and its schedule, weight decay and the size of batches.
-        **options: of `TrainingArguments`, besides: how long, for example.
+        folder: folder of the model.
+        model: model before training; it is trained in place.
+        dataset: data set for `Trainer`.
+        training: arguments of the run, for the seed, the learning rate and its schedule, weight decay and the size of
+            batches.
+        **options: further options of `TrainingArguments`, such as the number of steps.
     """
 
     def write(partial: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run writes down of itself: what its model costs, what it started from, in which order it saw the data.
+"""The record of a run: what its model costs, what it started from, in which order it saw the data.
 
 By these, runs are compared: two rows of a comparison are only as far apart as what they were given is the same.
 """
@@ -57,12 +57,12 @@ _AROUND = (
 
 
 class BatchOrder(TrainerCallback, ExportableState):
-    """For each argument of the model a hash of all batches of a training: what came, and in which order.
+    """Hashes of all batches of a training, one for each argument of the model: what came, and in which order.
 
-    Each is a chain: the hash of the one before and of what came next. So it fits into a checkpoint, and a run that was
-    resumed ends with the hashes of one that was not.
+    Each hash is a chain: it hashes the one before with what came next. So it fits into a checkpoint, and a run that
+    was resumed ends with the same hashes as one that was not.
 
-    digests: in hexadecimal, by the name of the argument.
+    digests: hashes in hexadecimal, by the name of the argument.
     """
 
     def __init__(self, digests: Mapping[str, str] | None = None) -> None:
@@ -106,8 +106,8 @@ def _bytes_of(tensor: Tensor) -> Any:
 class RecordingTrainer(PredictingTrainer):
     """A `PredictingTrainer` that notes the order of the data, if it is asked to.
 
-    order: of the batches that the main process trained on.
-    starts: what `hash_starts` gave of the model before training.
+    order: order of the batches that the main process trained on.
+    starts: result of `hash_starts` for the model before training.
     """
 
     order: BatchOrder | None = None
@@ -138,7 +138,7 @@ class RecordingTrainer(PredictingTrainer):
             return [self.compute_loss(model.train(), batch).mean().item() for batch in batches]
 
     def count_flops(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, int | None]:
-        """Of one sample, as a mean over a batch; None where they cannot be counted."""
+        """Count the FLOPs of one sample, as a mean over a batch; None where they cannot be counted."""
         nothing: dict[str, int | None] = {"flops": None, "attention_flops": None}
         if self._is_sharded:
             return nothing
@@ -209,7 +209,7 @@ def check_run(trainer: RecordingTrainer, metrics: list[str]) -> None:
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """How many parameters there are, how many of them train, and how many are the mechanisms'."""
+    """Count all parameters, those that train, and those of the mechanisms."""
     parameters = list(model.parameters())
     added = mechanism_parameters(model) if list_carriers(model) else []
     return {
@@ -231,10 +231,10 @@ def write_record(
     """Write `run.json` and `batch.safetensors` into the folder of a run, the first of them last of all.
 
     Args:
-        trainer: after training.
-        model: as it was saved.
-        samples: for that model, those of validation, or else of training.
-        facts: of the run, besides what is counted here.
+        trainer: trainer after training.
+        model: model as it was saved.
+        samples: samples for that model, of validation, or else of training.
+        facts: facts of the run, besides what is counted here.
     """
     if not trainer.is_world_process_zero():
         return
@@ -274,7 +274,7 @@ def settings_of(model: ModelArguments, data: DataArguments, training: RunArgumen
 
 
 def recorded_settings(training: RunArguments) -> dict[str, Any] | None:
-    """Those of the finished run in the output folder, if this command is to predict its test data; else None."""
+    """The settings of the finished run in the output folder; None unless this command predicts its test data."""
     path = Path(str(training.output_dir), RECORD_FILE)
     if not (training.do_train and training.do_predict and path.is_file()):
         return None

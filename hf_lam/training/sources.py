@@ -1,4 +1,4 @@
-"""Where every sample comes from: its file, and its row there."""
+"""The source of every sample: its file, and its row there."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ENCODED_FILE = {"bytes": Value("binary"), "path": Value("string")}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sample is. All rows count from 0, in tables without the header.
+    """The place of a sample. All rows count from 0, in tables without the header.
 
-    row: in the split, whose files come one after the other.
-    file: its own; None where the data do not say.
-    file_row: in this file; None where every file is one sample.
+    row: row in the split, whose files come one after the other.
+    file: file of the sample; None where the data do not say.
+    file_row: row in this file; None where every file is one sample.
     """
 
     row: int
@@ -37,8 +37,8 @@ class Sources:
     """The files of a split, in order.
 
     files: their names; None for one that has none.
-    sizes: how many rows each has; None for a stream, where only reading tells.
-    count: of a stream, how many rows the file of this index has.
+    sizes: number of rows of each file; None for a stream, where only reading tells.
+    count: function that counts the rows of a stream's file by its index.
     is_sample_a_file: whether every file is one sample.
     """
 
@@ -48,17 +48,17 @@ class Sources:
     is_sample_a_file: bool = False
 
     def name(self, source: int) -> str:
-        """How a message names a sample."""
+        """Name a sample in a message."""
         part, row = divmod(source, _ROWS)
         if self.is_sample_a_file:
             return f"file {self.files[part]!r}"
         return f"row {row}" + (f" of {self.files[part]!r}" if len(self.files) > 1 and self.files[part] else "")
 
     def places(self, sources: Iterable[int], is_complete: bool = False) -> list[Place]:
-        """Where samples are.
+        """Find the places of samples.
 
         Args:
-            sources: of the samples, the column `SOURCE`.
+            sources: column `SOURCE` of the samples.
             is_complete: whether they are all samples of the split; files of a stream need not be counted then.
         """
         found = [divmod(int(source), _ROWS) for source in sources]
@@ -98,7 +98,7 @@ def file_sources(files: int) -> np.ndarray:
 
 
 class _Numbered:
-    """What reads streams one after the other, and numbers their rows. It is pickled for the workers that read."""
+    """Reads streams one after the other, and numbers their rows. It is pickled for the workers that read."""
 
     def __init__(self, streams: Sequence[IterableDataset]) -> None:
         self.streams = streams
@@ -132,7 +132,7 @@ def _plain_features(stream: IterableDataset) -> Features | None:
 
 
 class _First:
-    """What reads the first samples of a stream. It is pickled for the worker that reads."""
+    """Reads the first samples of a stream. It is pickled for the worker that reads."""
 
     def __init__(self, stream: IterableDataset, number: int) -> None:
         self.stream = stream
@@ -157,5 +157,5 @@ def shards_of(stream: IterableDataset) -> list[IterableDataset]:
 
 
 def rows_in(stream: IterableDataset) -> int:
-    """How many rows a stream has; it is read for that."""
+    """Count the rows of a stream, by reading it."""
     return sum(1 for _ in _rows_of(stream))

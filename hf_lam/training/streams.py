@@ -25,11 +25,11 @@ class WholePassCallback(TrainerCallback):
 
 
 def position_in(checkpoint: str, accumulation_steps: int) -> tuple[int, int]:
-    """How many passes over a stream were done at a checkpoint, and how many batches of the next one.
+    """The number of whole passes over a stream at a checkpoint, and of batches of the next one.
 
     Args:
-        checkpoint: its folder.
-        accumulation_steps: how many batches a step has.
+        checkpoint: folder of the checkpoint.
+        accumulation_steps: number of batches in a step.
     """
     state = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     # For `Trainer`, a pass has the batches of all steps. The last step of these ends none.

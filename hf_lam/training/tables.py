@@ -105,7 +105,7 @@ def _builder_of(file: str) -> str:
 
 
 def _options(file: str, name: str, data: DataArguments) -> dict[str, Any] | None:
-    """What `datasets` is told about a file; None for one that it would read wrongly."""
+    """Options for `datasets` to read a file; None for one that it would read wrongly."""
     kind = _builder_of(file)
     if kind == "parquet":
         return {}
@@ -127,7 +127,7 @@ def _options(file: str, name: str, data: DataArguments) -> dict[str, Any] | None
 
 
 def delimiter_of(file: str, data: DataArguments) -> str:
-    """What separates the fields of a csv or tsv file."""
+    """The character between the fields of a csv or tsv file."""
     return data.delimiter or ("\t" if Path(file).suffix == ".tsv" else ",")
 
 
@@ -165,8 +165,8 @@ def _is_well_quoted(text: str, delimiter: str) -> bool:
 class Table:
     """The fields of a csv or tsv file.
 
-    rows: of fields, the header first.
-    quoted: which fields are quoted, as numbers of row and column.
+    rows: rows as lists of fields, the header first.
+    quoted: fields that are quoted, as numbers of row and column.
     has_bare_marks: whether a field that is not quoted begins with a quotation mark.
     """
 
@@ -176,7 +176,7 @@ class Table:
 
 
 def split_rows(text: str, delimiter: str) -> Table:
-    """What is in a csv or tsv file where some quotation marks quote and others are text.
+    """Read a csv or tsv file where some quotation marks quote and others are text.
 
     A field is quoted if a quotation mark begins it, and another one, not doubled, ends it. All others are text as they
     stand. Between tabs, quotation marks that nothing asks for (the field has no tab, line break or quotation mark) are

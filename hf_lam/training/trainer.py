@@ -51,16 +51,16 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class HfLamTrainingArguments(TrainingArguments):
-    """transformers' `TrainingArguments`, and what [`HfLamTrainer`] takes besides.
+    """transformers' `TrainingArguments` with the further options of [`HfLamTrainer`].
 
     Args:
-        mechanism_learning_rate: of the parameters that hf_lam added; `learning_rate` unless given. It follows the same
-            schedule.
-        distillation_weight: the share of the teacher's term in the loss, in [0, 1].
-        distillation_temperature: what the logits of both are divided by in that term.
-        hidden_distillation_weight: of a term for the hidden states, which is added to the loss; 0 for none.
-        hub_strategy: `"end"`, with which the model is pushed once. The others push checkpoints on the way, which hold
-            pickles, and the weights without the code that loads them.
+        mechanism_learning_rate: learning rate of the parameters that hf_lam added; `learning_rate` unless given. It
+            follows the same schedule.
+        distillation_weight: share of the teacher's term in the loss, in [0, 1].
+        distillation_temperature: temperature that divides the logits of both in that term.
+        hidden_distillation_weight: weight of a term for the hidden states, which is added to the loss; 0 for none.
+        hub_strategy: `"end"`, which pushes the model once. The others push checkpoints on the way, which hold pickles,
+            and the weights without the code that loads them.
 
     Raises:
         ValueError: for a number out of its range, or another `hub_strategy` with `push_to_hub`.
@@ -68,24 +68,27 @@ class HfLamTrainingArguments(TrainingArguments):
 
     mechanism_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Learning rate of the parameters that hf_lam added; --learning_rate unless given."},
+        metadata={"help": "The learning rate of the parameters that hf_lam added. Unless given, --learning_rate."},
     )
     distillation_weight: float = field(
-        default=0.5, metadata={"help": "Share of the teacher's term in the loss, between 0 and 1."}
+        default=0.5, metadata={"help": "The share of the teacher's term in the loss, between 0 and 1."}
     )
     distillation_temperature: float = field(
-        default=2.0, metadata={"help": "What the logits of model and teacher are divided by in the teacher's term."}
+        default=2.0,
+        metadata={"help": "The temperature that divides the logits of model and teacher in the teacher's term."},
     )
     hidden_distillation_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of a term that is added to the loss: how far the hidden states of all layers are from the "
-            "teacher's, which then has as many layers, of the same width. 0 for none."
+            "help": "The weight of an additional term in the loss, the distance between the hidden states of model "
+            "and teacher in every layer. The teacher must have as many layers of the same width. 0 leaves the term "
+            "out."
         },
     )
 
     hub_strategy: str = field(
-        default="end", metadata={"help": "When --push_to_hub pushes the model: at the end alone ('end')."}
+        default="end",
+        metadata={"help": "When --push_to_hub pushes the model. Only 'end' is supported: once, after training."},
     )
 
     def __post_init__(self) -> None:
@@ -118,9 +121,9 @@ class HfLamTrainingArguments(TrainingArguments):
 
 
 class _Untokenized:
-    """A processor without a tokenizer, while a model trains: all of it, but for what transformers takes it for.
+    """A processor without a tokenizer, while a model trains, which transformers does not take for a processor.
 
-    Of a processor, `Trainer` gives the special tokens of the tokenizer to the model, and fails where there is none.
+    `Trainer` gives the special tokens of a processor's tokenizer to the model, and fails where there is none.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -153,13 +156,13 @@ class HfLamTrainer(Trainer):
     - A model of moments is evaluated with windows, scores of clips, or both, whichever the samples have.
 
     Args:
-        *args: what `Trainer` takes; `args` may be plain `TrainingArguments`, which have the defaults of
+        *args: positional arguments of `Trainer`; `args` may be plain `TrainingArguments`, which have the defaults of
             [`HfLamTrainingArguments`].
-        teacher: a model with the same labels, which classifies samples or tokens, as the model does; for hidden
-            states, one of as many layers of the same width, with the same tokens. It is put into evaluation mode and
-            on the device of the training, its parameters get no gradients, and it is neither saved nor wrapped. It
-            gets the inputs that its `forward` names, without the labels.
-        **kwargs: likewise.
+        teacher: model with the same labels, which classifies samples or tokens, as the model does; for hidden states,
+            one with as many layers of the same width, and the same tokens. It is put into evaluation mode and on the
+            device of the training, its parameters get no gradients, and it is neither saved nor wrapped. It gets the
+            inputs that its `forward` names, without the labels.
+        **kwargs: keyword arguments of `Trainer`.
 
     Raises:
         TypeError: if the teacher is not a transformers model.
@@ -311,7 +314,7 @@ class HfLamTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _inputs_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What of a batch `model` takes, without labels."""
+        """Select the inputs of a batch that `model` takes, without labels."""
         known = inspect.signature(model.forward).parameters
         return {
             name: value
@@ -400,7 +403,7 @@ class HfLamTrainer(Trainer):
         return super()._get_eval_sampler(self._measured(eval_dataset))
 
     def _measured(self, dataset: Any) -> Any:
-        """What `Trainer` takes the lengths of samples from, where it groups them."""
+        """The data that `Trainer` takes the lengths of samples from, where it groups them."""
         if self.args.train_sampling_strategy not in ("group_by_length", "batch_rebalance") or not has_length(dataset):
             return dataset
         names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
@@ -511,7 +514,7 @@ class HfLamTrainer(Trainer):
             Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.push_to_hub`, which saving does too with `push_to_hub`; weights must be numbers.
+        """Push as `Trainer.push_to_hub` does, also after saving with `push_to_hub`; weights must be numbers.
 
         Raises:
             ValueError: for NaN or infinity in the weights, before anything is sent.
@@ -547,7 +550,7 @@ class HfLamTrainer(Trainer):
             )
 
     def _results(self, dataset: Any) -> list[EvalResult]:
-        """What was measured on the model as it is: after the last step, or at the best one that was loaded again."""
+        """The results for the model as it is: after the last step, or at the best one that was loaded again."""
         state = self.state
         step = state.best_global_step if self.args.load_best_model_at_end else state.global_step
         name = dataset if isinstance(dataset, str) else next(iter(dataset or ()), None)
@@ -570,7 +573,7 @@ def wants_fsdp(args: Any) -> bool:
 
 
 def _choose_sharded_layers(plugin: Any, model: Any) -> None:
-    """Of the modules that a model names for FSDP, leave out those around its input embeddings.
+    """Choose the modules for FSDP that a model names, without those around its input embeddings.
 
     accelerate makes the input embeddings a group of their own, and fails where they are in one already (BERT, ViT).
     """

@@ -29,11 +29,12 @@ _ARRAY_FILES = (".npy", ".npz")
 
 @dataclasses.dataclass(frozen=True)
 class VectorColumn:
-    """Where the vectors of one modality are.
+    """The column with the vectors of one modality.
 
     column: lists of vectors, arrays, raw bytes with a column NAME_shape beside them, or paths of .npy and .npz files.
-    positions_column: of each vector its place, such as the second at which its clip begins; None for 0, 1, 2, …
-    options: those of `FeatureOptions` that were given.
+    positions_column: column with the place of each vector, such as the second at which its clip begins; None for 0, 1,
+        2, …
+    options: options of `FeatureOptions` that were given.
     """
 
     column: str
@@ -42,11 +43,11 @@ class VectorColumn:
 
 
 def read_vector_columns(given: Mapping[str, Any]) -> dict[str, VectorColumn]:
-    """What `--features` says, by modality.
+    """Read `--features`, by modality.
 
     Args:
-        given: of each modality its column, or an object with `column`, `positions_column` and options of
-            `FeatureOptions`; without `column`, that is the name of the modality.
+        given: column of each modality, or an object with `column`, `positions_column` and options of `FeatureOptions`;
+            without `column`, that is the name of the modality.
 
     Raises:
         ValueError: for a name, an option or a value that is not one.
@@ -85,11 +86,11 @@ def read_vectors(
     """The vectors of one sample, `(L, size)` in single precision, or None if it has none.
 
     Args:
-        name: of the modality, for messages.
+        name: name of the modality, for messages.
         value: a list of vectors, an array `(L, size)`, one vector, their raw bytes together with `shape`, a text with
             such lists, or the path of a .npy file or of a .npz file with one array.
-        size: how many numbers a vector must have; any number unless given.
-        shape: of raw bytes.
+        size: number of entries that a vector must have; any number unless given.
+        shape: shape of the array, if `value` is its raw bytes.
         root: the folder that relative paths start from.
 
     Raises:
@@ -146,7 +147,7 @@ def _lengths_in(value: Any) -> str:
 
 
 def count_vectors(value: Any, shape: Any = None) -> int | None:
-    """How many vectors a value of a column has, without reading them; None if that cannot be seen."""
+    """Count the vectors in a value of a column, without reading them; None if that cannot be seen."""
     if is_missing(value):
         return None
     if isinstance(value, (bytes, bytearray)):
@@ -161,7 +162,7 @@ def count_vectors(value: Any, shape: Any = None) -> int | None:
 def find_sizes(
     splits: Mapping[str, AnyDataset], columns: Mapping[str, VectorColumn], data: DataArguments
 ) -> dict[str, int]:
-    """How many numbers the vectors of every modality have: what was said, or what the first rows have.
+    """Find the size of the vectors of every modality: the one that was given, or that of the first rows.
 
     Raises:
         ValueError: for a column that is not there, or without vectors in the first rows.
@@ -201,7 +202,7 @@ def find_scales(
 ) -> dict[str, dict[str, list[float]]]:
     """`mean` and `std` of the vectors of every modality, over a data set that is read once.
 
-    What cannot be read is left out; it is named where samples are made ready.
+    Values that cannot be read are left out; they are named where samples are made ready.
 
     Raises:
         ValueError: for a modality that no sample has.

@@ -34,7 +34,7 @@ _MOST_PARTS = 2
 
 
 def count_added(model: PreTrainedModel, mechanisms: Sequence[MechanismConfig]) -> int:
-    """How many parameters mechanisms would add to a model, without those that they replace. The model is not changed.
+    """Count the parameters that mechanisms would add to a model, less those that they replace.
 
     Raises:
         ValueError: if they cannot be attached to it, with the reason.
@@ -47,11 +47,11 @@ def count_added(model: PreTrainedModel, mechanisms: Sequence[MechanismConfig]) -
 
 
 def widen_like(model: ModelT, mechanisms: Sequence[MechanismConfig]) -> ModelT:
-    """A model whose feed-forward layers have as many parameters more as mechanisms would add to it.
+    """Make a model whose feed-forward layers have as many more parameters as mechanisms would add to it.
 
     Args:
-        model: without mechanisms. It is not changed, and its tensors may be those of the new one.
-        mechanisms: what the new model is compared with.
+        model: model without mechanisms. It is not changed, and its tensors may be those of the new one.
+        mechanisms: mechanisms that the new model is compared with.
 
     Returns:
         A model of the same class, with the same outputs. The number of parameters is the nearest that a whole number
@@ -89,7 +89,7 @@ def widen_like(model: ModelT, mechanisms: Sequence[MechanismConfig]) -> ModelT:
 
 
 def _find_option(model: Any) -> tuple[str | None, str]:
-    """Where in the configuration it says how wide the feed-forward layers are: in which part of it, and its name."""
+    """Find the option that says how wide the feed-forward layers are: its part of the configuration, and its name."""
     encoder = find_encoder(model)
     inner = [name for name in model.config.sub_configs if getattr(model.config, name, None) is encoder.config]
     path = inner[0] if inner else None
@@ -146,7 +146,7 @@ def _count(config: Any, model: PreTrainedModel) -> int:
 
 
 def _wider(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Iterator[tuple[str, int, int]]:
-    """Of every tensor that is wider: its name, the axis, and how many parts of it have as many new units each.
+    """List every tensor that is wider: its name, the axis, and how many parts of it have as many new units each.
 
     Raises:
         ValueError: if other tensors come or go, or what is wider is not made of linear layers.

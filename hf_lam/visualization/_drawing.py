@@ -83,14 +83,14 @@ def titled_figure(figure_class: type[Figure], width: float, height: float, title
 
 
 def add_note(figure: Figure, note: str) -> None:
-    """What is to be known of a picture, in small letters below it."""
+    """Add a note to a picture, in small letters below it."""
     width = figure.get_figwidth()
     lines = textwrap.wrap(note, int(width / (0.52 * 8 / 72)))
     figure.supxlabel("\n".join(lines), x=0.05 / width, ha="left", fontsize=8, color="#444444", parse_math=False)
 
 
 def columns_of(panels: int) -> int:
-    """How many of so many panels with matrices stand beside each other."""
+    """Choose how many panels with matrices stand beside each other."""
     return {1: 1, 2: 2, 4: 2}.get(panels, 3)
 
 
@@ -100,9 +100,9 @@ def panel_side(columns: int) -> float:
 
 
 def choose_names(salience: torch.Tensor, side: float) -> list[int]:
-    """Which of `L` tokens are named along a side of so many inches: all, or those that stand out most.
+    """The indices of the tokens to name along a side of so many inches: all of `L`, or those that stand out most.
 
-    salience: how much each of them matters, `(L,)`.
+    salience: importance of each token, `(L,)`.
     """
     count = len(salience)
     gap = max(1, math.ceil(count * _NAME / side))

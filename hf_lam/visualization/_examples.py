@@ -1,4 +1,4 @@
-"""What `save_pictures` draws from: one sample, and the functions that draw what fits a mechanism."""
+"""The sample that `save_pictures` draws from, and the functions that draw what fits a mechanism."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Example:
     """The sample that is drawn for one encoder.
 
     Args:
-        model: what is called with the inputs.
+        model: model to call with the inputs.
         base: its encoder with mechanisms.
         inputs: the sample, the only one of them; None for pictures that need none.
         tokens: names of its tokens.
@@ -70,7 +70,7 @@ class Example:
         return grid if grid is not None and is_of_patches(self.model, len(self.shown.kept), grid) else None
 
     def describe_layers(self, most: int) -> str:
-        """What a picture of at most so many panels shows of the layers, in words."""
+        """Describe which layers a picture with at most so many panels shows."""
         return describe_groups(group_layers(None, number_of_layers(self.base), most))
 
 

@@ -41,10 +41,10 @@ _NORMS = (
 
 
 class ImageColumn(NamedTuple):
-    """What is drawn below each other for a layer.
+    """The drawings of one layer, below each other.
 
-    title: of the column.
-    maps: values `(rows, columns)` of the patches, by what they are called; the name may be empty.
+    title: title of the column.
+    maps: values `(rows, columns)` of the patches, by name; the name may be empty.
     outlines: patches that are outlined on the image, `(rows, columns)` of bool; the second of two is dashed.
     """
 
@@ -75,12 +75,12 @@ def draw_beside_image(
     extend: str = "neither",
     frame: tuple[int, int] | None = None,
 ) -> Figure:
-    """For every column the image with outlines, and below it its maps.
+    """Draw the image with outlines for every column, and below it the column's maps.
 
     Args:
         pixels: the image, `(C, height, width)`.
-        label: of the colours.
-        note: below everything.
+        label: label of the colours.
+        note: text below everything.
         frame: (row, column) of a patch that is framed.
     """
     names = list(columns[0].maps)

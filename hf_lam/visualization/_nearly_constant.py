@@ -29,12 +29,12 @@ def is_nearly_constant(values: Tensor, neutral: float) -> bool:
 def draw_nearly_constant(
     figure_class: type[Figure], title: str, values: Sequence[Tensor], names: Sequence[str], neutral: float
 ) -> Figure:
-    """The mean of each, from its smallest value to its largest.
+    """Draw the mean of each tensor, and the range from its smallest value to its largest.
 
     Args:
-        values: of any shape.
+        values: tensors of any shape.
         names: one for each of them.
-        neutral: what leaves a score as it is.
+        neutral: value that leaves a score as it is.
     """
     figure = titled_figure(figure_class, _WIDTH, _ROW * len(values) + 1.0, f"{title}: nearly constant")
     panel = figure.subplots()

@@ -1,4 +1,4 @@
-"""What the pictures show: the attention layers of a model, one sample of a batch, and its tokens."""
+"""The contents of the pictures: the attention layers of a model, one sample of a batch, and its tokens."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def name_group(group: range) -> str:
 
 
 def describe_groups(groups: Sequence[range]) -> str:
-    """What a picture shows of all layers, in words."""
+    """Describe how a picture shows all layers."""
     count = groups[-1].stop
     if count == 1:
         return "the only layer"
@@ -96,7 +96,7 @@ def mean_of(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def describe_model(model: nn.Module) -> str:
-    """What a picture calls the model: its class, and the repository that it was loaded from."""
+    """Name the model in a picture: its class, and the repository that it was loaded from."""
     name = getattr(getattr(model, "config", None), "name_or_path", None) or ""
     # Folders of this machine are nobody else's business.
     is_repository = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not os.path.exists(name)
@@ -127,8 +127,8 @@ def check_sample(sample: int, batch: int) -> None:
 class ShownTokens(NamedTuple):
     """The tokens of one sample that a picture shows.
 
-    kept: which of the `L` tokens are not padding, nor of a modality that the sample does not have, `(L,)` of bool.
-    modalities: of a fusion model, how many of each modality that the sample has.
+    kept: `(L,)` bool, false for padding and for the tokens of a modality that the sample does not have.
+    modalities: number of tokens of each modality that the sample has, for a fusion model.
     """
 
     kept: torch.Tensor
@@ -139,7 +139,7 @@ class ShownTokens(NamedTuple):
         return matrix[self.kept][:, -len(self.kept) :][:, self.kept]
 
     def describe(self) -> str:
-        """How many there are, in words."""
+        """Describe how many there are."""
         number = int(self.kept.sum())
         parts = ", ".join(f"{number} of {name}" for name, number in self.modalities.items())
         return f"{number} tokens ({parts})" if parts else f"{number} tokens"
@@ -157,9 +157,9 @@ class ShownTokens(NamedTuple):
 def shown_tokens(
     base: InjectedEncoder, inputs: Mapping[str, Any], sample: int, length: int, fused: Sequence[FusedTokens]
 ) -> ShownTokens:
-    """What to show of a sample of `length` tokens.
+    """Choose what to show of a sample of `length` tokens.
 
-    fused: what `fused_tokens_of` found, which is nothing but for a fusion model.
+    fused: result of `fused_tokens_of`, which is empty unless the model is a fusion model.
     """
     if not fused:
         return ShownTokens(unpadded(inputs, sample, length), {})
@@ -171,7 +171,7 @@ def shown_tokens(
 
 
 def unpadded(inputs: Mapping[str, Any], sample: int, length: int) -> torch.Tensor:
-    """Which of the `L` tokens are not padding, `(L,)` of bool."""
+    """The tokens that are not padding, `(L,)` of bool."""
     attention_mask = inputs.get("attention_mask")
     if attention_mask is None or attention_mask.dim() != 2 or attention_mask.shape[1] < length:
         return torch.ones(length, dtype=torch.bool)
@@ -187,7 +187,7 @@ def pixels_of(inputs: Mapping[str, Any], sample: int) -> torch.Tensor:
 def patch_grid(model: nn.Module, pixels: torch.Tensor, length: int, instead: str) -> tuple[int, int]:
     """Patches down and across. The `L` tokens are those patches, and before them the prefix tokens of the encoder.
 
-    instead: which function draws other inputs.
+    instead: function that draws other inputs, for the message.
     """
     grid = find_patch_grid(model, pixels)
     if grid is None:

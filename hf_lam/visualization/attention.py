@@ -1,4 +1,4 @@
-"""What a learnable attention mask does to attention."""
+"""The effect of a learnable attention mask on attention."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def attention_with_and_without_mask(model: nn.Module, inputs: Mapping[str, Any])
 
     Args:
         model: a model with learnable attention masks in one encoder.
-        inputs: what the model is called with, such as `{"pixel_values": ...}` or a tokenizer's output.
+        inputs: arguments of the model, such as `{"pixel_values": ...}` or a tokenizer's output.
 
     Returns:
         One pair per layer, each `(B, H, L, L)`, float32 and on the CPU. Rows sum to one; those of a query whose view
@@ -95,7 +95,7 @@ def _pairs(
     layers: Sequence[int],
     reduce: Callable[[Tensor], Tensor],
 ) -> list[tuple[Tensor, Tensor]]:
-    """What `reduce` makes of the weights `(B, H, L, L)` of some layers, with their masks and without."""
+    """Reduce the weights `(B, H, L, L)` of some layers by `reduce`, with their masks and without."""
 
     def both(attention: Attention) -> tuple[Tensor, Tensor] | None:
         if attention.layer not in layers:
@@ -137,11 +137,11 @@ def plot_attention(
 
     Args:
         model: a model with learnable attention masks.
-        inputs: what the model is called with; `B` samples of `L` tokens.
-        sample: which of the `B`.
-        head: which head; `None` is the mean over heads.
-        layers: which layers; all of them unless given, neighbours together, as their mean, where there are more than
-            3.
+        inputs: arguments of the model: `B` samples of `L` tokens.
+        sample: index of the sample among the `B`.
+        head: index of the head; `None` is the mean over heads.
+        layers: indices of the layers; all of them unless given, neighbours together, as their mean, where there are
+            more than 3.
         tokens: `L` names for the axes (padding included), for example `tokenizer.convert_ids_to_tokens(...)`; those of
             the modalities unless given. Where there is no room for all, those that the mask changes most are shown.
 
@@ -205,18 +205,18 @@ def plot_attention_on_image(
     head: int | None = None,
     layers: Sequence[int] | None = None,
 ) -> Figure:
-    """Where a token looks with the learnable mask and without it: its weights on the patches, below the image.
+    """Draw where a token looks with the learnable mask and without it: its weights on the patches, below the image.
 
     On the image, the tenth of the patches with the most weight with the mask has an outline.
 
     Args:
         model: a model with learnable attention masks on square image patches, such as a ViT.
-        inputs: what the model is called with; its `pixel_values` are `(B, C, height, width)`.
-        query: which token looks; 0 is `[CLS]`.
-        sample: which of the `B`.
-        head: which head; `None` is the mean over heads.
-        layers: which layers; all of them unless given, neighbours together, as their mean, where there are more than
-            4.
+        inputs: arguments of the model; `pixel_values` are `(B, C, height, width)`.
+        query: number of the token that looks; 0 is `[CLS]`.
+        sample: index of the sample among the `B`.
+        head: index of the head; `None` is the mean over heads.
+        layers: indices of the layers; all of them unless given, neighbours together, as their mean, where there are
+            more than 4.
 
     Raises:
         ImportError: if matplotlib is not installed.

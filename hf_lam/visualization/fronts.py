@@ -1,4 +1,4 @@
-"""What calibrated attention views keep over what they cost, as a picture."""
+"""The mass that calibrated attention views keep, over their cost, as a picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .scatter import COLOURS, QUIET_COLOUR, REFERENCE_COLOUR, captioned_figure, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What the lines are, in the order in which they are drawn.
+# The lines, in the order in which they are drawn.
 _LINES = ("calibrated", "the same views in any order", "full views")
 
 

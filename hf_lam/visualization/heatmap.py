@@ -1,4 +1,4 @@
-"""What the weights of any mechanism look like: the picture that it gives of itself, as a heat map."""
+"""Weights of any mechanism, in the picture that it gives of itself, as a heat map."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def plot_picture(picture: Picture, title: str | None = None) -> Figure:
     finite is grey.
 
     Args:
-        picture: what is drawn.
-        title: above it, such as the name of the model; what the values are, `picture.label`, unless given.
+        picture: picture to draw.
+        title: title above it, such as the name of the model; `picture.label`, which says what the values are, unless
+            given.
 
     Raises:
         ImportError: if matplotlib is not installed.

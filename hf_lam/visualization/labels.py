@@ -33,10 +33,10 @@ def place_labels(
     The layout of the figure and the limits of the panel must not change afterwards (`freeze_layout`).
 
     Args:
-        panel: in which the points are.
-        points: in data coordinates.
+        panel: panel with the points.
+        points: points in data coordinates.
         labels: one for each point.
-        colours: of the labels.
+        colours: colour of each label.
         obstacles: error bars and the like, which labels should not lie on; the ends of each in data coordinates.
     """
     from matplotlib.patheffects import withStroke
@@ -91,7 +91,7 @@ class _Box(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where a label may be: its box, the point of that which is nearest to its own, and how far that is (points)."""
+    """A possible place of a label: its box, the nearest point of the box to its own, and how far that is (points)."""
 
     box: _Box
     edge: Point
@@ -131,7 +131,7 @@ def _badness(
     lines: Sequence[Line],
     joins: Sequence[Line],
 ) -> float:
-    """How much a label at this place hides: of markers and other labels, of lines, and of lines to labels."""
+    """A measure of what a label at this place hides: markers and other labels, lines, and lines to labels."""
     box = place.box
     hidden = [overlap / box.area for other in taken if (overlap := _overlap(box, other))]
     outside = 1 - _overlap(box, frame) / box.area

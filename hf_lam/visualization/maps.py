@@ -59,7 +59,7 @@ def synthetic_maps(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Te
 
     Args:
         model: a model with synthesised attention in one encoder, pure or a mixture.
-        inputs: what the model is called with, such as `{"pixel_values": ...}` or a tokenizer's output.
+        inputs: arguments of the model, such as `{"pixel_values": ...}` or a tokenizer's output.
 
     Returns:
         One tensor per layer, `(B, H, L, L)`, whose rows sum to one. For a pure STT these are the weights that
@@ -88,7 +88,7 @@ def synthetic_maps(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Te
 
 
 def synthetic_axes(model: nn.Module, inputs: Mapping[str, Any]) -> list[list[torch.Tensor]]:
-    """What the synthetic maps are products of: the matrix of every axis of the grid.
+    """The matrices that the synthetic maps are products of, one for every axis of the grid.
 
     Args and errors are those of [`synthetic_maps`].
 
@@ -138,11 +138,11 @@ def plot_synthetic_maps(
 
     Args:
         model: a model with synthesised attention.
-        inputs: what the model is called with; `B` samples of `L` tokens.
-        sample: which of the `B`.
-        head: which head; `None` is the mean over heads.
-        layers: which layers; all of them unless given, neighbours together, as their mean, where there are more than
-            6.
+        inputs: arguments of the model: `B` samples of `L` tokens.
+        sample: index of the sample among the `B`.
+        head: index of the head; `None` is the mean over heads.
+        layers: indices of the layers; all of them unless given, neighbours together, as their mean, where there are
+            more than 6.
         tokens: `L` names for a single axis (padding and prefix included), for example
             `tokenizer.convert_ids_to_tokens(...)`. Where there is no room for all, those that are
             seen most are shown.
@@ -248,19 +248,20 @@ def plot_map_on_image(
     head: int | None = None,
     layers: Sequence[int] | None = None,
 ) -> Figure:
-    """Where a patch looks: its row of the synthetic map of every layer, below the image.
+    """Draw where a patch looks: its row of the synthetic map of every layer, below the image.
 
     The patch has a frame, and on the image the tenth of the patches with the most weight has an outline. With prefix
     tokens, each title says how much of the row goes to patches at all.
 
     Args:
         model: a model with synthesised attention on square image patches, such as a ViT.
-        inputs: what the model is called with; its `pixel_values` are `(B, C, height, width)`.
-        query: which token looks: its number (0 is `[CLS]`), or (row, column) of a patch; `None` is the mean over all.
-        sample: which of the `B`.
-        head: which head; `None` is the mean over heads.
-        layers: which layers; all of them unless given, neighbours together, as their mean, where there are more than
-            4.
+        inputs: arguments of the model; `pixel_values` are `(B, C, height, width)`.
+        query: token that looks, as its number (0 is `[CLS]`) or as (row, column) of a patch; `None` is the mean over
+            all.
+        sample: index of the sample among the `B`.
+        head: index of the head; `None` is the mean over heads.
+        layers: indices of the layers; all of them unless given, neighbours together, as their mean, where there are
+            more than 4.
 
     Raises:
         ImportError: if matplotlib is not installed.

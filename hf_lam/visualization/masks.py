@@ -60,7 +60,7 @@ def learned_masks(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Ten
 
     Args:
         model: a model with learnable attention masks in one encoder.
-        inputs: what the model is called with, such as `{"pixel_values": ...}` or a tokenizer's output.
+        inputs: arguments of the model, such as `{"pixel_values": ...}` or a tokenizer's output.
 
     Returns:
         One tensor per mask, `(B, 1, L, L)` or with `per_head` `(B, H, L, L)`: one per layer, or a single one with
@@ -111,11 +111,11 @@ def plot_masks(
 
     Args:
         model: a model with learnable attention masks.
-        inputs: what the model is called with; `B` samples of `L` tokens.
-        sample: which of the `B`.
-        head: with `per_head` masks, which head; `None` is the mean over heads.
-        layers: the masks of which layers; all of them unless given, neighbours together, as their mean, where there
-            are more than 6.
+        inputs: arguments of the model: `B` samples of `L` tokens.
+        sample: index of the sample among the `B`.
+        head: index of the head, with `per_head` masks; `None` is the mean over heads.
+        layers: indices of the layers whose masks are drawn; all of them unless given, neighbours together, as their
+            mean, where there are more than 6.
         tokens: `L` names for the axes (padding included), for example `tokenizer.convert_ids_to_tokens(...)`; those of
             the modalities unless given. Where there is no room for all, those that the masks change most are shown.
 
@@ -187,7 +187,7 @@ def plot_mask_on_image(
     layers: Sequence[int] | None = None,
     query: int | None = None,
 ) -> Figure:
-    """Where on the image the masks strengthen attention, and where they weaken it.
+    """Draw where on the image the masks strengthen attention, and where they weaken it.
 
     For each mask its value at every patch (as a key), below the image in its own colours. There, the tenth of the
     patches that the mask strengthens most has an outline, and the tenth that it weakens most has a dashed one. What is
@@ -195,11 +195,11 @@ def plot_mask_on_image(
 
     Args:
         model: a model with learnable attention masks on square image patches, such as a ViT.
-        inputs: what the model is called with; its `pixel_values` are `(B, C, height, width)`.
-        sample: which of the `B`.
-        head: with `per_head` masks, which head; `None` is the mean over heads.
-        layers: the masks of which layers; all of them unless given, neighbours together, as their mean, where there
-            are more than 4.
+        inputs: arguments of the model; `pixel_values` are `(B, C, height, width)`.
+        sample: index of the sample among the `B`.
+        head: index of the head, with `per_head` masks; `None` is the mean over heads.
+        layers: indices of the layers whose masks are drawn; all of them unless given, neighbours together, as their
+            mean, where there are more than 4.
         query: the token that attends: 0 is `[CLS]`; `None` is the mean over all tokens.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What was found in a video, on the axis of its clips."""
+"""Moments that were found in a video, on the axis of its clips."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def plot_moments(
     """The windows that a query speaks of, and the score of every clip, over the seconds of a video.
 
     Args:
-        retrieved: what `model.retrieve` gave.
-        query: the title.
-        windows: the true `[start, end]`, in seconds, if they are known.
-        scores: `(clips,)`, what people think of every clip, if it is known; drawn on a scale of its own.
-        clip_length: seconds of a clip.
-        most: how many predicted windows, the most probable ones.
+        retrieved: result of `model.retrieve`.
+        query: text of the query, which becomes the title.
+        windows: true windows `[start, end]` in seconds, if they are known.
+        scores: score of every clip by people, `(clips,)`, if it is known; drawn on a scale of its own.
+        clip_length: length of a clip in seconds.
+        most: number of predicted windows to draw, the most probable ones.
 
     Raises:
         ImportError: if matplotlib is not installed.

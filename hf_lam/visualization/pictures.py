@@ -39,7 +39,7 @@ def save_pictures(
     sample: int = 0,
     tokens: Sequence[str] | None = None,
 ) -> dict[str, str]:
-    """Draw what fits the mechanisms of a model, and write the pictures into a folder.
+    """Draw the pictures that fit the mechanisms of a model, and write them into a folder.
 
     | file | for models with |
     | --- | --- |
@@ -51,23 +51,23 @@ def save_pictures(
     | `synthetic_map_on_image` | synthesised attention on the square patches of an image |
     | `{mechanism}` | any other mechanism that has a picture of itself (`Mechanism.draw`) |
 
-    Of many layers neighbours are drawn together, as their mean, and of more than 12 views those of the most heads,
-    which the caption says. Every picture has a title that names the model. A mechanism that several encoders of the
-    model have is left out; call this with each encoder instead. The same model and inputs give the same bytes. All
-    pictures are drawn before the first is written, and each is written whole or not at all.
+    If there are many layers, neighbours are drawn together, as their mean; if there are more than 12 views, those of
+    the most heads are drawn, which the caption says. Every picture has a title that names the model. A mechanism that
+    several encoders of the model have is left out; call this with each encoder instead. The same model and inputs give
+    the same bytes. All pictures are drawn before the first is written, and each is written whole or not at all.
 
     Args:
         model: a model with mechanisms of hf_lam, or without: then there are no pictures.
-        inputs: what the model is called with, `B` samples; moved to the model's device. None draws only the pictures
-            that need no input: those of views, and what a mechanism draws of itself.
-        folder: where to; it is made if there is none. Files of the same names are replaced.
+        inputs: arguments of the model, `B` samples; moved to the model's device. None draws only the pictures that
+            need no input: those of views, and what a mechanism draws of itself.
+        folder: folder to write to; it is made if there is none. Files of the same names are replaced.
         format: "png" or "svg". Files get below 300 kB, if necessary with fewer colours and pixels.
-        prefix: what the names of the files begin with.
-        sample: which of the `B`.
+        prefix: beginning of the files' names.
+        sample: index of the sample among the `B`.
         tokens: names of the tokens of this sample (padding included), for models whose sequence is text alone.
 
     Returns:
-        For every file that was written, by its name, a caption of a sentence or two that says what it shows.
+        Captions by the name of the file: a sentence or two on what every picture shows.
 
     Raises:
         ImportError: if matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""What pictures of measured points are made of: colours, Pareto fronts, scales, captions."""
+"""Parts of pictures of measured points: colours, Pareto fronts, scales, captions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Style(NamedTuple):
 
 
 def styles_for(number: int) -> list[Style]:
-    """As many pairs of a colour and a marker; 42 of them differ, and neighbours differ in both."""
+    """Choose as many pairs of a colour and a marker; 42 of them differ, and neighbours differ in both."""
     return [Style(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]) for index in range(number)]
 
 
@@ -43,10 +43,10 @@ def captioned_figure(
     """A figure of `width` × `height` inches, with a title above and a caption below, for which it grows.
 
     Args:
-        width: of the whole figure.
-        height: without the caption.
-        caption: broken into lines as the width asks.
-        title: nothing unless given.
+        width: width of the whole figure in inches.
+        height: height in inches, without the caption.
+        caption: text below, broken into lines as the width asks.
+        title: title above; none unless given.
         right: inches that panels leave free at the right, for `label_ends`.
 
     Raises:
@@ -69,8 +69,8 @@ def pareto_front(costs: Sequence[float], values: Sequence[float], greater_is_bet
     """The points that no other is better than at the same cost or less, cheapest first.
 
     Args:
-        costs: of each point; less is better.
-        values: of each point.
+        costs: cost of each point; less is better.
+        values: value of each point.
         greater_is_better: whether more of `values` is better.
     """
     sign = -1 if greater_is_better else 1

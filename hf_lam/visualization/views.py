@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-# What the pixels of a block pattern are, by their number, and the colours.
+# The meaning of the numbers in a block pattern, and their colours.
 PATTERN = ("not seen", "seen", "query that sees nothing")
 PATTERN_COLOURS = ("#eeeeee", "#3b6ea8", "#e8a33d")
 _HATCH = "////"
@@ -98,7 +98,7 @@ def _letter(number: int) -> str:
 
 
 def _ink(colour: Sequence[float]) -> str:
-    """What can be read on a colour."""
+    """A colour that can be read on another colour."""
     red, green, blue = colour[:3]
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "white"
 
@@ -110,7 +110,7 @@ def _of_model(model_or_config: nn.Module | LocomtConfig) -> str:
 def plot_view_blocks(
     model_or_config: nn.Module | LocomtConfig, lengths: Sequence[int] | None = None, *, most: int | None = None
 ) -> Figure:
-    """Which tokens see which under every view that a model has: one panel for each, rows are queries, columns keys.
+    """Draw which tokens see which under every view of a model: one panel for each, rows are queries, columns keys.
 
     Tokens are in the order of their segments, which for rectangles is not that of the sequence.
 
@@ -250,7 +250,7 @@ def _distinct_views(config: LocomtConfig) -> dict[View, str]:
 
 
 def _view_colours(number: int) -> Colormap:
-    """As many colours as there are views; from 21 on neighbouring ones are hard to tell apart."""
+    """Choose as many colours as there are views; from 21 on neighbouring ones are hard to tell apart."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shlex
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -200,6 +201,16 @@ def test_help_has_examples_and_exit_codes(name):
     positions = [f" {codes}".index(f" {code} ") for code in EXIT_CODES]
     assert positions == sorted(positions)
     assert "--token" not in text
+
+
+def test_help_is_in_full_sentences():
+    group = get_command(cli.app)
+    texts = {"hf-lam": group.help}
+    for name, command in group.commands.items():
+        texts[name] = command.help
+        texts |= {f"{name} {option.opts[0]}": option.help for option in command.params}
+    assert len(texts) > len(group.commands) * 2
+    assert not [name for name, text in texts.items() if not re.fullmatch(r"[A-Z].*[.]", text or "", re.DOTALL)]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

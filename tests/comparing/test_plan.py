@@ -15,7 +15,8 @@ from helpers.processes import ROOT
 from hf_lam.comparing.plan import _KEYS, Plan, Row, command_of, read_plan
 from hf_lam.comparing.plan_options import command_line
 from hf_lam.comparing.plan_rows import ADDED
-from hf_lam.training.arguments import DataArguments, ModelArguments, parse_arguments
+from hf_lam.training.arguments import DataArguments, ModelArguments
+from hf_lam.training.parsing import parse_arguments
 
 BEGIN = "script: run.py\nmetric: accuracy\nseeds: 2\n"
 

@@ -50,7 +50,7 @@ CORE = [
     ),
     *(
         PACKAGE / "training" / f"{name}.py"
-        for name in ("arguments", "finetuning", "mechanism_logging", "models", "trainer")
+        for name in ("arguments", "finetuning", "mechanism_logging", "models", "parsing", "trainer")
     ),
     *(PACKAGE / "visualization" / f"{name}.py" for name in ("_drawing", "_samples", "pictures")),
 ]

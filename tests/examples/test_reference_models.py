@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from helpers.hosts import data_folder
 from helpers.scripts import script_module
-from hf_lam.training.arguments import parse_arguments
+from hf_lam.training.parsing import parse_arguments
 
 
 @pytest.fixture(scope="module")

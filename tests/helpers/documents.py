@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 from transformers import (
     ASTConfig,
@@ -16,7 +17,11 @@ from transformers import (
     ASTModel,
     BertConfig,
     BertForPreTraining,
+    BertModel,
     BertTokenizer,
+    BitImageProcessor,
+    Dinov2Config,
+    Dinov2Model,
     GPT2Config,
     GPT2LMHeadModel,
     ViTConfig,
@@ -131,16 +136,20 @@ def _trimmed(text: str) -> str:
 
 
 def make_stand_ins(folder: Path) -> None:
-    """Folders in place of the checkpoints of the Hub that the pages name, which transformers finds by those names."""
+    """Folders in place of what the pages name of the Hub; transformers and datasets find them by those names."""
     torch.manual_seed(0)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     vocabulary = {word: index for index, word in enumerate(words)}
-    bert = folder / "bert-base-uncased"
-    BertForPreTraining(BertConfig(vocab_size=len(words), **SIZES)).save_pretrained(bert)
-    BertTokenizer(vocab=vocabulary).save_pretrained(bert)
+    berts = {"bert-base-uncased": BertForPreTraining, "sentence-transformers/all-MiniLM-L6-v2": BertModel}
+    for name, kind in berts.items():
+        kind(BertConfig(vocab_size=len(words), **SIZES)).save_pretrained(folder / name)
+        BertTokenizer(vocab=vocabulary).save_pretrained(folder / name)
     vit = folder / "google" / "vit-base-patch16-224"
     ViTForImageClassification(ViTConfig(**SIZES, num_labels=2)).save_pretrained(vit)
     ViTImageProcessor().save_pretrained(vit)
+    dino = folder / "facebook" / "dinov2-small"
+    Dinov2Model(Dinov2Config(**SIZES, patch_size=56)).save_pretrained(dino)
+    BitImageProcessor().save_pretrained(dino)
     ast = folder / "MIT" / "ast-finetuned-audioset-10-10-0.4593"
     ASTModel(ASTConfig(**SIZES, max_length=64, num_mel_bins=32)).save_pretrained(ast)
     ASTFeatureExtractor(max_length=64, num_mel_bins=32).save_pretrained(ast)
@@ -150,6 +159,12 @@ def make_stand_ins(folder: Path) -> None:
         GPT2Config(vocab_size=len(words), bos_token_id=2, eos_token_id=3, pad_token_id=0, **sizes)
     ).save_pretrained(gpt2)
     BertTokenizer(vocab=vocabulary).save_pretrained(gpt2)
+    reviews = folder / "SetFit" / "sst2"
+    reviews.mkdir(parents=True)
+    sentences = ["a good film", "a dull plot", "it is great", "the film is bad"] * 4
+    rows = pd.DataFrame({"text": sentences, "label": [1, 0] * 8})
+    for split in ("train", "validation"):
+        rows.to_parquet(reviews / f"{split}.parquet")
 
 
 def messages() -> str:

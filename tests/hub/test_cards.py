@@ -88,7 +88,7 @@ def test_what_was_changed_and_what_it_costs(kind: str) -> None:
     before, after, ratio = row_of(card, "GFLOPs of a forward pass")
     assert after == f"{report.flops / 1e9:.4g}"
     assert float(ratio) == pytest.approx(float(after) / float(before), abs=2e-3)
-    assert row_of(card, "of them for attention")[1] == f"{(report.forward_attention + report.synthesis) / 1e9:.4g}"
+    assert row_of(card, "GFLOPs of its attention")[1] == f"{(report.forward_attention + report.synthesis) / 1e9:.4g}"
     without = type(model)(type(model.config)(**{**model.config.to_dict(), "hf_lam": None}))
     counts = [f"{sum(p.numel() for p in x.parameters()):,}" for x in (without, model)]
     assert row_of(card, "parameters")[:2] == counts
@@ -118,12 +118,10 @@ def test_a_mechanism_from_elsewhere_is_said_to_be_one(foreign_mechanism: Any, tm
     write_card(model, tmp_path, name="some", base_model="user/base")
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.tags == ["hf_lam", "head_factor"]
-    said = (
-        "- **Learned head factors** (`head_factor`, from elsewhere: `foreign_mechanism.py`), in each of its 3 layers"
-    )
-    assert f"{said} of attention: `most=1.5`\n" in card.text
-    assert "Its attention has:\n" in card.text
-    assert "`foreign_mechanism.py` is code from elsewhere" in card.text
+    said = "- **Learned head factors** (`head_factor`, defined in `foreign_mechanism.py`), in each of its 3 attention"
+    assert f"{said} layers: `most=1.5`\n" in card.text
+    assert "Its attention uses these mechanisms:\n" in card.text
+    assert "`foreign_mechanism.py` is not part of hf_lam" in card.text
     assert 'hf_lam.import_mechanism("./some/foreign_mechanism.py")  # has head_factor\n# then as above' in card.text
     assert "## Citation" not in card.text
     assert "| layers | heads and their sharpness |" in card.text

@@ -17,7 +17,6 @@ from transformers import BertTokenizer, EvalPrediction
 
 from helpers.scripts import script_module
 from hf_lam.training import FusionCollator
-from hf_lam.training.arguments import parse_arguments
 from hf_lam.training.caption_models import CaptioningArguments, load_decoder
 from hf_lam.training.captions import (
     CaptionCollator,
@@ -30,6 +29,7 @@ from hf_lam.training.captions import (
     read_captions,
     read_references,
 )
+from hf_lam.training.parsing import parse_arguments
 from hf_lam.training.predictions import REFERENCES
 from hf_lam.training.sources import Sources
 

@@ -9,9 +9,10 @@ from datasets import Audio, Dataset, Features, Image, Video, disable_progress_ba
 
 from hf_lam.training import folders as folders_module
 from hf_lam.training import labels as labels_module
-from hf_lam.training.arguments import DataArguments, ModelArguments, parse_arguments
+from hf_lam.training.arguments import DataArguments, ModelArguments
 from hf_lam.training.data import Data, find_column, load_data
 from hf_lam.training.goals import Classes
+from hf_lam.training.parsing import parse_arguments
 from hf_lam.training.sources import ENCODED_FILE, SOURCE
 
 KINDS = {"image": ("png", Image), "video": ("mp4", Video), "audio": ("wav", Audio)}

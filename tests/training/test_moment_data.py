@@ -15,11 +15,12 @@ from helpers.fusion_heads import head_config
 from helpers.moments import CLIP_SECONDS, SIZES, make_lines, write_features, write_lines, write_moments
 from hf_lam import HfLamFusionForMomentRetrieval
 from hf_lam.training import FusionCollator, HfLamTrainer, HfLamTrainingArguments, submission_metrics
-from hf_lam.training.arguments import ModelArguments, parse_arguments
+from hf_lam.training.arguments import ModelArguments
 from hf_lam.training.data import Data
 from hf_lam.training.moment_data import MomentArguments, MomentSamples, MomentVectors, load_moments
 from hf_lam.training.moment_files import read_annotations
 from hf_lam.training.moment_goal import Moments
+from hf_lam.training.parsing import parse_arguments
 from hf_lam.training.sources import SOURCE
 
 ALL = ("--do_train", "--do_eval", "--do_predict")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from hf_lam.training.arguments import DataArguments, ModelArguments, parse_arguments
+from hf_lam.training.arguments import DataArguments, ModelArguments
+from hf_lam.training.parsing import parse_arguments
 
 
 @pytest.fixture

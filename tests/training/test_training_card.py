@@ -169,7 +169,7 @@ def test_numbers_that_are_predicted_are_no_classes(tmp_path: Path, lam_bert: Any
     labels = Labels(("stars",), is_regression=True)
     card = card_of(tmp_path, lam_bert, *sources, results, labels=labels)
     assert "Local folders: `one`, `two`" in card.text
-    assert "One number to a sample (regression): `stars`" in card.text
+    assert "One number per sample (regression): `stars`" in card.text
     found = model_index_to_eval_results(card.data.to_dict()["model-index"])[1]
     assert {x.metric_name: x.metric_value for x in found if x.metric_type != "loss"} == {
         "Mean squared error": 0.5,

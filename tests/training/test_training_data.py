@@ -25,11 +25,12 @@ from transformers import (
 from helpers.scripts import script_module
 from hf_lam.training import data as data_module
 from hf_lam.training import labels as labels_module
-from hf_lam.training.arguments import DataArguments, MediaArguments, ModelArguments, parse_arguments
+from hf_lam.training.arguments import DataArguments, MediaArguments, ModelArguments
 from hf_lam.training.data import check_texts, limited, load_splits
 from hf_lam.training.labels import Labels, find_labels
 from hf_lam.training.media import read_image
 from hf_lam.training.media_data import prepare_media
+from hf_lam.training.parsing import parse_arguments
 
 CLASSES = ClassLabel(names=["a", "b", "c"])
 

@@ -45,7 +45,7 @@ from hf_lam.training.recorded_runs import write_once
 
 @dataclass
 class SourceArguments:
-    """Where the captions come from. All other options are those of `run_captioning.py`."""
+    """The source of the captions. All other options are those of `run_captioning.py`."""
 
     source: str = field(metadata={"help": f"What they are about: {', '.join(make_captions.SOURCES)}."})
     source_dir: str = field(metadata={"help": "Folder of its tables."})

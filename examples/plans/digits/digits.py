@@ -140,12 +140,12 @@ def _pixels(images: Sequence[np.ndarray]) -> Tensor:
 
 
 def matching_pairs(digits: Tensor, seed: int, rounds: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Which image goes with which sound, and whether they show the same digit; half of them do.
+    """Pair images with sounds, and label whether they show the same digit; half of them do.
 
     Args:
-        digits: `(N,)` of the samples, which are image and sound of one digit each.
-        seed: of the draw.
-        rounds: how many times to go through all sounds, with other images each time.
+        digits: digits `(N,)` of the samples, each of which is an image and a sound.
+        seed: seed of the draw.
+        rounds: number of times to go through all sounds, with other images each time.
 
     Returns:
         Indices of the images and of the sounds, and labels, 1 for the same digit: each `(rounds · N,)`.

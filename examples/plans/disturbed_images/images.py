@@ -58,7 +58,7 @@ FIT_IMAGES = 512
 
 @dataclass
 class ImageArguments:
-    """Which images, and which way."""
+    """The images to use, and the way to disturb them."""
 
     checkpoints_dir: str = field(metadata={"help": "Folder of the ViTs that the rows of a seed start from."})
     data: str = field(default="digits", metadata={"help": f"One of {', '.join(DATA)}."})
@@ -137,7 +137,7 @@ def blurred(pixels: Tensor, sigma: float) -> Tensor:
 
 
 def occluded(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """With a black square of `size` pixels at a random place in each."""
+    """Cover a random place of each image with a black square of `size` pixels."""
     height, width = pixels.shape[2:]
     pixels = pixels.clone()
     tops = torch.randint(height - size + 1, (len(pixels),), generator=generator)

@@ -43,7 +43,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class QuestionArguments:
-    """Where the tokens come from. All other options are those of `run_multimodal_classification.py`."""
+    """The source of the tokens. All other options are those of `run_multimodal_classification.py`."""
 
     data_dir: str = field(metadata={"help": "Folder with the tables of easy-VQA."})
     image_model: str = field(metadata={"help": "The encoder of the pictures."})

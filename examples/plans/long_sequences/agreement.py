@@ -52,7 +52,7 @@ SPLITS = {"train": "train", "validation": "eval", "test": "predict"}
 
 @dataclass
 class AgreementArguments:
-    """Which encoder, what is done to it, and which images."""
+    """The encoder, what is done to it, and the images."""
 
     model_name_or_path: str = field(metadata={"help": "A DINOv2 encoder."})
     data_dir: str = field(metadata={"help": "Folder with train.parquet, validation.parquet and test.parquet."})
@@ -164,7 +164,7 @@ def agreement(ours: Tensor, theirs: Tensor) -> dict[str, float]:
 
 
 def nearest(features: Tensor, count: int) -> Tensor:
-    """Of each row of `(N, d)` the nearest others by cosine, `(N, count)`, the nearest first."""
+    """The nearest others by cosine for each row of `(N, d)`, `(N, count)`, the nearest first."""
     features = normalize(features, dim=-1)
     similarity = (features @ features.T).fill_diagonal_(-torch.inf)
     return similarity.topk(min(count, len(features) - 1), dim=-1).indices
@@ -214,7 +214,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[AgreementArguments, Ru
 
 
 def settings_of(arguments: AgreementArguments, training: RunArguments) -> dict[str, Any]:
-    """What decides the model that comes out."""
+    """The settings that decide the model that comes out."""
     rest = {name: getattr(training, name) for name in ("seed", "max_steps", "num_train_epochs", "learning_rate")}
     return {name: value for name, value in asdict(arguments).items() if name != "max_predict_samples"} | rest
 

@@ -75,7 +75,7 @@ MergingDinov2Model.register_for_auto_class("AutoModel")
 
 
 def attend(attention: Any, hidden: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """What an attention module adds, with tokens weighted by how many patches they stand for.
+    """The output of an attention module, with tokens weighted by the number of patches they stand for.
 
     Args:
         attention: a `Dinov2Attention`.
@@ -96,11 +96,11 @@ def attend(attention: Any, hidden: Tensor, size: Tensor) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def match_tokens(keys: Tensor, count: int) -> Tensor:
-    """Which token each becomes: bipartite soft matching.
+    """Find the token that each becomes: bipartite soft matching.
 
     Args:
         keys: `(B, L, D)`; the first is that of `[CLS]`.
-        count: how many are merged; at most every second token is.
+        count: number of tokens to merge, at most every second one.
 
     Returns:
         `(B, L)` with places from 0 to `L − count − 1`. Those that stay keep their order, and `[CLS]` is 0.

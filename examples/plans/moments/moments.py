@@ -32,12 +32,13 @@ import make_moving_moments
 import run_moment_retrieval
 
 from hf_lam.modeling.fusion_moments_hf_lam import Moment, Retrieved
-from hf_lam.training.arguments import RunArguments, parse_arguments
+from hf_lam.training.arguments import RunArguments
 from hf_lam.training.data import limited
 from hf_lam.training.moment_data import WORDS, MomentArguments, MomentVectors, load_moments
 from hf_lam.training.moment_files import MomentAnnotation
 from hf_lam.training.moment_goal import Moments
 from hf_lam.training.moment_metrics import count_clips
+from hf_lam.training.parsing import parse_arguments
 from hf_lam.training.recorded_runs import write_once
 from hf_lam.training.sources import SOURCE
 
@@ -154,7 +155,7 @@ def find_runs(
 
 
 def runs_above(scores: np.ndarray, threshold: float, clip_length: float) -> list[Moment]:
-    """Where clips in a row are above a threshold, those with most above it first."""
+    """The runs of clips above a threshold, those with most above it first."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], scores > threshold, [False]]).astype(int)))
     found = [
         Moment(float(start * clip_length), float(end * clip_length), float((scores[start:end] - threshold).sum()))
