@@ -12,7 +12,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,18 @@ def interleaved(steps: dict[str, Callable[[], None]], args: argparse.Namespace) 
             if round_ >= 0:
                 times[name].append(elapsed)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+@contextmanager
+def competing(processes: int) -> Iterator[None]:
+    """While that many other processes want the cores."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def half_views(segments: int, heads: int) -> list[View]:
@@ -280,6 +293,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="few rounds, no padding, no L=1568, no memory")
+    parser.add_argument("--busy", type=int, default=0, help="other processes that compute all the while")
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -363,15 +377,16 @@ def main() -> None:
         print(peak_of_one_forward(args.memory_of, args))
         return
     results: dict[str, Any] = {
-        "environment": environment(args) | {"masks": args.masks},
+        "environment": environment(args) | {"masks": args.masks, "busy": args.busy},
         "times": [],
         "memory_mib": {},
         "views": [],
     }
     results |= {"layers": [], "growth": []}
     print("  ".join(f"{key}={value}" for key, value in results["environment"].items()))
-    for name in args.mechanism:
-        MECHANISMS[name](args, results)
+    with competing(args.busy):
+        for name in args.mechanism:
+            MECHANISMS[name](args, results)
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -31,7 +31,7 @@ from .numerics_hf_lam import (
     softmax_dtype,
 )
 from .padding_hf_lam import additive
-from .threads_hf_lam import run_parts
+from .threads_hf_lam import parts_at_once, run_parts
 
 
 def attend_chunked(
@@ -238,7 +238,7 @@ def _lam_forward(
             out[chunk] = out_part if blocked is None else out_part.masked_fill_(blocked, 0)
 
     with torch.autocast(query.device.type, enabled=False):
-        run_parts(run, parts_of(query, key), query.device)
+        run_parts(run, parts_of(query, key), parts_at_once(query.device))
     return out
 
 
@@ -299,7 +299,7 @@ def _lam_backward(
             shares.add([*found, found[-1]], chunk)
 
     with torch.autocast(query.device.type, enabled=False):
-        run_parts(run, parts, query.device)
+        run_parts(run, parts, parts_at_once(query.device))
         gradients.sum_up()
     grad_query, grad_key, grad_value, grad_factor, grad_addend, grad_mask = (
         grad if x is None else grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)

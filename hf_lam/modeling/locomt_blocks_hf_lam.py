@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +33,7 @@ from .numerics_hf_lam import (
     without_autocast,
 )
 from .padding_hf_lam import restrict_padding
+from .threads_hf_lam import parts_at_once, run_parts
 
 
 class Block(NamedTuple):
@@ -254,8 +255,9 @@ def _fits_operator(query: Tensor, value: Tensor, attention_mask: Tensor | None, 
 
 
 class _Plan(NamedTuple):
-    """A block as positions: heads, query rows, and key rows, segment by segment and with neighbours joined."""
+    """A block as positions: samples, heads, query rows, and key rows, by segment and with neighbours joined."""
 
+    samples: slice
     heads: slice | list[int]
     rows: slice
     key_segments: list[slice]
@@ -271,16 +273,33 @@ def _views(pairs: Sequence[int], num_heads: int) -> list[View]:
 
 
 @functools.lru_cache(maxsize=256)
-def _plans(lengths: tuple[int, ...], pairs: tuple[int, ...], num_heads: int) -> list[_Plan]:
-    """The blocks that have queries; without keys where there is nothing to see."""
+def _parts(
+    lengths: tuple[int, ...], pairs: tuple[int, ...], num_heads: int, batch: int, at_once: int
+) -> list[list[_Plan]]:
+    """The blocks that have queries, without keys where there is nothing to see; each list has heads of its own.
+
+    at_once: parts that run at the same time. There are some more then, since not all of them take equally long.
+    """
     at = _positions(lengths)
-    plans = []
+    blocks: dict[tuple[int, ...], list[tuple[slice, list[slice]]]] = {}
     for heads, queries, keys in blocks_of(_views(pairs, num_heads), len(lengths)):
         rows = slice(at[queries[0]].start, at[queries[-1]].stop)
-        key_segments = [at[j] for j in keys if lengths[j]]
         if rows.start < rows.stop:
-            plans.append(_Plan(_as_slice(heads), rows, key_segments, _join_adjacent(key_segments)))
-    return plans
+            blocks.setdefault(heads, []).append((rows, [at[j] for j in keys if lengths[j]]))
+    wanted = 1 if at_once == 1 else -(-2 * at_once // max(1, len(blocks)))
+    samples = _cut(range(batch), wanted)
+    parts = []
+    for heads, own in blocks.items():
+        for some_samples, some_heads in product(samples, _cut(heads, -(-wanted // len(samples)))):
+            place = slice(some_samples[0], some_samples[-1] + 1), _as_slice(tuple(some_heads))
+            parts.append([_Plan(*place, rows, segments, _join_adjacent(segments)) for rows, segments in own])
+    return parts
+
+
+def _cut(items: Sequence[int], wanted: int) -> list[Sequence[int]]:
+    """That many nearly equal parts, none of which is empty."""
+    size = -(-len(items) // wanted)
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _as_slice(heads: tuple[int, ...]) -> slice | list[int]:
@@ -306,7 +325,7 @@ def _join_adjacent(parts: list[slice]) -> list[slice]:
 
 
 def _take_rows(tensor: Tensor, plan: _Plan, rows: list[slice]) -> Tensor:
-    joined = _join([tensor[:, plan.heads, part] for part in rows], 2)
+    joined = _join([tensor[plan.samples, plan.heads, part] for part in rows], 2)
     # The kernel takes features for neighbours in memory, and does not check.
     return joined if joined.stride(-1) == 1 else joined.contiguous()
 
@@ -315,7 +334,8 @@ def _block_addend(attention_mask: Tensor | None, plan: _Plan, dtype: torch.dtype
     """The padding of a block as addends, 0 or −inf."""
     if attention_mask is None:
         return None
-    part = attention_mask if attention_mask.shape[1] == 1 else attention_mask[:, plan.heads]
+    part = attention_mask if attention_mask.shape[0] == 1 else attention_mask[plan.samples]
+    part = part if part.shape[1] == 1 else part[:, plan.heads]
     part = part if part.shape[2] == 1 else part[:, :, plan.rows]
     part = _join([part[..., keys] for keys in plan.keys], 3)
     if part.dtype == torch.bool:
@@ -335,20 +355,23 @@ def _locomt_forward(
     """Output `(B, H, L, D)` and the logarithms of the softmax's sums `(B, H, L)`."""
     out = empty_output(query, value)
     log_sums = query.new_empty(query.shape[:3], dtype=softmax_dtype(value.dtype))
-    for plan in _plans(tuple(lengths), tuple(pairs), query.shape[1]):
-        if not plan.keys:
-            out[:, plan.heads, plan.rows] = 0
-            log_sums[:, plan.heads, plan.rows] = 0
-            continue
-        out[:, plan.heads, plan.rows], log_sums[:, plan.heads, plan.rows] = (
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                _take_rows(query, plan, [plan.rows]),
-                _take_rows(key, plan, plan.keys),
-                _take_rows(value, plan, plan.keys),
-                attn_mask=_block_addend(attention_mask, plan, query.dtype),
-                scale=scaling,
-            )
-        )
+    at_once = parts_at_once(query.device)
+
+    def run(plans: list[_Plan]) -> None:
+        for plan in plans:
+            place = plan[:3]
+            if plan.keys:
+                out[place], log_sums[place] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                    _take_rows(query, plan, [plan.rows]),
+                    _take_rows(key, plan, plan.keys),
+                    _take_rows(value, plan, plan.keys),
+                    attn_mask=_block_addend(attention_mask, plan, query.dtype),
+                    scale=scaling,
+                )
+            else:
+                out[place] = log_sums[place] = 0
+
+    run_parts(run, _parts(tuple(lengths), tuple(pairs), query.shape[1], query.shape[0], at_once), at_once)
     return out, log_sums
 
 
@@ -366,36 +389,40 @@ def _locomt_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value; a tuple, as torch can take several of at once (`is_grads_batched`)."""
     grad_query, grad_key, grad_value = (empty_output(query, value) for _ in range(3))
-    plans = _plans(tuple(lengths), tuple(pairs), query.shape[1])
-    # What nothing has been written to yet, so that the first part need not be added to zeros.
+    at_once = parts_at_once(query.device)
     segments = [rows for rows in _positions(lengths) if rows.start < rows.stop]
-    pending = {(str(plan.heads), rows.start): (plan.heads, rows) for plan in plans for rows in segments}
-    for plan in plans:
-        if not plan.keys:
-            grad_query[:, plan.heads, plan.rows] = 0
-            continue
-        grad_query[:, plan.heads, plan.rows], *grads = (
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+
+    def run(plans: list[_Plan]) -> None:
+        samples, heads = plans[0][:2]
+        # What nothing has been written to yet, so that the first gradient need not be added to zeros.
+        pending = {rows.start: rows for rows in segments}
+        for plan in plans:
+            if not plan.keys:
+                grad_query[plan[:3]] = 0
+                continue
+            grad_query[plan[:3]], *grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 _take_rows(grad_out, plan, [plan.rows]),
                 _take_rows(query, plan, [plan.rows]),
                 _take_rows(key, plan, plan.keys),
                 _take_rows(value, plan, plan.keys),
                 _take_rows(out, plan, [plan.rows]),
-                log_sums[:, plan.heads, plan.rows],
+                log_sums[plan[:3]],
                 0.0,
                 False,
                 attn_mask=_block_addend(attention_mask, plan, query.dtype),
                 scale=scaling,
             )
-        )
-        sizes = [rows.stop - rows.start for rows in plan.key_segments]
-        for rows, *parts in zip(plan.key_segments, *(grad.split(sizes, 2) for grad in grads), strict=True):
-            is_first = pending.pop((str(plan.heads), rows.start), None) is not None
-            for target, part in zip((grad_key, grad_value), parts, strict=True):
-                target[:, plan.heads, rows] = part if is_first else target[:, plan.heads, rows] + part
-    for heads, rows in pending.values():
-        for target in (grad_key, grad_value):
-            target[:, heads, rows] = 0
+            sizes = [rows.stop - rows.start for rows in plan.key_segments]
+            for rows, *found in zip(plan.key_segments, *(grad.split(sizes, 2) for grad in grads), strict=True):
+                is_first = pending.pop(rows.start, None) is not None
+                for target, part in zip((grad_key, grad_value), found, strict=True):
+                    place = samples, heads, rows
+                    target[place] = part if is_first else target[place] + part
+        for rows in pending.values():
+            for target in (grad_key, grad_value):
+                target[samples, heads, rows] = 0
+
+    run_parts(run, _parts(tuple(lengths), tuple(pairs), query.shape[1], query.shape[0], at_once), at_once)
     return grad_query, grad_key, grad_value
 
 
@@ -421,7 +448,7 @@ def _differentiate_backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None,
 
 def _register_operators() -> Any:
     """The namespace of this file's operators; a copy may have registered them before."""
-    namespace = operator_namespace(__file__, "numerics_hf_lam")
+    namespace = operator_namespace(__file__, "numerics_hf_lam", "threads_hf_lam")
     operators = getattr(torch.ops, namespace)
     if hasattr(operators, "locomt_forward"):
         return operators

@@ -24,8 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .numerics_hf_lam import format_shape, needs_plain_operators, product_dtype, softmax_dtype, without_autocast
+from .numerics_hf_lam import (
+    empty_output,
+    format_shape,
+    needs_plain_operators,
+    product_dtype,
+    softmax_dtype,
+    without_autocast,
+)
 from .padding_hf_lam import check_padding
+from .threads_hf_lam import load, parts_at_once, run_parts
 
 IMPLEMENTATIONS = ("auto", "eager", "modes")
 
@@ -34,6 +42,8 @@ _MapFactors = tuple[Sequence[Tensor], Tensor | None]
 
 # Elements of the values that are worked on at once, a number of whole samples; 2 MiB in fp32 stay near the cores.
 _CPU_CHUNK = 2**19
+# Fewer elements are computed sooner than another thread has begun.
+_MIN_SHARED = 2**14
 
 
 def stt_attention(
@@ -90,11 +100,11 @@ def stt_attention(
     with without_autocast(value.device.type):
         dropped = _drop_out(axis_weights, prefix_shares, dropout_p, value.shape[0])
         if attention_mask is None:
-            return _in_chunks(value, *dropped)
+            return _apply_map(value, *dropped)
         # (A (e^P ⊙ V)) / (A e^P), the latter without dropout: it would cancel.
         factors = _factors(attention_mask, softmax_dtype(value.dtype))[:, :, 0, :, None].expand(*value.shape[:3], 1)
         total = _products(factors, axis_weights, prefix_shares)
-        return (_in_chunks(value * factors, *dropped) / _positive(total)).to(value.dtype)
+        return (_apply_map(value * factors, *dropped) / _positive(total)).to(value.dtype)
 
 
 def stt_attention_with_weights(
@@ -242,6 +252,77 @@ def _positive(total: Tensor) -> Tensor:
 
 
 # --- mode products ---------------------------------------------------------------------------------------------------
+
+
+def _apply_map(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None) -> Tensor:
+    """`V ×_1 A_1 … ×_k A_k` and the prefix; some heads on every thread where other processes keep the cores busy."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or needs_plain_operators():
+        return _in_chunks(value, axis_weights, prefix_shares)
+    at_once = parts_at_once(value.device)
+    if at_once > 1 and value.numel() >= _MIN_SHARED:
+        return _HeadByHead.apply(at_once, prefix_shares, value, *axis_weights)
+    with load:
+        return _in_chunks(value, axis_weights, prefix_shares)
+
+
+class _HeadByHead(torch.autograd.Function):
+    """Every thread computes some heads, forward and backward; backward, it computes them once more."""
+
+    @staticmethod
+    def forward(ctx: Any, at_once: int, prefix_shares: Tensor | None, value: Tensor, *axis_weights: Tensor) -> Tensor:
+        ctx.save_for_backward(prefix_shares, value, *axis_weights)
+        out = empty_output(value, value)
+
+        def run(heads: slice) -> None:
+            shares, some_values, *axes = (_take(x, heads) for x in (prefix_shares, value, *axis_weights))
+            out[:, heads] = _in_chunks(some_values, axes, shares)
+
+        run_parts(run, _some_heads(value.shape[1], at_once), at_once)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, wanted = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():  # for second derivatives
+            return None, *_differentiate(inputs, wanted, grad_out, create_graph=True)
+        grads = [torch.empty_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)]
+
+        def run(heads: slice) -> None:
+            own = [_take(x, heads) for x in inputs]
+            for grad, found in zip(grads, _differentiate(own, wanted, grad_out[:, heads]), strict=True):
+                if grad is not None and found is not None:
+                    grad[:, heads] = found
+
+        at_once = parts_at_once(grad_out.device)
+        run_parts(run, _some_heads(grad_out.shape[1], at_once), at_once)
+        return None, *grads
+
+
+def _take(tensor: Tensor | None, heads: slice) -> Any:
+    return None if tensor is None else tensor[:, heads]
+
+
+def _some_heads(heads: int, at_once: int) -> list[slice]:
+    """All heads, as some more parts than run at once, since not all threads are equally fast."""
+    size = -(-heads // (2 * at_once)) if at_once > 1 else heads
+    return [slice(start, start + size) for start in range(0, heads, size)]
+
+
+def _differentiate(
+    inputs: Sequence[Tensor | None], wanted: Sequence[bool], grad_out: Tensor, create_graph: bool = False
+) -> list[Tensor | None]:
+    """The gradients of the prefix shares, the values and the weights of the axes; None for those not wanted."""
+    with torch.enable_grad():
+        own = inputs if create_graph else [x if x is None else x.detach() for x in inputs]
+        learnt = [x for x, want in zip(own, wanted, strict=True) if want and x is not None]
+        if not create_graph:
+            for x in learnt:
+                x.requires_grad_()
+        shares, value, *axes = own
+        assert value is not None
+        out = _in_chunks(value, [x for x in axes if x is not None], shares)
+        found = iter(torch.autograd.grad(out, learnt, grad_out, create_graph=create_graph))
+    return [next(found) if want else None for want in wanted]
 
 
 def _in_chunks(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None) -> Tensor:

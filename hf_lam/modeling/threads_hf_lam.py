@@ -40,36 +40,36 @@ _ENOUGH = 0.02
 _REMEMBERED = 5.0
 
 
-def run_parts(run: Callable[[PartT], None], parts: Sequence[PartT], device: torch.device) -> None:
-    """Call `run` with every part, one after the other, or on a busy CPU on `torch.get_num_threads()` threads.
+def parts_at_once(device: torch.device) -> int:
+    """How many parts of a computation to run at once: 1, or on a busy CPU as many as torch has threads."""
+    if device.type != "cpu" or not load.is_high() or torch.are_deterministic_algorithms_enabled():
+        return 1
+    threads = torch.get_num_threads()
+    return threads if threads > 1 and _pool(threads) is not None else 1
+
+
+def run_parts(run: Callable[[PartT], None], parts: Sequence[PartT], at_once: int) -> None:
+    """Call `run` with every part.
 
     Args:
         run: computes one part and writes its result where no other part writes. On threads it runs without autograd
             and without autocast, and in inference mode if the caller does.
         parts: arguments of `run`.
-        device: device of the tensors.
+        at_once: what `parts_at_once` said.
 
     Raises:
         Exception: the first error of a part, when no part runs any more.
     """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1 or len(parts) == 1:
-        for part in parts:
-            run(part)
-        return
-    pool = None
-    if _load.is_high() and not torch.are_deterministic_algorithms_enabled():
-        pool = _pool(threads)
+    pool = _pool(at_once) if at_once > 1 and len(parts) > 1 else None
     if pool is not None:
-        _run_on_threads(run, parts, pool, min(threads, len(parts)))
-        return
-    with _load:
+        return _run_on_threads(run, parts, pool, min(at_once, len(parts)))
+    with load:
         for part in parts:
             run(part)
 
 
 class _Load:
-    """Whether other processes want the cores, as seen from computing."""
+    """Whether other processes want the cores, as seen while this one computes: `with load: …`."""
 
     def __init__(self) -> None:
         self.until = 0.0
@@ -97,7 +97,7 @@ def _now() -> tuple[float, int]:
     return time.monotonic(), 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-_load = _Load()
+load = _Load()
 _pools: dict[int, ThreadPoolExecutor | None] = {}
 _lock = threading.Lock()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_lam.modeling import threads_hf_lam
-from hf_lam.modeling.threads_hf_lam import run_parts
+from hf_lam.modeling.threads_hf_lam import parts_at_once, run_parts
 
 CPU = torch.device("cpu")
 
@@ -25,18 +25,18 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.fixture(autouse=True)
 def _busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads_hf_lam._load, "until", float("inf"))
+    monkeypatch.setattr(threads_hf_lam.load, "until", float("inf"))
 
 
 def name_of_a_parts_thread() -> str:
     names: set[str] = set()
-    run_parts(lambda part: names.add(threading.current_thread().name), range(4), CPU)
+    run_parts(lambda part: names.add(threading.current_thread().name), range(4), parts_at_once(CPU))
     return names.pop()
 
 
 def test_parts_go_to_threads_where_cores_are_lost(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     now, here = [(100.0, 0)], threading.current_thread().name
-    monkeypatch.setattr(threads_hf_lam, "_load", threads_hf_lam._Load())
+    monkeypatch.setattr(threads_hf_lam, "load", threads_hf_lam._Load())
     monkeypatch.setattr(threads_hf_lam, "_now", lambda: now[0])
     monkeypatch.setattr(threads_hf_lam.time, "monotonic", lambda: now[0][0])
 
@@ -49,7 +49,7 @@ def test_parts_go_to_threads_where_cores_are_lost(monkeypatch: pytest.MonkeyPatc
             if part == 0:
                 now[0] = now[0][0] + seconds, now[0][1] + switches
 
-        run_parts(run, range(2), CPU)
+        run_parts(run, range(2), parts_at_once(CPU))
         return names[0]
 
     assert compute(0.1, 3) == here
@@ -78,7 +78,7 @@ def test_every_part_is_computed_once_on_a_thread_that_computes_alone(threads: in
         assert part not in seen
         seen[part] = threading.current_thread().name, torch.get_num_threads()
 
-    run_parts(run, range(50), CPU)
+    run_parts(run, range(50), parts_at_once(CPU))
     assert sorted(seen) == list(range(50))
     assert {number for _, number in seen.values()} == {1}
     is_elsewhere = {name != threading.current_thread().name for name, _ in seen.values()}
@@ -92,9 +92,9 @@ def test_one_part_and_other_devices_stay_in_the_thread_that_asks() -> None:
     def run(part: int) -> None:
         names.append(threading.current_thread().name)
 
-    run_parts(run, [0], CPU)
-    run_parts(run, [0, 1, 2], torch.device("meta"))
-    run_parts(run, [], CPU)
+    run_parts(run, [0], parts_at_once(CPU))
+    run_parts(run, [0, 1, 2], parts_at_once(torch.device("meta")))
+    run_parts(run, [], parts_at_once(CPU))
     assert names == [threading.current_thread().name] * 4
 
 
@@ -107,7 +107,7 @@ def test_parts_are_not_recorded_and_may_write_to_inference_tensors(inference: bo
         def run(part: int) -> None:
             out[part] = 2 * weight[part]
 
-        run_parts(run, range(4), CPU)
+        run_parts(run, range(4), parts_at_once(CPU))
     assert out.tolist() == [2, 2, 2, 2]
     assert not out.requires_grad and out.is_inference() == inference
 
@@ -124,7 +124,7 @@ def test_an_error_of_a_part_is_raised_when_no_part_runs_any_more() -> None:
             running.remove(part)
 
     with pytest.raises(MemoryError, match="part 1"):
-        run_parts(run, range(4), CPU)
+        run_parts(run, range(4), parts_at_once(CPU))
     assert not running
 
 
@@ -133,7 +133,7 @@ def test_many_threads_may_ask_at_once() -> None:
 
     def ask(number: int) -> None:
         values = torch.zeros(20, dtype=torch.int64)
-        run_parts(lambda part: values[part].fill_(part), range(20), CPU)
+        run_parts(lambda part: values[part].fill_(part), range(20), parts_at_once(CPU))
         sums[number] = values.sum()
 
     askers = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
@@ -146,10 +146,10 @@ def test_many_threads_may_ask_at_once() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_process_makes_threads_of_its_own() -> None:
-    run_parts(lambda part: None, range(4), CPU)
+    run_parts(lambda part: None, range(4), parts_at_once(CPU))
     child = os.fork()
     if child == 0:
         done: list[int] = []
-        run_parts(done.append, range(4), CPU)
+        run_parts(done.append, range(4), parts_at_once(CPU))
         os._exit(0 if sorted(done) == [0, 1, 2, 3] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -49,7 +49,7 @@ def small_parts(threads: int = 2, chunk: int = 64, rows: int = 4) -> Iterator[No
         sizes = {"_CPU_CHUNK": chunk, "_DEVICE_CHUNK": chunk, "_MIN_ROWS": rows, "_MIN_ROWS_OF_PART": rows}
         for name, size in {**sizes, "_MIN_SHARED": 1}.items():
             patch.setattr(lam_parts_hf_lam, name, size)
-        patch.setattr(threads_hf_lam._load, "until", float("inf"))
+        patch.setattr(threads_hf_lam.load, "until", float("inf"))
         torch.set_num_threads(threads)
         try:
             yield

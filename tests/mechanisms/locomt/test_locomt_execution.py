@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.attention import LargestTensor, assert_same, paddings
+from helpers.attention import LargestTensor, assert_same, paddings, small_parts
 from helpers.locomt_attention import (
     BATCH,
     HEADS,
@@ -41,6 +41,24 @@ def attention_of(lengths: Sequence[int], views: Sequence[View]) -> Callable[...,
         return locomt_attention(query, key, value, lengths, views, **options)
 
     return attention
+
+
+@pytest.mark.parametrize("kind", [None, "right", "per_query", "per_head"])
+@pytest.mark.parametrize("threads", [2, 5, 40])
+@pytest.mark.parametrize("lengths", [LENGTHS, [0, 8, 5]])
+def test_on_a_busy_machine_it_is_the_same(kind: str | None, threads: int, lengths: list[int]) -> None:
+    *inputs, _ = inputs_of()
+    allowed = paddings(BATCH, HEADS, LENGTH, LENGTH)[kind] if kind else None
+    grad_out = torch.randn_like(inputs[0])
+
+    def outputs() -> list[Tensor]:
+        out = locomt_attention(*inputs, lengths, VIEWS, attention_mask=allowed)
+        return [out, *torch.autograd.grad(out, inputs, grad_out)]
+
+    expected = outputs()
+    with small_parts(threads):
+        for actual, same in zip(outputs(), expected, strict=True):
+            assert torch.equal(actual, same)
 
 
 @pytest.mark.slow

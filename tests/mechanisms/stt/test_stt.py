@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.attention import LargestTensor, assert_same, needs_cuda
+from helpers.attention import LargestTensor, assert_same, needs_cuda, small_parts
 from helpers.stt_attention import (
     BATCH,
     HEADS,
@@ -60,6 +60,32 @@ def test_the_formula_itself_on_numbers_done_by_hand() -> None:
     for implementation in IMPLEMENTATIONS:
         out = stt_attention(value, axes, prefix_shares=shares[None, None], implementation=implementation)
         assert_same(out.flatten(), torch.tensor([62.2, 6.4, 55.0]))
+
+
+@pytest.mark.parametrize("batches", [1, BATCH])
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_on_a_busy_machine_it_is_the_same(
+    batches: int, prefix: int, grid: list[int], is_padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stt, "_MIN_SHARED", 1)
+    batches_of_weights = [batches] * (len(grid) + 1)
+    value, axes, shares = make_inputs(grid, prefix, dtype=torch.float64, weights_batches=batches_of_weights)
+    padding = right_padding(BATCH, value.shape[2]) if is_padded else None
+    inputs = [value, *axes, *([] if shares is None else [shares])]
+
+    def outputs() -> list[Tensor]:
+        out = stt_attention(value, axes, prefix_shares=shares, attention_mask=padding)
+        some = torch.autograd.grad(out.square().sum(), axes, retain_graph=True)
+        first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(torch.stack([x.square().sum() for x in first]).sum(), inputs)
+        return [out, *some, *first, *second]
+
+    expected = outputs()
+    with small_parts(2):
+        for actual, same in zip(outputs(), expected, strict=True):
+            assert_same(actual, same)
 
 
 def test_auto_is_modes() -> None:
