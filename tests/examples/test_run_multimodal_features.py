@@ -133,7 +133,7 @@ def test_a_label_for_each_vector(script: ModuleType, data: Path, tmp_path: Path,
     predicted = model(**inputs).logits[0].argmax(-1).tolist()
     assert [str(x) for x in predicted] == [line["prediction"] for line in lines if line["row"] == "0"]
     card = (out / "README.md").read_text()
-    assert "AutoModelForTokenClassification" in card and "one to each position of a sample" in card
+    assert "AutoModelForTokenClassification" in card and "one per position" in card
     again = script.main(
         [
             *("--model_name_or_path", str(out), "--features", '{"sounds": "heard"}', "--data_dir", str(data)),

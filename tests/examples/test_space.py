@@ -273,7 +273,7 @@ def test_bundled_models_answer_their_examples(
     with script_module("space/bundled") as bundled:
         models = shelf.Shelf(tmp_path)
         examples = {"text": "wonderful", "image": bar, "audio": str(bundled.example_sound(tmp_path))}
-        for name in bundled.BUNDLED:
+        for name in ("sentences", "digits-stt", "sounds"):  # the other digits are drawn on the page
             loaded = models.take(name)
             sample = loaded.prepare(examples[loaded.kind])
             assert "<figure" in maps.draw_maps(loaded, sample)

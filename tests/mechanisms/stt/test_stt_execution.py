@@ -76,12 +76,11 @@ def test_compile_is_one_graph_with_gradients(implementation: str, dynamic: bool,
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_compile_with_inductor(implementation: str) -> None:
+def test_compile_with_inductor() -> None:
     torch.compiler.reset()
     value, axes, shares = make_inputs([3, 4], 1)
     allowed = right_padding(BATCH, 13)
-    actual = torch.compile(Attention(implementation), fullgraph=True)(value, *axes, shares, allowed)
+    actual = torch.compile(Attention("modes"), fullgraph=True)(value, *axes, shares, allowed)
     assert_is(actual, formula(value, axes, shares, allowed), [value, *axes, shares])
 
 
