@@ -386,7 +386,7 @@ def test_masks_of_a_decoder_alone_count_as_mechanisms(tmp_path: Path) -> None:
     assert card.data.tags == ["hf_lam", "lam"]
     assert "The attention of its encoder is that of transformers." in card.text
     assert "`GPT2LMHeadModel` with the learnable attention mask" in card.text and '`scope="shared"`' in card.text
-    assert "Inputs of exactly 17 tokens" in card.text
+    assert "takes inputs of exactly 17 tokens" in card.text
     assert hf_lam.cost(model).mechanism_parameters == count > 0
     code, output, _ = run_main("inspect", str(tmp_path / "masks"))
     assert code == 0 and f"{count:,} of them of hf_lam" in output and "decoder_lam: scope shared" in output
