@@ -205,11 +205,16 @@ def test_help_has_examples_and_exit_codes(name):
 
 def test_help_is_in_full_sentences():
     group = get_command(cli.app)
-    texts = {"hf-lam": group.help}
+    texts, arguments = {"hf-lam": group.help}, {}
     for name, command in group.commands.items():
         texts[name] = command.help
-        texts |= {f"{name} {option.opts[0]}": option.help for option in command.params}
-    assert len(texts) > len(group.commands) * 2
+        for parameter in command.params:
+            kind = arguments if parameter.param_type_name == "argument" else texts
+            kind[f"{name} {parameter.opts[0]}"] = parameter.help
+    assert len(texts) > len(group.commands) * 2 and len(arguments) > len(group.commands)
+    # Beside today's click, the lowest typer loses the help of all arguments.
+    if any(arguments.values()):
+        texts |= arguments
     assert not [name for name, text in texts.items() if not re.fullmatch(r"[A-Z].*[.]", text or "", re.DOTALL)]
 
 
