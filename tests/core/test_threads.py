@@ -52,13 +52,13 @@ def test_parts_go_to_threads_where_cores_are_lost(monkeypatch: pytest.MonkeyPatc
         run_parts(run, range(2), parts_at_once(CPU))
         return names[0]
 
-    assert compute(0.1, 3) == here
-    assert compute(0.1, 30) == here  # which is seen when it is over
-    assert (compute(0.1, 30) == here) == (threads == 1)
+    assert compute(0.11, 3) == here
+    assert compute(0.11, 30) == here  # which is seen when it is over
+    assert (compute(0.11, 30) == here) == (threads == 1)
     now[0] = now[0][0] + 6, now[0][1]
-    assert compute(0.1, 3) == here
+    assert compute(0.11, 3) == here
     assert compute(0.01, 3) == here  # too short to tell
-    assert compute(0.1, 3) == here
+    assert compute(0.11, 3) == here
 
 
 def test_deterministic_algorithms_do_not_depend_on_the_load(threads: int) -> None:
