@@ -60,7 +60,6 @@ class Attention(torch.nn.Module):
     ("implementation", "dynamic", "form"),
     [
         ("modes", False, "bool"),
-        pytest.param("eager", True, "bool", marks=pytest.mark.slow),
         pytest.param("modes", True, "-inf", marks=pytest.mark.slow),
     ],
 )
