@@ -7,7 +7,8 @@ In environments of their own:
    several GB): a small set of tests, and models saved there load here, and the other way round, in all four directions
    (tests/cross_version/make_and_check.py);
 2. the newest version of everything but torch: the same small set;
-3. with Python 3.10, if there is one and 15 GB are free: the lowest version of everything, torch too.
+3. with Python 3.10, if there is one and 15 GB are free: the lowest version of everything, torch too, and of the
+   tests those of the core and the command line.
 
 Where pip is told of the index that has torch without CUDA (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu),
 torch is no exception: its lowest version is in the first and the third, its newest in the second.
@@ -53,6 +54,8 @@ SMALL_SET = (
     "tests/hub/verification/test_verification.py",
     "tests/examples/test_serve.py::test_answers_are_those_of_the_model",
 )
+CORE_SET = tuple(test for test in SMALL_SET if test.startswith(("tests/core/", "tests/cli/")))
+OLD_PYTHON = "lowest versions, Python 3.10"
 GB = 10**9
 HAS_CPU_BUILDS = "download.pytorch.org/whl/cpu" in os.environ.get("PIP_EXTRA_INDEX_URL", "")
 # What torch takes while it is installed: a build with CUDA is all that there is for Python 3.10 without that index.
@@ -148,9 +151,9 @@ class Checks:
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(lambda step: self.step(step[0], run_quietly, *step[1:]), steps))
 
-    def small_set(self, title, python):
+    def small_set(self, title, python, tests):
         options = ("-q", "-m", "not slow and not gpu", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider")
-        self.step(f"small set of tests, {title}", run, python, "-m", "pytest", *options, *SMALL_SET)
+        self.step(f"small set of tests, {title}", run, python, "-m", "pytest", *options, *tests)
 
     def all_directions(self, pythons, folder):
         saved = {saver: folder / f"saved_by_{saver}" for saver in pythons}
@@ -177,7 +180,7 @@ def check(folder):
     if old is None or shutil.disk_usage(folder).free < NEEDED:
         print(f"\n--- Python 3.10: left out, {'there is none' if old is None else 'less than 15 GB are free'}")
     else:
-        kinds["lowest versions, Python 3.10"] = (old, lowest())
+        kinds[OLD_PYTHON] = (old, lowest())
     environments = {kind: folder / f"venv{number}" for number, kind in enumerate(kinds)}
     with ThreadPoolExecutor(1) as installer:
         installed = {
@@ -187,7 +190,7 @@ def check(folder):
         for kind, environment in environments.items():
             if checks.step(f"install the {kind}", installed[kind].result):
                 python = environment / "bin" / "python"
-                checks.small_set(kind, python)
+                checks.small_set(kind, python, CORE_SET if kind == OLD_PYTHON else SMALL_SET)
                 if kind == "lowest versions":
                     checks.all_directions({"lowest": python, "tested": sys.executable}, folder)
             shutil.rmtree(environment, ignore_errors=True)
