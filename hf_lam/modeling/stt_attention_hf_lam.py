@@ -33,7 +33,7 @@ from .numerics_hf_lam import (
     without_autocast,
 )
 from .padding_hf_lam import check_padding
-from .threads_hf_lam import load, parts_at_once, run_parts
+from .threads_hf_lam import enough_parts, even_slices, load, parts_at_once, run_parts
 
 IMPLEMENTATIONS = ("auto", "eager", "modes")
 
@@ -261,7 +261,7 @@ def _apply_map(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Ten
     at_once = parts_at_once(value.device)
     if at_once > 1 and value.numel() >= _MIN_SHARED:
         return _HeadByHead.apply(at_once, prefix_shares, value, *axis_weights)
-    with load:
+    with load.watched():
         return _in_chunks(value, axis_weights, prefix_shares)
 
 
@@ -274,10 +274,10 @@ class _HeadByHead(torch.autograd.Function):
         out = empty_output(value, value)
 
         def run(heads: slice) -> None:
-            shares, some_values, *axes = (_take(x, heads) for x in (prefix_shares, value, *axis_weights))
+            shares, some_values, *axes = _take_heads((prefix_shares, value, *axis_weights), heads)
             out[:, heads] = _in_chunks(some_values, axes, shares)
 
-        run_parts(run, _some_heads(value.shape[1], at_once), at_once)
+        run_parts(run, even_slices(value.shape[1], enough_parts(at_once)), at_once)
         return out
 
     @staticmethod
@@ -288,39 +288,31 @@ class _HeadByHead(torch.autograd.Function):
         grads = [torch.empty_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)]
 
         def run(heads: slice) -> None:
-            own = [_take(x, heads) for x in inputs]
+            own = _take_heads(inputs, heads)
+            for x, want in zip(own, wanted, strict=True):
+                if want:
+                    x.requires_grad_()
             for grad, found in zip(grads, _differentiate(own, wanted, grad_out[:, heads]), strict=True):
                 if grad is not None and found is not None:
                     grad[:, heads] = found
 
         at_once = parts_at_once(grad_out.device)
-        run_parts(run, _some_heads(grad_out.shape[1], at_once), at_once)
+        run_parts(run, even_slices(grad_out.shape[1], enough_parts(at_once)), at_once)
         return None, *grads
 
 
-def _take(tensor: Tensor | None, heads: slice) -> Any:
-    return None if tensor is None else tensor[:, heads]
-
-
-def _some_heads(heads: int, at_once: int) -> list[slice]:
-    """All heads, as some more parts than run at once, since not all threads are equally fast."""
-    size = -(-heads // (2 * at_once)) if at_once > 1 else heads
-    return [slice(start, start + size) for start in range(0, heads, size)]
+def _take_heads(tensors: Sequence[Tensor | None], heads: slice) -> list[Any]:
+    return [None if x is None else x[:, heads].detach() for x in tensors]
 
 
 def _differentiate(
-    inputs: Sequence[Tensor | None], wanted: Sequence[bool], grad_out: Tensor, create_graph: bool = False
+    inputs: Sequence[Any], wanted: Sequence[bool], grad_out: Tensor, create_graph: bool = False
 ) -> list[Tensor | None]:
     """The gradients of the prefix shares, the values and the weights of the axes; None for those not wanted."""
+    shares, value, *axes = inputs
+    learnt = [x for x, want in zip(inputs, wanted, strict=True) if want]
     with torch.enable_grad():
-        own = inputs if create_graph else [x if x is None else x.detach() for x in inputs]
-        learnt = [x for x, want in zip(own, wanted, strict=True) if want and x is not None]
-        if not create_graph:
-            for x in learnt:
-                x.requires_grad_()
-        shares, value, *axes = own
-        assert value is not None
-        out = _in_chunks(value, [x for x in axes if x is not None], shares)
+        out = _in_chunks(value, axes, shares)
         found = iter(torch.autograd.grad(out, learnt, grad_out, create_graph=create_graph))
     return [next(found) if want else None for want in wanted]
 

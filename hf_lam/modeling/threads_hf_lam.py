@@ -19,8 +19,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -63,32 +64,47 @@ def run_parts(run: Callable[[PartT], None], parts: Sequence[PartT], at_once: int
     pool = _pool(at_once) if at_once > 1 and len(parts) > 1 else None
     if pool is not None:
         return _run_on_threads(run, parts, pool, min(at_once, len(parts)))
-    with load:
+    with load.watched():
         for part in parts:
             run(part)
 
 
+def enough_parts(at_once: int) -> int:
+    """Into how many parts to cut a computation: more than run at once, since not all threads are equally fast."""
+    return 1 if at_once == 1 else 2 * at_once
+
+
+def even_slices(total: int, wanted: int) -> list[slice]:
+    """Cut `total` places into nearly equal slices, at most `wanted`, none of them empty."""
+    size = -(-total // wanted)
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
 class _Load:
-    """Whether other processes want the cores, as seen while this one computes: `with load: …`."""
+    """Whether other processes want the cores, as seen while this one computes."""
 
     def __init__(self) -> None:
         self.until = 0.0
         self._seconds, self._switches = 0.0, 0
-        self._begun = (0.0, 0)
 
     def is_high(self) -> bool:
         return time.monotonic() < self.until
 
-    def __enter__(self) -> None:
-        self._begun = _now()
-
-    def __exit__(self, *_: object) -> None:
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """What runs in this context, by all threads in each operator, tells the load."""
+        threads = torch.get_num_threads()
+        if threads == 1:  # which waits for no other
+            yield
+            return
         seconds, switches = _now()
-        self._seconds += seconds - self._begun[0]
-        self._switches += switches - self._begun[1]
+        yield
+        now, switched = _now()
+        self._seconds += now - seconds
+        self._switches += switched - switches
         if self._seconds > _ENOUGH:
-            if self._switches > _SWITCHES_PER_SECOND * self._seconds * torch.get_num_threads():
-                self.until = seconds + _REMEMBERED
+            if self._switches > _SWITCHES_PER_SECOND * self._seconds * threads:
+                self.until = now + _REMEMBERED
             self._seconds, self._switches = 0.0, 0
 
 

@@ -29,6 +29,7 @@ from transformers import (
     ViTModel,
 )
 
+from helpers.command_line import run_main
 from helpers.finetuning import command_line, main, results_in, saved
 from helpers.hosts import SIZES
 from helpers.hub_server import TOKEN, HubServer
@@ -308,3 +309,25 @@ def test_a_run_is_pushed(checkpoints: dict[str, Path], data: Path, tmp_path: Pat
     assert needed <= set(files) and any(name.startswith("decoder_tokenizer/") for name in files)
     assert not [name for name, content in files.items() if TOKEN.encode() in content]
     assert "rougeL" in files["README.md"].decode()
+
+
+@pytest.mark.slow
+def test_rows_of_a_plan_are_compared_by_their_captions(
+    checkpoints: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    arguments = {name: str(value) for name, value in _fusion(checkpoints, data).items() if name != "do_eval"}
+    arguments |= {"max_steps": 4, "use_cpu": True, "cache_features": "{plan}/cache"}
+    rows = {"stock": {}, "masks": {"decoder_lam": {"rank": 2}}, "lam": {"mechanism": "lam"}}
+    rows["control"] = {"mechanism": "lam", "control": True}
+    described = {"script": str(EXAMPLES / f"{SCRIPT}.py"), "metric": "bleu", "seeds": [1], "rows": rows}
+    plan_file = tmp_path / "plan.json"
+    plan_file.write_text(json.dumps({**described, "arguments": arguments}))
+    code, _, err = run_main("compare", plan_file, "--output_dir", tmp_path / "out", "--test")
+    assert code == 0, err
+    times = json.loads((tmp_path / "out" / "times.json").read_text())["rows"]
+    assert all(times[name].get("inference_ms") and times[name]["step_ms"] for name in rows), times
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    for row in found["rows"]:
+        (run,) = row["runs"]
+        assert run["error"] is None
+        assert {"predict_bleu", "predict_rougeL", "predict_exact"} <= set(run["metrics"])

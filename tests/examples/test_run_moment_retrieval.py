@@ -24,8 +24,10 @@ from helpers.lam_models import assert_same_weights
 from helpers.moments import FUSION, TINY, make_lines, write_lines, write_moments
 from helpers.moments import SIZES as VECTORS
 from helpers.processes import ROOT, run_code, run_process
-from helpers.scripts import script_module
+from helpers.scripts import EXAMPLES, script_module
 from hf_lam import HfLamFusionConfig, HfLamFusionForSequenceClassification
+from hf_lam.comparing.plan import read_plan
+from hf_lam.comparing.running import run_plan
 from hf_lam.modeling.version_hf_lam import TRAVELLING_FILES
 from hf_lam.training import submission_metrics
 
@@ -257,6 +259,26 @@ def test_two_processes_take_the_steps_of_one(data: dict[str, Any], tmp_path: Pat
         if "-" in name:
             assert found[name] == pytest.approx(expected[name], abs=1e-3), name
     assert len((two / "predictions.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.slow
+def test_a_plan(data: dict[str, Any], tmp_path: Path) -> None:
+    arguments = {**data, "max_steps": 3, "use_cpu": True, "dataloader_pin_memory": False, "learning_rate": 1e-3}
+    arguments |= {name: json.loads(arguments[name]) for name in ("fusion_config", "moments_config")}
+    rows = {
+        "full": {},
+        "calibrated": {"mechanism": "locomt", "calibrate_views_on": "{row:full}"},
+        "control": {"mechanism": "lam", "control": True},
+    }
+    plan = {"script": str(EXAMPLES / f"{SCRIPT}.py"), "metric": "MR-full-R1@0.5", "seeds": [3], "rows": rows}
+    results = run_plan(read_plan({**plan, "arguments": arguments}), tmp_path / "out", test=True)
+    runs = {row["name"]: row["runs"][0] for row in results["rows"]}
+    assert [run["error"] for run in runs.values()] == [None] * 3
+    assert all(0 <= run["metrics"]["predict_MR-full-R1@0.5"] <= 100 for run in runs.values())
+    assert len({json.dumps(run["orders"]["span_labels"]) for run in runs.values()}) == 1
+    times = json.loads((tmp_path / "out" / "times.json").read_text())["rows"]
+    assert all(times[name]["inference_ms"] and times[name]["step_ms"] for name in rows)
+    assert (tmp_path / "out" / "runs" / "full" / "seed-3" / "predictions.jsonl").is_file()
 
 
 @pytest.mark.slow

@@ -26,24 +26,19 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
-    BertTokenizer,
     PreTrainedModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
-    Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForSequenceClassification,
 )
 
 from helpers.scripts import script_module
+from helpers.small_classifiers import SMALL, WORDS, sound_host, text_host, text_tokenizer
 from hf_lam import LamConfig, LocomtConfig, convert
 
 pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "good", "bad", "film", "long"]
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
 @pytest.fixture(scope="module")
@@ -202,11 +197,7 @@ def ask(url: str, body: bytes | dict[str, Any] | None, content_type: str = "appl
 
 
 def _bert() -> tuple[PreTrainedModel, Any]:
-    torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(WORDS), max_position_embeddings=24, id2label={0: "bad", 1: "good", 2: "none"})
-    config.update({**SMALL, "initializer_range": 0.5})
-    model = convert(BertForSequenceClassification(config), LamConfig(rank=2))
-    return model, BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})
+    return convert(text_host(), LamConfig(rank=2)), text_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -327,13 +318,9 @@ def test_pictures(tmp_path: Path) -> None:
 
 
 def test_sounds_whose_padding_would_be_heard_share_a_batch_with_their_equals(tmp_path: Path) -> None:
-    config = Wav2Vec2Config(
-        **SMALL, vocab_size=8, conv_dim=[8], conv_kernel=[8], conv_stride=[8], num_feat_extract_layers=1
-    )
-    config.update({"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "num_labels": 3})
     for is_masked in (False, True):
         folder = tmp_path / str(is_masked)
-        Wav2Vec2ForSequenceClassification(config).save_pretrained(folder)
+        sound_host().save_pretrained(folder)
         Wav2Vec2FeatureExtractor(sampling_rate=100, return_attention_mask=is_masked).save_pretrained(folder)
         with script_module("serve/classifier") as module:
             classifier = module.Classifier(str(folder), max_seconds=1)
@@ -358,7 +345,7 @@ def wav(samples: np.ndarray) -> bytes:
 def test_a_regression_has_numbers_and_other_models_are_refused(tmp_path: Path) -> None:
     config = BertConfig(vocab_size=len(WORDS), **SMALL, num_labels=1)
     BertForSequenceClassification(config).save_pretrained(tmp_path / "number")
-    BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}).save_pretrained(tmp_path / "number")
+    text_tokenizer().save_pretrained(tmp_path / "number")
     BertModel(config).save_pretrained(tmp_path / "model")
     with script_module("serve/classifier") as module:
         classifier = module.Classifier(str(tmp_path / "number"))

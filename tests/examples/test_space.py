@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from helpers.scripts import EXAMPLES, script_module
-from helpers.space_models import save_image, save_sound, save_text, save_with_code, text_host
+from helpers.small_classifiers import save_image, save_sound, save_text, save_with_code, text_host
 from hf_lam import LamConfig, LocomtConfig, SttConfig
 
 HALVES = "first and second half"

@@ -18,7 +18,7 @@ import pytest
 
 from helpers.processes import fresh_environment
 from helpers.scripts import EXAMPLES, script_module
-from helpers.space_models import save_text, save_with_code
+from helpers.small_classifiers import save_text, save_with_code
 from hf_lam import LamConfig
 
 pytest.importorskip("gradio")

@@ -1,4 +1,4 @@
-"""Small models of every kind in folders, as users of the demo app in examples/space give them."""
+"""Small classifiers of texts, images and sounds, for the server and the demo app among the examples."""
 
 from __future__ import annotations
 
@@ -34,13 +34,26 @@ def text_host() -> PreTrainedModel:
     return BertForSequenceClassification(config)
 
 
+def text_tokenizer() -> BertTokenizer:
+    return BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})
+
+
+def sound_host() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        **SMALL, vocab_size=8, conv_dim=[8], conv_kernel=[8], conv_stride=[8], num_feat_extract_layers=1
+    )
+    config.update({"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "num_labels": 3})
+    return Wav2Vec2ForSequenceClassification(config)
+
+
 def save_text(folder: Path, *mechanisms: Any) -> Path:
     model = text_host()
     if mechanisms:
         model = convert(model, *mechanisms)
         perturb_mechanisms(model)
     model.save_pretrained(folder)
-    BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}).save_pretrained(folder)
+    text_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -54,12 +67,7 @@ def save_image(folder: Path, *mechanisms: Any) -> Path:
 
 
 def save_sound(folder: Path) -> Path:
-    torch.manual_seed(0)
-    config = Wav2Vec2Config(
-        **SMALL, vocab_size=8, conv_dim=[8], conv_kernel=[8], conv_stride=[8], num_feat_extract_layers=1
-    )
-    config.update({"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "num_labels": 3})
-    Wav2Vec2ForSequenceClassification(config).save_pretrained(folder)
+    sound_host().save_pretrained(folder)
     Wav2Vec2FeatureExtractor(sampling_rate=100).save_pretrained(folder)
     return folder
 
