@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -150,8 +150,8 @@ def half_views(segments: int, heads: int) -> list[View]:
     return [parse_view(view, names) for view in resolve_views("half", 1, heads, names)[0]]
 
 
-def time_views(lengths: tuple[int, ...], direction: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Attention views against full attention: time ratio, FLOPs ratio, and the first over the second."""
+def view_steps(lengths: tuple[int, ...], direction: str, args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """What is timed of attention views: a call of full attention, of the views, and of what else does the same."""
     backward = direction == "forward+backward"
     longer = tuple(length + BOTTLENECK_TOKENS for length in lengths)
     views, own = half_views(len(lengths), args.heads), [parse_view("self", [str(i) for i in range(len(lengths))])]
@@ -163,13 +163,20 @@ def time_views(lengths: tuple[int, ...], direction: str, args: argparse.Namespac
         "per-head mask": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=per_head), inputs),
         "bottleneck": (lambda q, k, v: locomt_attention(q, k, v, longer, own * args.heads), long_inputs),
     }
+    return {name: partial(attend_step, run, tensors) for name, (run, tensors) in contenders.items()}
 
-    def step(run: Callable[..., Tensor], tensors: Any) -> None:
-        out = run(*tensors)
-        if backward:
-            torch.autograd.grad(out, tensors, torch.ones_like(out))
 
-    medians = interleaved({name: partial(step, *contender) for name, contender in contenders.items()}, args)
+def attend_step(run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    """One call, and its gradients where the inputs want them."""
+    out = run(*inputs)
+    if inputs[0].requires_grad:
+        torch.autograd.grad(out, inputs, torch.ones_like(out))
+
+
+def time_views(lengths: tuple[int, ...], direction: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Attention views against full attention: time ratio, FLOPs ratio, and the first over the second."""
+    views = half_views(len(lengths), args.heads)
+    medians = interleaved(view_steps(lengths, direction, args), args)
     full = sum(lengths) ** 2
     flops = {
         "full": 1.0,
@@ -200,10 +207,10 @@ def attention_layer(grid: tuple[int, ...], args: argparse.Namespace) -> tuple[nn
     return layer, nn.Sequential(*linear), base
 
 
-def time_layers(
-    grid: tuple[int, ...], direction: str, args: argparse.Namespace, variants: list[str]
-) -> dict[str, Any]:
-    """A whole attention layer with synthesised attention against the stock one, and the two linear layers of both."""
+def layer_steps(
+    grid: tuple[int, ...], direction: str, args: argparse.Namespace, variants: Sequence[str]
+) -> dict[str, Callable[[], None]]:
+    """What is timed of a layer: the stock one, each variant of STT, and the two linear layers of all."""
     backward = direction == "forward+backward"
     layers: dict[str, Callable[[Tensor], Any]] = {}
     layers[BASELINE], layers["two linears"], base = attention_layer(grid, args)
@@ -212,9 +219,8 @@ def time_layers(
         inject(base, SttConfig(variant))
         of_pass = ForwardPass(injection_of(base), "auto")
         layers[variant] = partial(layer, **{PASS: of_pass})
-    tokens = (len(grid) == 2) + torch.Size(grid).numel()
     made = {"device": args.device, "dtype": getattr(torch, args.dtype)}
-    hidden_states = torch.randn(args.batch, tokens, args.heads * args.size, **made, requires_grad=backward)
+    hidden_states = torch.randn(args.batch, tokens_of(grid), args.heads * args.size, **made, requires_grad=backward)
 
     def step(layer: Callable[[Tensor], Any]) -> None:
         with torch.set_grad_enabled(backward):
@@ -223,9 +229,21 @@ def time_layers(
         if backward:
             out.backward(torch.ones_like(out))
 
-    medians = interleaved({name: partial(step, layer) for name, layer in layers.items()}, args)
+    return {name: partial(step, layer) for name, layer in layers.items()}
+
+
+def tokens_of(grid: tuple[int, ...]) -> int:
+    """Tokens of a ViT, which has [CLS] besides its grid, or of a VideoMAE."""
+    return (len(grid) == 2) + torch.Size(grid).numel()
+
+
+def time_layers(
+    grid: tuple[int, ...], direction: str, args: argparse.Namespace, variants: Sequence[str]
+) -> dict[str, Any]:
+    """A whole attention layer with synthesised attention against the stock one, and the two linear layers of both."""
+    medians = interleaved(layer_steps(grid, direction, args, variants), args)
     faster = {name: medians[BASELINE] / value for name, value in medians.items()}
-    return {"grid": grid, "tokens": tokens, "direction": direction, "ms": medians, "times_faster": faster}
+    return {"grid": grid, "tokens": tokens_of(grid), "direction": direction, "ms": medians, "times_faster": faster}
 
 
 def peak_of_one_forward(name: str, args: argparse.Namespace) -> float:
