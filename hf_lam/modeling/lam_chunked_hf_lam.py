@@ -14,7 +14,6 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +30,7 @@ from .numerics_hf_lam import (
     softmax_dtype,
 )
 from .padding_hf_lam import additive
-from .threads_hf_lam import parts_at_once, run_parts
+from .threads_hf_lam import Scratch, parts_at_once, run_parts
 
 
 def attend_chunked(
@@ -97,26 +96,15 @@ class _Dropout:
         return torch.empty_like(weights).bernoulli_(self.keep, generator=generator).div_(self.keep)
 
 
-class _Scratch:
-    """Score-sized buffers that every chunk of a part uses again; clearing fresh pages would cost up to a third."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[str, Tensor] = {}
-
-    def take(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor in the buffer of that name."""
-        size = math.prod(shape)
-        if name not in self.buffers or self.buffers[name].numel() < size:
-            self.buffers[name] = torch.empty(size, dtype=dtype, device=like.device)
-        return self.buffers[name][:size].view(shape)
-
-    def product(self, name: str, left: Tensor, right: Tensor, dtype: torch.dtype, factor: float = 1) -> Tensor:
-        """`factor · left @ right` in `dtype`."""
-        out = self.take(name, (*left.shape[:-1], right.shape[-1]), left, dtype)
-        if left.dtype != dtype:
-            return out.copy_(_scaled_product(left, right, factor))
-        _scaled_product(left, right, factor, out.flatten(0, 1))
-        return out
+def _product(
+    scratch: Scratch, name: str, left: Tensor, right: Tensor, dtype: torch.dtype, factor: float = 1
+) -> Tensor:
+    """`factor · left @ right` in `dtype`, in the buffer of that name."""
+    out = scratch.take(name, (*left.shape[:-1], right.shape[-1]), dtype, left.device)
+    if left.dtype != dtype:
+        return out.copy_(_scaled_product(left, right, factor))
+    _scaled_product(left, right, factor, out.flatten(0, 1))
+    return out
 
 
 def _scaled_product(left: Tensor, right: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
@@ -148,16 +136,16 @@ def _chunk_forward(
     scaling: float,
     dropout: _Dropout,
     number: int,
-    scratch: _Scratch,
+    scratch: Scratch,
 ) -> Tensor:
     """The output of some query rows: `(b, h, q, D)` by `(b, h, Lk, D)` and `(b, h, Lk, Dv)`."""
     dtype = softmax_dtype(value.dtype)
-    scores = scratch.product("scores", query, key.transpose(-2, -1), dtype, scaling)
+    scores = _product(scratch, "scores", query, key.transpose(-2, -1), dtype, scaling)
     weights = _weights(scores, None if factor is None else factor.to(dtype), addend, out=scores)
     factors = dropout.factors(weights, number)
     if factors is not None:
         weights.mul_(factors)
-    return scratch.product("out", weights.to(value.dtype), value, value.dtype)
+    return _product(scratch, "out", weights.to(value.dtype), value, value.dtype)
 
 
 def _chunk_backward(
@@ -171,7 +159,7 @@ def _chunk_backward(
     scaling: float,
     dropout: _Dropout,
     number: int,
-    scratch: _Scratch,
+    scratch: Scratch,
     wanted: list[bool],
 ) -> list[Tensor | None]:
     """The part of some query rows in the gradients of query, key, value, factor and addend (None: not wanted).
@@ -184,16 +172,16 @@ def _chunk_backward(
     grad_query = grad_key = grad_value = grad_factor = grad_addend = None
     dtype = softmax_dtype(value.dtype)
     factor = None if factor is None else factor.to(dtype)
-    scores = scratch.product("scores", query, key.transpose(-2, -1), dtype, scaling)
+    scores = _product(scratch, "scores", query, key.transpose(-2, -1), dtype, scaling)
     # The raw scores are needed once more for the gradient of what multiplies them, and for nothing else.
-    out = scratch.take("weights", scores.shape, scores, dtype) if want_factor else scores
+    out = scratch.take("weights", tuple(scores.shape), dtype, scores.device) if want_factor else scores
     weights = _weights(scores, factor, addend, out=out)
     factors = dropout.factors(weights, number)
     if want_value:
         dropped = weights if factors is None else weights * factors
         grad_value = torch.matmul(dropped.to(value.dtype).transpose(-2, -1), grad_out)
     if want_query or want_key or want_factor or want_addend:
-        grad_logits = scratch.product("grad_logits", grad_out, value.transpose(-2, -1), dtype)
+        grad_logits = _product(scratch, "grad_logits", grad_out, value.transpose(-2, -1), dtype)
         if factors is not None:
             grad_logits.mul_(factors)
         grad_logits.sub_(mean).mul_(weights)
@@ -228,7 +216,7 @@ def _lam_forward(
     dropout = _Dropout(dropout_p, seed, query.device)
 
     def run(part: Part) -> None:
-        scratch = _Scratch()
+        scratch = Scratch()
         for number, chunk, added, blocked in _with_addends(part.chunks, addend, attention_mask, dtype):
             keys = chunk[:2]
             factor_part = None if factor is None else cut(factor, chunk)
@@ -276,7 +264,7 @@ def _lam_backward(
     gradients = Gradients(grads, parts)
 
     def run(part: Part) -> None:
-        scratch, shares = _Scratch(), gradients.shares_of(part)
+        scratch, shares = Scratch(), gradients.shares_of(part)
         for number, chunk, added, blocked in _with_addends(part.chunks, addend, attention_mask, dtype):
             keys = chunk[:2]
             grad_part = grad_out[chunk]

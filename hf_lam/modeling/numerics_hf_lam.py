@@ -45,6 +45,11 @@ def needs_plain_operators() -> bool:
     return torch._C._are_functorch_transforms_active() or is_forward_mode()
 
 
+def has_dispatch_mode() -> bool:
+    """Whether a mode of this thread sees every operator, such as torch's counter of FLOPs or fake tensors."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def differentiate_gradients(
     attend: Callable[..., Tensor],
     inputs: Sequence[Tensor | None],

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import cycle, product
 from typing import Any
 
 import torch
@@ -27,13 +28,14 @@ from torch import Tensor
 from .numerics_hf_lam import (
     empty_output,
     format_shape,
+    has_dispatch_mode,
     needs_plain_operators,
     product_dtype,
     softmax_dtype,
     without_autocast,
 )
 from .padding_hf_lam import check_padding
-from .threads_hf_lam import enough_parts, even_slices, load, parts_at_once, run_parts
+from .threads_hf_lam import Scratch, enough_parts, even_slices, load, parts_at_once, run_parts
 
 IMPLEMENTATIONS = ("auto", "eager", "modes")
 
@@ -262,6 +264,10 @@ def _apply_map(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Ten
     if at_once > 1 and value.numel() >= _MIN_SHARED:
         return _HeadByHead.apply(at_once, prefix_shares, value, *axis_weights)
     with load.watched():
+        if _fits_buffers(value, axis_weights, prefix_shares):
+            out = empty_output(value, value)
+            _write_products(value, axis_weights, prefix_shares, out)
+            return out
         return _in_chunks(value, axis_weights, prefix_shares)
 
 
@@ -275,7 +281,7 @@ class _HeadByHead(torch.autograd.Function):
 
         def run(heads: slice) -> None:
             shares, some_values, *axes = _take_heads((prefix_shares, value, *axis_weights), heads)
-            out[:, heads] = _in_chunks(some_values, axes, shares)
+            _write_products(some_values, axes, shares, out[:, heads])
 
         run_parts(run, even_slices(value.shape[1], enough_parts(at_once)), at_once)
         return out
@@ -338,19 +344,47 @@ def _in_chunks(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Ten
 
 
 def _products(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None) -> Tensor:
-    """`V ×_1 A_1 … ×_k A_k` and the prefix, in value's dtype. In memory the result is `(B, L, H, D)`.
-
-    Time goes into passes over tensors of the size of the values, so there are few: the grid's shares are multiplied
-    into the weights of the last axis, and what the prefix tokens give is added in place.
-    """
+    """`V ×_1 A_1 … ×_k A_k` and the prefix, in value's dtype. In memory the result is `(B, L, H, D)`."""
     dtype = product_dtype(value)
-    axis_weights = [weights.to(dtype) for weights in axis_weights]
-    batch, heads, length, size = value.shape
     shares = None if prefix_shares is None else prefix_shares.to(dtype)
     prefix = 0 if shares is None else shares.shape[3] - 1
-    of_grid = value[:, :, prefix:].to(dtype)
-    of_prefix = of_grid
+    of_grid = value[:, :, prefix:].to(dtype).contiguous()
+    of_grid, of_prefix = _multiply_axes(of_grid, [axis.to(dtype) for axis in axis_weights], shares, torch.matmul)
+    out = of_grid.transpose(1, 2)
+    if shares is None:
+        return out.to(value.dtype).contiguous().transpose(1, 2)
+    of_prefix = of_prefix * shares[:, :, :prefix, :1]
+    out = torch.cat([of_prefix.transpose(1, 2), out], dim=1).transpose(1, 2)
+    for token in range(prefix):
+        given = (shares[..., 1 + token, None], value[:, :, token, None].to(dtype))
+        out = out.addcmul(*given) if needs_plain_operators() else out.addcmul_(*given)
+    return out.to(value.dtype)
+
+
+def _multiply_axes(
+    of_grid: Tensor,
+    axis_weights: Sequence[Tensor],
+    shares: Tensor | None,
+    multiply: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """What the tokens of the grid, and the prefix tokens, get from the grid.
+
+    Time goes into passes over tensors of the size of the values, so there are few: the grid's shares are multiplied
+    into the weights of the last axis.
+
+    Args:
+        of_grid: values of the grid, `(B, H, n_1·…·n_k, D)`, contiguous.
+        axis_weights: as in [`stt_attention`].
+        shares: its `prefix_shares`.
+        multiply: the product of weights `(B or 1, H, 1 or m, n, n)` and values `(B, H, m, n, …)`.
+
+    Returns:
+        `(B, H, n_1·…·n_k, D)` and, without its shares, `(B, H, p, D)`.
+    """
+    batch, heads, places, size = of_grid.shape
+    prefix = 0 if shares is None else shares.shape[3] - 1
     sizes = [weights.shape[3] for weights in axis_weights]
+    of_prefix = of_grid
     # Every prefix token has a row of its own, once the first axis is summed up. No size is left to `reshape`, which
     # cannot infer one for an empty batch or grid.
     before, rows = 1, 1
@@ -362,14 +396,60 @@ def _products(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tens
         weights = weights[:, :, None, prefix:]
         if shares is not None and axis == len(sizes) - 1:
             weights = weights * shares[:, :, prefix:, :1].unflatten(2, (before, sizes[axis]))
-        of_grid = weights @ of_grid.reshape(batch, heads, before, sizes[axis], after)
+        of_grid = multiply(weights, of_grid.reshape(batch, heads, before, sizes[axis], after))
         before = before * sizes[axis]
-    out = of_grid.reshape(batch, heads, length - prefix, size).transpose(1, 2)
-    if shares is None:
-        return out.to(value.dtype).contiguous().transpose(1, 2)
-    of_prefix = of_prefix.reshape(batch, heads, prefix, size) * shares[:, :, :prefix, :1]
-    out = torch.cat([of_prefix.transpose(1, 2), out], dim=1).transpose(1, 2)
-    for token in range(prefix):
-        given = (shares[..., 1 + token, None], value[:, :, token, None].to(dtype))
-        out = out.addcmul(*given) if needs_plain_operators() else out.addcmul_(*given)
-    return out.to(value.dtype)
+    of_grid = of_grid.reshape(batch, heads, places, size)
+    return of_grid, of_prefix.reshape(batch, heads, prefix, size) if prefix else of_grid[:, :, :0]
+
+
+# --- the same in buffers, on CPU and without autograd ----------------------------------------------------------------
+
+
+def _fits_buffers(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None) -> bool:
+    tensors = (value, *axis_weights, *(() if prefix_shares is None else (prefix_shares,)))
+    is_recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    is_plain = value.device.type == "cpu" and not has_dispatch_mode() and all(type(x) is Tensor for x in tensors)
+    return is_plain and not is_recorded and value.numel() > 0
+
+
+def _write_products(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Tensor | None, out: Tensor) -> None:
+    """[`_products`] into `out`, some samples and heads at a time, in buffers that stay near the cores."""
+    dtype = product_dtype(value)
+    axes = [weights.to(dtype) for weights in axis_weights]
+    shares = None if prefix_shares is None else prefix_shares.to(dtype)
+    batch, heads, length, size = value.shape
+    scratch, of_sample = Scratch(), heads * length * size
+    samples = even_slices(batch, -(-batch // max(1, _CPU_CHUNK // of_sample)))
+    for place in product(samples, even_slices(heads, min(heads, -(-of_sample // _CPU_CHUNK)))):
+        axes_part, shares_part = [_cut(x, place) for x in axes], None if shares is None else _cut(shares, place)
+        _write_chunk(value[place], axes_part, shares_part, out[place], scratch)
+
+
+def _cut(tensor: Tensor, place: tuple[slice, slice]) -> Tensor:
+    samples, heads = place
+    return tensor[:, heads] if tensor.shape[0] == 1 else tensor[samples, heads]
+
+
+def _write_chunk(value: Tensor, axes: Sequence[Tensor], shares: Tensor | None, out: Tensor, scratch: Scratch) -> None:
+    batch, heads, length, size = value.shape
+    prefix = 0 if shares is None else shares.shape[3] - 1
+    names = cycle(("scores", "weights"))  # what one product reads, the next one overwrites
+
+    def take() -> Tensor:
+        return scratch.take(next(names), (batch, heads, length - prefix, size), axes[0].dtype, value.device)
+
+    def multiply(weights: Tensor, of_grid: Tensor) -> Tensor:
+        weights, flat = weights.expand(*of_grid.shape[:3], -1, -1).flatten(0, 2), of_grid.flatten(0, 2)
+        target = take()
+        torch.bmm(weights, flat, out=target.view_as(flat))
+        return target
+
+    of_grid, of_prefix = _multiply_axes(take().copy_(value[:, :, prefix:]), axes, shares, multiply)
+    if shares is not None:
+        of_prefix = of_prefix * shares[:, :, :prefix, :1]
+        for token in range(prefix):  # the order of `_products`, for the same last bits
+            of_tokens, given = shares[..., 1 + token, None], value[:, :, token, None].to(of_grid.dtype)
+            of_grid.addcmul_(of_tokens[:, :, prefix:], given)
+            of_prefix.addcmul_(of_tokens[:, :, :prefix], given)
+        out[:, :, :prefix] = of_prefix
+    out[:, :, prefix:] = of_grid

@@ -9,6 +9,7 @@ This file travels with saved models; see `configuration_hf_lam.py`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from .padding_hf_lam import normalize_over_tokens, valid_tokens
 from .stt_attention_hf_lam import log_synthetic_map
 from .stt_config_hf_lam import SttConfig
 from .stt_synthesizers_hf_lam import AttentionSynthesizer, SyntheticLogits
+from .threads_hf_lam import run_alone
 
 
 class AttentionSynthesizers(Mechanism, nn.ModuleList):
@@ -42,7 +44,9 @@ class AttentionSynthesizers(Mechanism, nn.ModuleList):
         is_token = None
         if given.padding is not None:
             is_token = valid_tokens(given.padding, batch, length).to(given.hidden_states.device)
-        return self[given.layer](given.hidden_states, self.config.sizes_of(length), is_token)
+        sizes = self.config.sizes_of(length)
+        run = partial(self[given.layer], given.hidden_states, sizes, is_token)
+        return run_alone(run, given.hidden_states.device)
 
     def replace_scores(self, given: LayerInput) -> SyntheticLogits:
         return self.synthesize(given)

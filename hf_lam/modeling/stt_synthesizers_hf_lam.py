@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from .numerics_hf_lam import is_forward_mode, softmax_dtype
 from .padding_hf_lam import additive, refuse_masks_by_query, valid_tokens
 from .stt_attention_hf_lam import stt_attention, stt_attention_with_weights
 from .stt_config_hf_lam import SttConfig
+from .threads_hf_lam import run_alone
 
 # A synthesised map has one product, weights by values.
 FLOPS_PER_WEIGHT = 2
@@ -49,11 +51,13 @@ class SyntheticLogits(NamedTuple):
         if self.is_token is not None:
             # Before the softmax: what is divided out after it could leave nothing.
             axes = [_without(logits, self._alive(axis)) for axis, logits in enumerate(axes)]
-        axes = [logits.softmax(-1) for logits in axes]
+        axes = [_softmax(logits, is_short=len(axes) > 1) for logits in axes]
         if self.is_token is not None:  # rows without any token
             axes = [axis.masked_fill(~self._alive(index), 0) for index, axis in enumerate(axes)]
         shares = self.shares
-        return axes, None if shares is None else shares.to(softmax_dtype(shares.dtype)).softmax(-1)
+        if shares is not None:
+            shares = _softmax(shares.to(softmax_dtype(shares.dtype)), is_short=True)
+        return axes, shares
 
     def log_weights(self) -> tuple[list[Tensor], Tensor | None]:
         """The logarithms of `weights()`, finite everywhere: what is padding is left to the caller's mask."""
@@ -75,7 +79,7 @@ class SyntheticLogits(NamedTuple):
             addend, blocked = additive(padding.to(scores.device), softmax_dtype(scores.dtype))
             axes = [(scores + addend).softmax(-1).masked_fill(blocked, 0)]
         else:
-            axes, shares = self.weights()
+            axes, shares = run_alone(self.weights, value.device)
             if padding is not None:
                 if attention.layer == 0:
                     refuse_masks_by_query(padding)
@@ -125,6 +129,11 @@ def count_products(grid: Sequence[int], prefix: int = 0) -> int:
 def _without(logits: Tensor, alive: Tensor) -> Tensor:
     """Logits without those of padding: a finite number, with which rows without any token have gradients of 0."""
     return logits.masked_fill(~alive, torch.finfo(logits.dtype).min / 2)
+
+
+def _softmax(logits: Tensor, is_short: bool) -> Tensor:
+    """`logits.softmax(-1)`; short rows, of which torch computes one at a time, lie across in memory."""
+    return logits.mT.contiguous().softmax(-2).mT.contiguous() if is_short else logits.softmax(-1)
 
 
 class DenseAxis(MechanismPart):
@@ -256,8 +265,10 @@ class DenseShares(MechanismPart):
         init.constant_(self.bias, self.mean_logit)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        logits = nn.functional.linear(hidden_states, self.weight, self.bias)
-        return _with_grid(logits.unflatten(2, (self.num_heads, -1)).transpose(1, 2))
+        # A linear layer of so few outputs takes twice as long, and a transposition.
+        weight = self.weight.expand(hidden_states.shape[0], -1, -1)
+        logits = torch.baddbmm(self.bias.unsqueeze(1), weight, hidden_states.mT)
+        return _with_grid(logits.unflatten(1, (self.num_heads, -1)))
 
 
 class RandomShares(MechanismPart):
@@ -276,11 +287,12 @@ class RandomShares(MechanismPart):
         init.normal_(self.logits, mean=self.mean_logit, std=1.0)
 
     def forward(self, length: int) -> Tensor:
-        return _with_grid(_first(self.logits, 1, length).unsqueeze(0))
+        return _with_grid(_first(self.logits, 1, length).mT.unsqueeze(0))
 
 
 def _with_grid(shares: Tensor) -> Tensor:
-    return torch.cat([torch.zeros_like(shares[..., :1]), shares], dim=-1)
+    """`(B or 1, H, p, L)` to `(B or 1, H, L, 1 + p)`."""
+    return torch.cat([torch.zeros_like(shares[:, :, :1]), shares], dim=2).mT
 
 
 def _add(module: nn.Module, name: str, shape: tuple[int, ...], frozen: bool) -> None:
@@ -410,7 +422,8 @@ def _with_prefix(hidden_states: Tensor, sizes: tuple[int, ...], is_token: Tensor
     grid = hidden_states[:, prefix:].unflatten(1, sizes)
     others = [[1 + other for other in range(len(sizes)) if other != axis] for axis in range(len(sizes))]
     if is_token is None:
-        means = [grid.mean(dims) for dims in others]
+        # One dimension after the other: torch takes three times as long for several at once.
+        means = [reduce(Tensor.mean, reversed(dims), grid) for dims in others]
     else:
         counted = is_token[:, prefix:].unflatten(1, sizes).unsqueeze(-1).to(grid.dtype)
         means = [(grid * counted).sum(dims) / counted.sum(dims).clamp(min=1) for dims in others]

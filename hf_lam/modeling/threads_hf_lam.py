@@ -15,6 +15,7 @@ Written for this package. This file travels with saved models; see `configuratio
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -25,6 +26,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import Tensor
+
+from .numerics_hf_lam import has_dispatch_mode, needs_plain_operators
 
 try:
     import resource
@@ -33,12 +37,16 @@ except ImportError:  # Windows
 
 PartT = TypeVar("PartT")
 
-# A machine is busy if every thread of this process loses its core that often while it computes. On two idle cores that
-# was about 20 times a second; beside one process that computes, 65 to 115 times, beside four, 75 to 90 times.
+# A machine is busy if every thread of this process loses its core that often a second while it computes, and for that
+# share of the time. On two idle cores that was 30 to 70 times a second and at most 6 % of the time; beside one process
+# that computes, 97 to 105 times and 35 % to 46 %, beside four, 75 to 89 times and 67 % to 69 %.
 _SWITCHES_PER_SECOND = 55
+_SHARE_LOST = 0.2
 # Seconds of computing that are enough to tell, and seconds after which it is asked again.
 _ENOUGH = 0.1
 _REMEMBERED = 5.0
+# Bytes of the largest buffer that a thread keeps; there are up to three of each dtype.
+_KEPT = 2**22
 
 
 def parts_at_once(device: torch.device) -> int:
@@ -69,6 +77,27 @@ def run_parts(run: Callable[[PartT], None], parts: Sequence[PartT], at_once: int
             run(part)
 
 
+def run_alone(compute: Callable[[], PartT], device: torch.device) -> PartT:
+    """What `compute` returns: small operators, which on a busy CPU one thread computes without waiting for others.
+
+    Only where neither autograd nor autocast nor a mode of torch is at work, which belong to the thread that asks.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled(device.type)
+        or needs_plain_operators()
+        or has_dispatch_mode()
+        or parts_at_once(device) == 1
+    ):
+        return compute()
+    found: list[PartT] = []
+    pool = _pool(torch.get_num_threads())
+    assert pool is not None
+    _run_on_threads(lambda _: found.append(compute()), [None], pool, 1)
+    return found[0]
+
+
 def enough_parts(at_once: int) -> int:
     """Into how many parts to cut a computation: more than run at once, since not all threads are equally fast."""
     return 1 if at_once == 1 else 2 * at_once
@@ -80,12 +109,42 @@ def even_slices(total: int, wanted: int) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
+class Scratch:
+    """Uninitialised buffers for one computation, which every step of it uses again.
+
+    On CPU a thread keeps its small ones for later computations: fresh pages cost up to a third of the time.
+    """
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A contiguous tensor in the buffer of that name; what was there before is lost."""
+        size, key = math.prod(shape), (name, dtype)
+        is_kept = device.type == "cpu" and size * dtype.itemsize <= _KEPT
+        buffers = _kept.buffers if is_kept else self.buffers
+        if key not in buffers or buffers[key].numel() < size:
+            with torch.inference_mode(False):  # whose tensors nothing else may write to
+                buffers[key] = torch.empty(size, dtype=dtype, device=device)
+        return buffers[key][:size].view(shape)
+
+
+class _Kept(threading.local):
+    """The buffers that one thread keeps."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+_kept = _Kept()
+
+
 class _Load:
     """Whether other processes want the cores, as seen while this one computes."""
 
     def __init__(self) -> None:
         self.until = 0.0
-        self._seconds, self._switches = 0.0, 0
+        self._seconds, self._computed, self._switches = 0.0, 0.0, 0
 
     def is_high(self) -> bool:
         return time.monotonic() < self.until
@@ -97,20 +156,26 @@ class _Load:
         if threads == 1:  # which waits for no other
             yield
             return
-        seconds, switches = _now()
+        seconds, computed, switches = _now()
         yield
-        now, switched = _now()
+        now, computed_now, switched = _now()
         self._seconds += now - seconds
+        self._computed += computed_now - computed
         self._switches += switched - switches
         if self._seconds > _ENOUGH:
-            if self._switches > _SWITCHES_PER_SECOND * self._seconds * threads:
+            seconds = self._seconds * threads
+            is_slowed = self._computed < (1 - _SHARE_LOST) * seconds
+            if is_slowed and self._switches > _SWITCHES_PER_SECOND * seconds:
                 self.until = now + _REMEMBERED
-            self._seconds, self._switches = 0.0, 0
+            self._seconds, self._computed, self._switches = 0.0, 0.0, 0
 
 
-def _now() -> tuple[float, int]:
-    """The time, and how often threads of this process have lost their core to others."""
-    return time.monotonic(), 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+def _now() -> tuple[float, float, int]:
+    """The time, the seconds that threads of this process have computed, and how often they have lost their core."""
+    if resource is None:
+        return time.monotonic(), 0.0, 0
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return time.monotonic(), used.ru_utime + used.ru_stime, used.ru_nivcsw
 
 
 load = _Load()

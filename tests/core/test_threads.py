@@ -35,27 +35,28 @@ def name_of_a_parts_thread() -> str:
 
 
 def test_parts_go_to_threads_where_cores_are_lost(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
-    now, here = [(100.0, 0)], threading.current_thread().name
+    now, here = [(100.0, 0.0, 0)], threading.current_thread().name
     monkeypatch.setattr(threads_hf_lam, "load", threads_hf_lam._Load())
     monkeypatch.setattr(threads_hf_lam, "_now", lambda: now[0])
     monkeypatch.setattr(threads_hf_lam.time, "monotonic", lambda: now[0][0])
 
-    def compute(seconds: float, switches: int) -> str:
-        """The thread of a computation that takes that long, and loses its core that often."""
+    def compute(seconds: float, switches: int, share: float = 0.5) -> str:
+        """The thread of a computation that takes that long, loses its core that often, and has it for that share."""
         names = []
 
         def run(part: int) -> None:
             names.append(threading.current_thread().name)
             if part == 0:
-                now[0] = now[0][0] + seconds, now[0][1] + switches
+                now[0] = now[0][0] + seconds, now[0][1] + threads * share * seconds, now[0][2] + switches
 
         run_parts(run, range(2), parts_at_once(CPU))
         return names[0]
 
     assert compute(0.11, 3) == here
-    assert compute(0.11, 30) == here  # which is seen when it is over
-    assert (compute(0.11, 30) == here) == (threads == 1)
-    now[0] = now[0][0] + 6, now[0][1]
+    assert compute(0.11, 30, share=0.95) == here  # which hardly took any time
+    assert compute(0.11, 40) == here  # which is seen when it is over
+    assert (compute(0.11, 40) == here) == (threads == 1)
+    now[0] = now[0][0] + 6, *now[0][1:]
     assert compute(0.11, 3) == here
     assert compute(0.01, 3) == here  # too short to tell
     assert compute(0.11, 3) == here

@@ -19,6 +19,7 @@ from helpers.stt_attention import (
     make_inputs,
     right_padding,
 )
+from hf_lam.modeling import stt_attention_hf_lam
 from hf_lam.modeling.stt_attention_hf_lam import stt_attention
 
 
@@ -154,3 +155,20 @@ def test_checkpointing(use_reentrant: bool) -> None:
     plain = gradients(attend(*tensors))
     again = gradients(checkpoint(attend, *tensors, use_reentrant=use_reentrant))
     assert all(torch.equal(a, e) for a, e in zip(again, plain, strict=True))
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_without_gradients_it_is_the_same_in_chunks_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, prefix: int, dtype: torch.dtype
+) -> None:
+    value, axes, shares = make_inputs([3, 4, 2], prefix, dtype=dtype)
+    recorded = stt_attention(value, axes, prefix_shares=shares)
+    assert recorded.requires_grad
+    for size in (1, value[0].numel(), 2**19):
+        monkeypatch.setattr(stt_attention_hf_lam, "_CPU_CHUNK", size)
+        with torch.no_grad():
+            found = stt_attention(value, axes, prefix_shares=shares)
+        assert_same(found, recorded.detach(), tolerance=TOLERANCE[dtype])
+        with torch.inference_mode():
+            assert torch.equal(stt_attention(value, axes, prefix_shares=shares), found)
