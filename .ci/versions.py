@@ -6,12 +6,11 @@ In environments of their own:
 1. the lowest version of everything, but torch, which is that of constraints.txt (of others, pip finds only builds of
    several GB): a small set of tests, and models saved there load here, and the other way round, in all four directions
    (tests/cross_version/make_and_check.py);
-2. the newest version of everything but torch: the same small set;
-3. with Python 3.10, if there is one and 15 GB are free: the lowest version of everything, torch too, and of the
-   tests those of the core and the command line.
+2. the newest version of everything but torch: the same small set.
 
 Where pip is told of the index that has torch without CUDA (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu),
-torch is no exception: its lowest version is in the first and the third, its newest in the second.
+torch is no exception: its lowest version is in the first, its newest in the second. And with Python 3.10, if there is
+one, the lowest version of everything is installed once more, for the tests of the core and the command line.
 
 While tests run, the next environment is made.
 
@@ -56,10 +55,7 @@ SMALL_SET = (
 )
 CORE_SET = tuple(test for test in SMALL_SET if test.startswith(("tests/core/", "tests/cli/")))
 OLD_PYTHON = "lowest versions, Python 3.10"
-GB = 10**9
 HAS_CPU_BUILDS = "download.pytorch.org/whl/cpu" in os.environ.get("PIP_EXTRA_INDEX_URL", "")
-# What torch takes while it is installed: a build with CUDA is all that there is for Python 3.10 without that index.
-NEEDED = (3 if HAS_CPU_BUILDS else 15) * GB
 
 
 def run(*command, live=True):
@@ -177,8 +173,8 @@ def check(folder):
     torch = {} if HAS_CPU_BUILDS else {"torch": tested_torch()}
     kinds = {"lowest versions": (sys.executable, lowest() | torch), "newest versions": (sys.executable, torch)}
     old = find_python("python3.10")
-    if old is None or shutil.disk_usage(folder).free < NEEDED:
-        print(f"\n--- Python 3.10: left out, {'there is none' if old is None else 'less than 15 GB are free'}")
+    if old is None or not HAS_CPU_BUILDS:
+        print(f"\n--- Python 3.10: left out, {'there is none' if old is None else 'pip finds torch with CUDA alone'}")
     else:
         kinds[OLD_PYTHON] = (old, lowest())
     environments = {kind: folder / f"venv{number}" for number, kind in enumerate(kinds)}
