@@ -244,20 +244,28 @@ def _attend_synthesized(
 def check_models(device: str) -> Iterator[Check]:
     """Small models in fp32, by the fast paths, against the same models with `attn_implementation="eager"`."""
     tokens, height = 37, 64
-    size = {"hidden_size": 96, "num_attention_heads": HEADS, "num_hidden_layers": 2, "intermediate_size": 64}
+    size: dict[str, Any] = {
+        "hidden_size": 96,
+        "num_attention_heads": HEADS,
+        "num_hidden_layers": 2,
+        "intermediate_size": 64,
+    }
     ids = torch.arange(2 * tokens, device=device).view(2, tokens) % 50
     padding = torch.ones_like(ids)
     padding[-1, tokens // 2 :] = 0
     text = {"input_ids": ids, "attention_mask": padding}
     image = {"pixel_values": torch.randn(2, 3, height, height, device=device)}
     parts = [["first", 20], ["second", tokens - 20]]
-    has_flex = flex_obstacle(*[torch.empty(1, 1, 1, SIZE, device=device)] * 2, 0.0) is None
-    for config in (LamConfig(), LocomtConfig(parts, views="half")):
+    head = torch.empty(1, 1, 1, SIZE, device=device)
+    has_flex = flex_obstacle(head, head, 0.0) is None
+    of_text: tuple[Any, ...] = (LamConfig(), LocomtConfig(parts, views="half"))
+    of_image: tuple[Any, ...] = (LamConfig(), LocomtConfig(views="half"), SttConfig("dense"), SttConfig("random"))
+    for config in of_text:
         bert = BertModel(BertConfig(**size, vocab_size=50, max_position_embeddings=tokens), add_pooling_layer=False)
         is_lam = isinstance(config, LamConfig)
         for name in ("sdpa", *(["flex_attention"] if has_flex and is_lam else [])):
             yield from _check_model(bert, config, name, text, device)
-    for config in (LamConfig(), LocomtConfig(views="half"), SttConfig("dense"), SttConfig("random")):
+    for config in of_image:
         vit = ViTModel(ViTConfig(**size, image_size=height, patch_size=16), add_pooling_layer=False)
         yield from _check_model(vit, config, "sdpa", image, device)
 
@@ -269,7 +277,7 @@ def _check_model(
     model = inject(copy.deepcopy(base), config).to(device).eval()
     with torch.no_grad():
         for parameter in mechanism_parameters(model):
-            parameter += 0.1 * torch.randn_like(parameter)  # away from the identity
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)  # away from the identity
     reference = copy.deepcopy(model)
     reference.set_attn_implementation("eager")
     model.set_attn_implementation(implementation)

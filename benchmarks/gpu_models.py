@@ -38,7 +38,12 @@ SHAPES = (
 
 
 def tiny_shapes() -> tuple[Shape, ...]:
-    size = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 32}
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 1,
+        "intermediate_size": 32,
+    }
     return (
         Shape("BERT 2×8", 2, 8, {**size, "vocab_size": 50, "max_position_embeddings": 16}),
         Shape("ViT 2×32²", 2, None, {**size, "image_size": 32}),
@@ -60,8 +65,10 @@ def make_models(shape: Shape, device: str, dtype: torch.dtype) -> tuple[dict[str
         configs |= {"locomt": LocomtConfig(segments, views="half")}
     models = {}
     for name, config in configs.items():
-        model = _make(shape)
-        models[name] = (model if config is None else inject(model, config)).to(device, dtype)
+        model: Any = _make(shape)
+        if config is not None:
+            inject(model, config)
+        models[name] = model.to(device=device, dtype=dtype)
     if shape.tokens is None:
         side = models[STOCK].config.image_size
         return models, {"pixel_values": torch.randn(shape.batch, 3, side, side, device=device, dtype=dtype)}
@@ -70,9 +77,10 @@ def make_models(shape: Shape, device: str, dtype: torch.dtype) -> tuple[dict[str
 
 
 def _make(shape: Shape) -> PreTrainedModel:
+    sizes: dict[str, Any] = shape.sizes
     if shape.tokens is None:
-        return ViTModel(ViTConfig(**shape.sizes), add_pooling_layer=False)
-    return BertModel(BertConfig(**shape.sizes), add_pooling_layer=False)
+        return ViTModel(ViTConfig(**sizes), add_pooling_layer=False)
+    return BertModel(BertConfig(**sizes), add_pooling_layer=False)
 
 
 def compiled(model: nn.Module, backend: str) -> Callable[..., Any]:
