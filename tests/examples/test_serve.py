@@ -280,6 +280,41 @@ def test_slow_and_broken_clients_harm_no_other(texts: tuple[str, PreTrainedModel
     assert ask(f"{url}/predict", {"inputs": "good"})[0] == 200
 
 
+def test_load_beside_bad_and_slow_clients_loses_no_request(texts: tuple[str, PreTrainedModel, Any]) -> None:
+    """Every request of 16 clients gets its own answer while others send what is refused, stop half-way or hang up."""
+    url, *_ = texts
+    host, port = url.removeprefix("http://").split(":")
+    sentences = ["good", "a bad film", "long " * 12, "film film", "a"]
+    alone = [ask(f"{url}/predict", {"inputs": sentence})[1]["predictions"][0] for sentence in sentences]
+    refused = ((b"{", 422), ({"inputs": 7}, 422), ({"inputs": ["a"] * 4}, 422), ({"inputs": "a " * 9000}, 413))
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+
+    def send_good(number: int) -> tuple[int, Any]:
+        return ask(f"{url}/predict", {"inputs": sentences[number % 5]})
+
+    def send_bad(number: int) -> tuple[int, int]:
+        body, status = refused[number % 4]
+        return ask(f"{url}/predict", body)[0], status
+
+    def send_half(number: int) -> bytes:
+        """The first line of the answer; none where the client does not wait for it."""
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(head)
+            return b"" if number % 2 else connection.recv(4096).split(b"\r\n")[0]
+
+    with ThreadPoolExecutor(16) as clients, ThreadPoolExecutor(4) as bad, ThreadPoolExecutor(8) as slow:
+        halves = [slow.submit(send_half, number) for number in range(16)]
+        wrong = [bad.submit(send_bad, number) for number in range(40)]
+        answers = list(clients.map(send_good, range(200)))
+    for number, (status, answer) in enumerate(answers):
+        assert status == 200
+        for one, other in zip(answer["predictions"][0], alone[number % 5], strict=True):
+            assert one == {"label": other["label"], "score": pytest.approx(other["score"], abs=2e-6)}
+    assert all(found == status for found, status in (each.result() for each in wrong))
+    assert [b" 408 " in half.result() for half in halves] == [True, False] * 8
+    assert ask(f"{url}/health", None)[1]["waiting"] == 0
+
+
 def test_what_takes_too_long_or_is_too_much(tmp_path: Path) -> None:
     free = threading.Event()
     model, tokenizer = _bert()

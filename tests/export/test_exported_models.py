@@ -29,6 +29,7 @@ from helpers.hosts import make_model, perturb_mechanisms
 from helpers.processes import run_code
 from hf_lam import HfLamFusionProcessor, LamConfig, LocomtConfig, SttConfig
 from hf_lam.exporting.batches import Sizes, batches_for
+from hf_lam.exporting.checking import default_tolerance
 from hf_lam.exporting.programs import NamedOutputs, trace, write_onnx
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -174,6 +175,30 @@ def test_a_program_that_takes_what_is_asked_for(tmp_path: Path) -> None:
     assert_same(program(**inputs), model, inputs, "logits")
     other = program(**inputs | {"has_image": torch.tensor([True, True])})["logits"]
     assert (other[1] - program(**inputs)["logits"][1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("nomic_bert", "SequenceClassification"),
+        ("vit_msn", "ImageClassification"),
+        ("unispeech", "AudioClassification"),
+    ],
+)
+def test_encoders_of_further_families(family: str, head: str, tmp_path: Path) -> None:
+    model = with_mechanisms(FAMILIES[family].make(head), *FAMILIES[family].configs("lam"))
+    for format in ("onnx", "torch"):
+        report = hf_lam.export(model, tmp_path / format, format)
+        assert "logits" in report.outputs and report.relative_difference < 1e-5
+
+
+@pytest.mark.parametrize("config", [LamConfig(), SttConfig("dense"), LocomtConfig(views="half")])
+def test_half_precision(config: Any, tmp_path: Path) -> None:
+    model = with_mechanisms(FAMILIES["vit"].make("ImageClassification"), config).half()
+    report = hf_lam.export(model, tmp_path / "out")
+    assert report.relative_difference < report.tolerance == default_tolerance(torch.float16)
+    pixels = FAMILIES["vit"].inputs()["pixel_values"]
+    assert run(tmp_path / "out", {"pixel_values": pixels.half()})["logits"].dtype == torch.float16
 
 
 # --- how large the graphs are ----------------------------------------------------------------------------------------
