@@ -374,8 +374,8 @@ def _multiply_axes(
 
     Args:
         of_grid: values of the grid, `(B, H, n_1·…·n_k, D)`, contiguous.
-        axis_weights: as in [`stt_attention`].
-        shares: its `prefix_shares`.
+        axis_weights: those of [`stt_attention`].
+        shares: `prefix_shares` of [`stt_attention`].
         multiply: the product of weights `(B or 1, H, 1 or m, n, n)` and values `(B, H, m, n, …)`.
 
     Returns:
