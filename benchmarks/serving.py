@@ -149,8 +149,8 @@ def text_ways(place: Path, folder: Path, threads: int) -> dict[str, Callable[[],
 def in_pipeline(classify: Any, texts: list[str]) -> np.ndarray:
     options = {"batch_size": len(texts), "top_k": None, "function_to_apply": "none", "truncation": True}
     found = classify(texts, max_length=MAX_TOKENS, **options)
-    labels = classify.model.config.label2id
-    return np.array([[each["score"] for each in sorted(row, key=lambda x: labels[x["label"]])] for row in found])
+    labels = list(classify.model.config.id2label.values())
+    return np.array([[each["score"] for each in sorted(row, key=lambda x: labels.index(x["label"]))] for row in found])
 
 
 def embed_by_hand(place: Path, prepare: Prepare) -> Way:
