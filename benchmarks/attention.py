@@ -42,6 +42,7 @@ BOTTLENECK_TOKENS = 4
 GRIDS = ((14, 14), (8, 14, 14))  # of a ViT, which has [CLS] besides, and a VideoMAE
 GROWING_STEPS = (4, 8, 16, 32)  # of a video, each 14 × 14
 BASELINE = "sdpa"
+OPTIONS = ("batch", "heads", "size", "dtype", "rounds", "warmup")
 Contender = Callable[..., Tensor]
 
 
@@ -278,7 +279,8 @@ def measure_memory(name: str, args: argparse.Namespace) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def environment(args: argparse.Namespace) -> dict[str, Any]:
+def environment(args: argparse.Namespace, options: Sequence[str] = OPTIONS) -> dict[str, Any]:
+    """What the figures depend on: versions, the machine, and those of the options."""
     device = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
     return {
         "torch": torch.__version__,
@@ -286,7 +288,7 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
         "device": device,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        **{key: getattr(args, key) for key in ("batch", "heads", "size", "dtype", "rounds", "warmup")},
+        **{key: getattr(args, key) for key in options},
     }
 
 

@@ -10,7 +10,6 @@ import argparse
 import copy
 import json
 import logging
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +20,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
+from attention import environment
 from device_timing import Stopwatch, spread_of, time_in_turn
-from gpu_models import STOCK, Shape, check_compiled, compiled, make_models, model_step, tiny_shapes
+from gpu_models import STOCK, Shape, compiled, make_models, model_step, tiny_shapes
 
 from hf_lam import LamConfig, inject
 
@@ -39,23 +39,20 @@ def time_models(shape: Shape, dtype: str, direction: str, args: argparse.Namespa
     """Median milliseconds of every model, and their ratios to the stock model."""
     if args.layers:
         shape = shape._replace(sizes={**shape.sizes, "num_hidden_layers": args.layers})
-    models, inputs = make_models(shape, "cpu", getattr(torch, dtype))
+    models, inputs = make_models(shape, args.device, getattr(torch, dtype))
     models[LAM_OF_RANK] = inject(copy.deepcopy(models[STOCK]), LamConfig(rank=8)).to(getattr(torch, dtype))
     steps = {name: _make_step(model.eval(), inputs, direction, args.compile) for name, model in models.items()}
-    times, skipped = time_in_turn(steps, Stopwatch("cpu"), args.rounds, args.warmup)
+    times, skipped = time_in_turn(steps, Stopwatch(args.device), args.rounds, args.warmup)
     if skipped:
         raise RuntimeError(f"{shape.name}, {dtype}, {direction}: {skipped}")
     ratios = {name: figure["median"] / times[STOCK]["median"] for name, figure in times.items()}
     spreads = {name: spread_of(figure) for name, figure in times.items()}
-    return {"shape": shape.name, "dtype": dtype, "direction": direction, "ms": times, "spread": spreads,
-            "ratio": ratios}  # fmt: skip
+    case = {"shape": shape.name, "dtype": dtype, "direction": direction}
+    return {**case, "ms": times, "spread": spreads, "ratio": ratios}
 
 
 def _make_step(model: nn.Module, inputs: dict[str, Tensor], direction: str, is_compiled: bool) -> Callable[[], Any]:
-    call: Callable[..., Any] = model
-    if is_compiled:
-        call = compiled(model, "inductor")
-        check_compiled(model, call, inputs)
+    call: Callable[..., Any] = compiled(model, "inductor") if is_compiled else model
     return model_step(model, call, inputs, backward=direction == "forward+backward")
 
 
@@ -79,7 +76,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="tiny models: whether it runs")
     parser.add_argument("--json", type=Path, help="also write the results here")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.device = "cpu"
+    return args
 
 
 def main() -> None:
@@ -88,14 +87,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     chosen = tiny_shapes() if args.quick else [shape for shape in SHAPES if shape.name in args.shapes]
-    environment = {
-        "torch": torch.__version__,
-        "device": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        **{key: getattr(args, key) for key in ("compile", "layers", "rounds", "warmup")},
-    }
-    print("  ".join(f"{key}={value}" for key, value in environment.items()))
+    facts = environment(args, ("compile", "layers", "rounds", "warmup"))
+    print("  ".join(f"{key}={value}" for key, value in facts.items()))
     cases = []
     for shape in chosen:
         for dtype in args.dtypes:
@@ -103,7 +96,7 @@ def main() -> None:
                 cases.append(time_models(shape, dtype, direction, args))
                 print(row_of(cases[-1]), flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"environment": environment, "cases": cases}, indent=2) + "\n")
+        args.json.write_text(json.dumps({"environment": facts, "cases": cases}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from attention import interleaved, table
+from attention import environment, interleaved, table
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -113,11 +113,10 @@ def quantize_onnx(folder: Path, *, mechanism: bool) -> Path:
 def ways_of(model: PreTrainedModel, prepare: Prepare, folder: Path, threads: int) -> dict[str, Callable[[], Way]]:
     """What makes each of the ways that serve any model. ONNX programs are kept in the folder, and used again."""
 
-    def in_ort(name: str, **quantized: bool) -> Way:
+    def in_ort(make: Callable[[Path], Path]) -> Way:
         if not folder.exists():
             export(model, folder)
-        path = quantize_onnx(folder, **quantized) if quantized else folder / name
-        return in_onnxruntime(path, prepare, threads)
+        return in_onnxruntime(make(folder), prepare, threads)
 
     return {
         BASELINE: lambda: partial(run, model, prepare),
@@ -125,9 +124,9 @@ def ways_of(model: PreTrainedModel, prepare: Prepare, folder: Path, threads: int
         "torch.compile": lambda: compiled(copy.deepcopy(model), prepare),
         "int8 weights, torchao": lambda: in_int8(model, prepare, "Int8WeightOnlyConfig"),
         "int8, torchao": lambda: in_int8(model, prepare, "Int8DynamicActivationInt8WeightConfig"),
-        "onnxruntime": lambda: in_ort("model.onnx"),
-        "int8, onnxruntime": lambda: in_ort("", mechanism=True),
-        "int8, onnxruntime, mechanism in fp32": lambda: in_ort("", mechanism=False),
+        "onnxruntime": lambda: in_ort(lambda exported: exported / "model.onnx"),
+        "int8, onnxruntime": lambda: in_ort(partial(quantize_onnx, mechanism=True)),
+        "int8, onnxruntime, mechanism in fp32": lambda: in_ort(partial(quantize_onnx, mechanism=False)),
     }
 
 
@@ -225,11 +224,13 @@ def measure(models: dict[str, dict[str, Way]], args: argparse.Namespace) -> dict
         for batch in timed:
             answer(batch)
 
-    steps = {(way, name): partial(step, answer) for name, ways in models.items() for way, answer in ways.items()}
-    named: dict[str, Callable[[], None]] = {f"{name}/{way}": steps[way, name] for way in found for name in models}
-    for key, ms in interleaved(named, args).items():
-        name, _, way = key.partition("/")
-        found[way][name]["ms"] = ms / len(timed)
+    steps: dict[str, Callable[[], None]] = {}
+    for way in found:
+        steps |= {f"{name}/{way}": partial(step, ways[way]) for name, ways in models.items()}
+    medians = interleaved(steps, args)
+    for way, figures in found.items():
+        for name, figure in figures.items():
+            figure["ms"] = medians[f"{name}/{way}"] / len(timed)
     return found
 
 
@@ -280,7 +281,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         for name in models:
             cells += [f"{figures[name]['difference']:.1g}", str(figures[name]["changed"])]
         rows.append([way, *cells])
-    facts = {"threads": args.threads, "torch": torch.__version__}
+    facts = environment(args, ("batch", "samples", "timed", "rounds", "warmup"))
     print("  ".join(f"{key}={value}" for key, value in facts.items()) + "\n")
     print(table(rows))
     print(f"\ndifference: as a share of the largest logit; changed: of {args.samples} answers")

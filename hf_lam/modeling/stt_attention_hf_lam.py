@@ -332,14 +332,11 @@ def _in_chunks(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares: Ten
     if samples >= batch:
         return _products(value, axis_weights, prefix_shares)
 
-    def cut(tensor: Tensor, part: slice) -> Tensor:
-        return tensor if tensor.shape[0] == 1 else tensor[part]
-
     parts = []
     for start in range(0, batch, samples):
-        part = slice(start, start + samples)
-        shares = None if prefix_shares is None else cut(prefix_shares, part)
-        parts.append(_products(value[part], [cut(x, part) for x in axis_weights], shares).transpose(1, 2))
+        place = slice(start, start + samples), slice(None)
+        shares = None if prefix_shares is None else _cut(prefix_shares, place)
+        parts.append(_products(value[place], [_cut(x, place) for x in axis_weights], shares).transpose(1, 2))
     return torch.cat(parts).transpose(1, 2)
 
 
@@ -426,6 +423,7 @@ def _write_products(value: Tensor, axis_weights: Sequence[Tensor], prefix_shares
 
 
 def _cut(tensor: Tensor, place: tuple[slice, slice]) -> Tensor:
+    """Some samples and heads; the weights of a map may be the same for all samples."""
     samples, heads = place
     return tensor[:, heads] if tensor.shape[0] == 1 else tensor[samples, heads]
 
