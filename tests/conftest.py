@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import gc
+import logging
+from collections.abc import Iterator
 
 import pytest
 import torch
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 
 def pytest_collection_finish() -> None:
@@ -22,8 +24,18 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_transformers() -> None:
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_it_was() -> Iterator[None]:
+    """Benchmarks silence the package's logger; the tests after them look at what it says."""
+    logger = logging.getLogger("hf_lam")
+    level, propagate = logger.level, logger.propagate
+    yield
+    logger.setLevel(level)
+    logger.propagate = propagate
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,10 +20,7 @@ def gpu(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import gpu
 
-    logger = logging.getLogger("hf_lam")
-    level = logger.level
-    yield gpu
-    logger.setLevel(level)  # which it changes
+    return gpu
 
 
 def run(gpu: ModuleType, tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
