@@ -77,6 +77,12 @@ def without_version(block: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in block.items() if key != "version"}
 
 
+def mechanisms_in(config: dict[str, Any]) -> list[Any]:
+    """Of the model, of its encoder where it is made of two, and of its decoder."""
+    block = config.get("encoder", config)["hf_lam"]
+    return [without_version(block), config.get("decoder_lam")]
+
+
 def load(folder: Path) -> Any:
     model, info = auto_class_of(folder).from_pretrained(folder, output_loading_info=True)
     assert {key: names for key, names in info.items() if names} == {}
@@ -109,12 +115,12 @@ def test_a_saved_model_has_the_attention_it_had(folder: Path) -> None:
 
 @each(MODELS)
 def test_the_mechanisms_in_a_saved_configuration_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
-    written = without_version(config_in(folder)["hf_lam"])
-    assert without_version(transformers.AutoConfig.from_pretrained(folder).hf_lam) == written
+    written = mechanisms_in(config_in(folder))
+    assert mechanisms_in(transformers.AutoConfig.from_pretrained(folder).to_dict()) == written
     model = load(folder)
-    assert without_version(model.config.hf_lam) == written
+    assert mechanisms_in(model.config.to_dict()) == written
     model.save_pretrained(tmp_path)
-    assert without_version(config_in(tmp_path)["hf_lam"]) == written
+    assert mechanisms_in(config_in(tmp_path)) == written
 
 
 @each(MODELS)
