@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import json
 import re
@@ -145,7 +144,7 @@ def check_code(files: RepositoryFiles, released: Mapping[str, Mapping[str, str]]
                 continue
             parsed += len(source)
         try:
-            module = _parse(source)
+            module = _parse_released(digest, source) if name not in own and is_known else _parse(source)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             code.findings.append(Finding("code", name, f"is not Python: {error}"))
             continue
@@ -174,7 +173,16 @@ def _name_foreign(name: str, code: Code) -> Finding:
     return Finding("foreign", name, message)
 
 
-@functools.lru_cache(maxsize=64)  # Many repositories have the files of one release.
+def _parse_released(digest: str, source: bytes) -> Module:
+    if digest not in _RELEASED:
+        _RELEASED[digest] = _parse(source)
+    return _RELEASED[digest]
+
+
+# The files of the releases by their hashes: nearly every repository has those of one.
+_RELEASED: dict[str, Module] = {}
+
+
 def _parse(source: bytes) -> Module:
     nodes = list(ast.walk(tree := ast.parse(source)))
     classes = frozenset(node.name for node in tree.body if isinstance(node, ast.ClassDef))

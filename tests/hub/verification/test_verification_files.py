@@ -439,11 +439,25 @@ def test_large_files_and_nested_ones_are_not_read(folder: Path, monkeypatch: pyt
 # What would take long.
 
 
-def test_unknown_code_is_parsed_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def count_parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The files that are parsed from now on, and none of which says anything."""
     seen = []
     monkeypatch.setattr(
         code_checks, "_parse", lambda source: seen.append(source) or code_checks.Module(*[frozenset()] * 5)
     )
+    monkeypatch.setattr(code_checks, "_RELEASED", {})
+    return seen
+
+
+def test_the_files_of_a_release_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = count_parsed(monkeypatch)
+    for _ in range(2):
+        check_code(Files({**CODE, "mine.py": b"x = 1"}), {__version__: HASHES}, None)
+    assert sorted(seen) == sorted([*CODE.values(), b"x = 1", b"x = 1"])
+
+
+def test_unknown_code_is_parsed_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = count_parsed(monkeypatch)
     monkeypatch.setattr(code_checks, "_MOST_PARSED", 100)
     monkeypatch.setattr(code_checks, "_MOST_PARSED_IN_ALL", 150)
     contents = {
@@ -453,7 +467,7 @@ def test_unknown_code_is_parsed_up_to_a_size(monkeypatch: pytest.MonkeyPatch) ->
         "locomt_views_hf_lam.py": CODE["locomt_views_hf_lam.py"],
     }
     code = check_code(Files(contents), {__version__: HASHES}, None)
-    assert [len(source) for source in seen] == [100, len(CODE["locomt_views_hf_lam.py"])]
+    assert seen == [contents["a.py"], CODE["locomt_views_hf_lam.py"]]
     assert [finding.file for finding in code.findings if finding.kind == "size"] == ["long.py", "b.py"]
     assert {finding.file for finding in code.findings if finding.kind == "code"} == {"long.py", "a.py", "b.py"}
 
