@@ -37,6 +37,8 @@ from .numerics_hf_lam import broadcasts, format_shape, needs_plain_operators
 from .padding_hf_lam import check_padding
 
 IMPLEMENTATIONS = ("auto", "eager", "chunked", "flex_attention")
+# Up to this many scores on a CPU, calling the chunked operator takes longer than writing them all down.
+FEW_SCORES = 2**16
 COMBINES = ("multiply", "add")
 
 
@@ -67,7 +69,7 @@ def lam_attention(
         implementation: "eager" forms the whole score matrix, as the formula reads; "chunked" never does, in either
             direction; "flex_attention" is one fused CUDA kernel, without dropout; "auto" is "flex_attention" on CUDA
             where it can run and neither mask gets a gradient, "eager" under the transforms of `torch.func` and in
-            forward-mode differentiation, which only it follows, and "chunked" elsewhere.
+            forward-mode differentiation, which only it follows, and for few scores on a CPU, and "chunked" elsewhere.
 
     Returns:
         `(B, H, Lq, Dv)`.
@@ -259,6 +261,8 @@ def _choose(implementation: str, arguments: AttentionArguments) -> str:
     # first without gradients and then with them, and both runs must draw the same.
     if is_plain or torch.compiler.is_exporting() or _is_empty(arguments.query, arguments.value):
         return "eager"
+    if implementation == "auto" and _has_few_scores(arguments.query, arguments.key):
+        return "eager"
     # flex_attention sums the gradient of a mask that heads share with atomic additions, in no fixed order; training
     # takes it only when asked to.
     is_learnt = factor_learns or any(added_learn)
@@ -267,6 +271,15 @@ def _choose(implementation: str, arguments: AttentionArguments) -> str:
 
 def _is_empty(query: Tensor, value: Tensor) -> bool:
     return 0 in query.shape or 0 in value.shape
+
+
+def _has_few_scores(query: Tensor, key: Tensor) -> bool:
+    """Whether the score matrix costs less than a call of the chunked operator does."""
+    # Compiled, every side of the limit would be a program of its own. In fp16, plain products are slow.
+    if torch.compiler.is_compiling() or query.device.type not in ("cpu", "meta") or query.dtype == torch.float16:
+        return False
+    batch, heads, length_q, _ = query.shape
+    return batch * heads * length_q * key.shape[2] <= FEW_SCORES
 
 
 def flex_obstacle(query: Tensor, value: Tensor, dropout_p: float) -> str | None:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from helpers.attention import PADDINGS, LargestTensor, assert_same, make_inputs, needs_cuda, paddings, small_parts
@@ -333,6 +334,60 @@ def test_backward_drops_what_forward_dropped(combine: str) -> None:
         return lam_attention(*tensors, combine=combine, dropout_p=0.4, attention_mask=torch.arange(6) < 5)
 
     assert torch.autograd.gradcheck(seeded, inputs)
+
+
+# --- few scores --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch, few_scores: None) -> list[str]:
+    """The implementations that have run, in order."""
+    runs: list[str] = []
+    for name in ("_attend_eager", "attend_chunked"):
+        run = getattr(attention, name)
+        monkeypatch.setattr(attention, name, lambda *x, run=run, name=name: runs.append(name) or run(*x))
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("length", "dtype", "implementation", "expected"),
+    [
+        (16, torch.float32, "auto", "_attend_eager"),
+        (104, torch.bfloat16, "auto", "_attend_eager"),
+        (105, torch.float32, "auto", "attend_chunked"),
+        (16, torch.float16, "auto", "attend_chunked"),
+        (16, torch.float32, "chunked", "attend_chunked"),
+    ],
+)
+def test_few_scores_are_written_down(
+    length: int, dtype: torch.dtype, implementation: str, expected: str, chosen: list[str]
+) -> None:
+    inputs = make_inputs(dtype=dtype, length_q=length, length_k=length)
+    actual = lam_attention(*inputs, implementation=implementation)
+    assert chosen == [expected]
+    reference = formula(*inputs, None)
+    assert_same(actual, reference)
+    assert_gradients_same(actual, reference, inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_scores")
+def test_a_compiled_program_is_one_for_few_scores_and_for_many() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lam_attention, fullgraph=True, backend=counter, dynamic=True)
+    counts = set()
+    for length in (13, 105, 20):
+        inputs = make_inputs(length_q=length, length_k=length)
+        assert_same(compiled(*inputs), lam_attention(*inputs, implementation="chunked"))
+        counts.add(counter.frame_count)
+    assert len(counts) == 1
+
+
+@pytest.mark.usefixtures("few_scores")
+def test_few_scores_have_the_dropout_and_the_strides_of_one_rule() -> None:
+    test_checkpointing(use_reentrant=True, dropout_p=0.3, combine="multiply")
+    test_meta_and_fake_tensors()
 
 
 # --- where it runs -----------------------------------------------------------------------------------------------
