@@ -14,7 +14,10 @@ from helpers.outputs import outputs_of, without_padding
 from helpers.processes import run_code
 from hf_lam import LamConfig, convert
 
+# Each family imports the code that came with it; its heads, whose folders have the same, take their turns in one place.
 LOADER = """
+import os
+import shutil
 import sys
 import torch
 import transformers
@@ -24,7 +27,10 @@ transformers.logging.disable_progress_bar()
 root = sys.argv[1]
 for name, auto_class, inputs, expected, short in torch.load(f"{root}/cases.pt"):
     auto = getattr(transformers, auto_class)
-    model, info = auto.from_pretrained(f"{root}/{name}", trust_remote_code=True, output_loading_info=True)
+    place = f"{root}/now/{os.path.dirname(name)}"
+    shutil.rmtree(place, ignore_errors=True)
+    os.renames(f"{root}/{name}", place)
+    model, info = auto.from_pretrained(place, trust_remote_code=True, output_loading_info=True)
     assert type(model).__module__.startswith("transformers_modules."), (name, type(model))
     assert not any(info.values()), (name, info)
     with torch.no_grad():
