@@ -130,7 +130,7 @@ def test_remove_while_checkpointing_gives_the_host_back() -> None:
 
 
 def make_short(host: str, name: str | None = None) -> Any:
-    """An encoder of two layers, where something crosses from one to the next: a third one takes its time to compile."""
+    """An encoder of two layers: enough for what crosses from one to the next, and a third takes time to compile."""
     return make_host(host, num_hidden_layers=3 if name == "directed" else 2)
 
 

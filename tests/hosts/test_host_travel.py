@@ -14,7 +14,7 @@ from helpers.outputs import outputs_of, without_padding
 from helpers.processes import run_code
 from hf_lam import LamConfig, convert
 
-# Each family imports the code that came with it; its heads, whose folders have the same, take their turns in one place.
+# Each family imports the code that came with it. Its heads, whose folders have the same, take turns in one place.
 LOADER = """
 import os
 import shutil
