@@ -32,14 +32,16 @@ def _quiet_transformers() -> None:
     transformers_logging.disable_progress_bar()
 
 
-@pytest.fixture(autouse=True)
-def _attention_of_long_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _attention_of_long_inputs() -> Iterator[None]:
     """The models of the tests are tiny, and are there for what larger ones do; `few_scores` is for the others."""
-    monkeypatch.setattr(lam_attention_hf_lam, "FEW_SCORES", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lam_attention_hf_lam, "FEW_SCORES", 0)
+        yield
 
 
 @pytest.fixture
-def few_scores(_attention_of_long_inputs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def few_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention with masks as small inputs have it: `FEW_SCORES` as it is for users."""
     monkeypatch.setattr(lam_attention_hf_lam, "FEW_SCORES", FEW_SCORES)
 
