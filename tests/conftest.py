@@ -8,10 +8,6 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
-from hf_lam.modeling import lam_attention_hf_lam
-
-FEW_SCORES = lam_attention_hf_lam.FEW_SCORES
-
 
 def pytest_collection_finish() -> None:
     """What the imports have made stays, so that garbage need not be looked for in it: every training collects it."""
@@ -30,20 +26,6 @@ def _seed() -> None:
 def _quiet_transformers() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _attention_of_long_inputs() -> Iterator[None]:
-    """The models of the tests are tiny, and are there for what larger ones do; `few_scores` is for the others."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lam_attention_hf_lam, "FEW_SCORES", 0)
-        yield
-
-
-@pytest.fixture
-def few_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention with masks as small inputs have it: `FEW_SCORES` as it is for users."""
-    monkeypatch.setattr(lam_attention_hf_lam, "FEW_SCORES", FEW_SCORES)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from helpers.checkpointing import checkpoint_activations, keep_activations
+from helpers.few_scores import attention_of_long_inputs as attention_of_long_inputs
 from helpers.hosts import (
     BASES,
     LAM_CONFIGS,

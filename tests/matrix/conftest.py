@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from helpers.few_scores import attention_of_long_inputs as attention_of_long_inputs
 from matrix.columns import example_mechanisms
 
 

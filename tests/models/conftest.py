@@ -1,0 +1,3 @@
+from __future__ import annotations
+
+from helpers.few_scores import attention_of_long_inputs as attention_of_long_inputs
