@@ -144,7 +144,8 @@ def check_code(files: RepositoryFiles, released: Mapping[str, Mapping[str, str]]
                 continue
             parsed += len(source)
         try:
-            module = _parse_released(digest, source) if name not in own and is_known else _parse(source)
+            digest = code.hashes[name]
+            module = _parse_released(digest, source) if digest in known else _parse(source)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             code.findings.append(Finding("code", name, f"is not Python: {error}"))
             continue

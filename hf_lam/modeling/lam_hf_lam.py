@@ -387,8 +387,6 @@ def _project(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Shapes: `(B, 1, L, w)` to `(B, m, L, n)`.
     """
-    if len(weight) == 1:
-        return nn.functional.linear(hidden.squeeze(1), weight[0], bias[0]).unsqueeze(1)
     if torch.compiler.is_exporting():
         # A product that broadcasts would hold an exported program to some of the lengths.
         tokens = hidden.squeeze(1)
