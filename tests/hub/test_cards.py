@@ -33,6 +33,7 @@ from hf_lam.hub.earlier_cards import TEMPLATE, CardContent, card_in, read_card, 
 from hf_lam.modeling.mechanism_registry_hf_lam import config_class_of
 from hf_lam.training import HfLamTrainer, HfLamTrainingArguments
 
+PROJECT = "https://github.com/hf-lam/hf-lam"
 REFERENCES = ROOT / "model_cards"
 # A path from the root, and not a part of an address or of a relative path.
 ABSOLUTE = re.compile(r"(?<![\w.:/])/\w|[A-Z]:\\")
@@ -143,6 +144,7 @@ def test_how_to_load_and_to_check() -> None:
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
         'name = "user/some"',
         "AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=True)",
+        f"runs without [hf_lam]({PROJECT}), with the code in this repository",
         "hf-lam verify user/some",
         "import hf_lam",
         f"hf_lam {hf_lam.__version__}",
@@ -317,6 +319,7 @@ def test_reference_cards_are_valid_and_complete(path: Path) -> None:
     assert pictures
     assert sorted({*pictures, "README.md"}) == sorted(file.name for file in path.iterdir())
     assert f"hf_lam {hf_lam.__version__}" in text
+    assert f"these mechanisms of [hf_lam]({PROJECT}):" in text
     assert read_card(text).weights
 
 
