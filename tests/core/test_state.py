@@ -153,13 +153,10 @@ def test_compiled_without_a_graph_break(host: str, name: str, use_reentrant: boo
 @pytest.mark.parametrize(
     ("host", "name"),
     [
-        ("bert", "per_layer"),
         ("bert", "lam"),
         ("vit", "half"),
         ("videomae", "annealing"),
-        ("bert", "random"),
         ("bert", "mixture_all"),
-        ("videomae", "dense"),
     ],
 )
 def test_compiled_with_inductor(host: str, name: str) -> None:
