@@ -19,7 +19,8 @@ def test_every_mechanism_is_timed_beside_the_stock_model(
     import models
 
     options = ["--quick", "--rounds", "2", "--warmup", "0", "--threads", "1", "--json", str(tmp_path / "out.json")]
-    monkeypatch.setattr(sys, "argv", ["models.py", *options, *(["--compile", "--dtypes", "float32"] if compiled else [])])
+    options += ["--compile", "--dtypes", "float32"] if compiled else []
+    monkeypatch.setattr(sys, "argv", ["models.py", *options])
     models.main()
     cases = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["cases"]
     assert {case["shape"].split()[0] for case in cases} == {"BERT", "ViT"}
