@@ -28,7 +28,7 @@ help:  ## show this list
 demo: $(STAMP)demo  ## train, convert, fine-tune, save and reload a small ViT on real digits (under 2 minutes)
 	$(BIN)/hf-lam demo
 
-test: $(STAMP)test  ## the tests, without the slow ones and those that need a GPU (under 5 minutes)
+test: $(STAMP)test  ## the tests, without the slow ones and those that need a GPU (about 6 minutes)
 	$(PYTEST) -m "not slow and not gpu"
 
 test-slow: $(STAMP)test  ## only the slow tests: compile, export, several processes

@@ -157,6 +157,7 @@ def test_compiled_without_a_graph_break(host: str, name: str, use_reentrant: boo
         ("vit", "half"),
         ("videomae", "annealing"),
         ("bert", "mixture_all"),
+        ("videomae", "dense"),
     ],
 )
 def test_compiled_with_inductor(host: str, name: str) -> None:
